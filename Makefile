@@ -1,0 +1,29 @@
+# make app: the demo on http://127.0.0.1:7860     make test: everything CI runs
+PYTHON ?= python3
+VENV := .venv/bin
+
+.PHONY: app test venv
+app: .venv/app-ready
+	@echo "Starting TimeRipple on http://127.0.0.1:7860 (stop with Ctrl-C)"
+	$(VENV)/python app.py
+
+test: venv
+	@sh tests/chromium.sh
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/lint-imports
+	$(VENV)/python -m pytest
+
+venv: .venv/dev-ready
+
+.venv/app-ready: requirements.txt
+	@echo "Preparing .venv with what the app needs (a few minutes the first time)"
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet -r requirements.txt
+	@touch $@
+
+.venv/dev-ready: requirements.txt requirements-dev.txt
+	@echo "Preparing .venv with runtime and development needs (a few minutes the first time)"
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(VENV)/pip install --quiet -r requirements-dev.txt
+	@touch .venv/app-ready $@

@@ -1,0 +1,1 @@
+"""TimeRipple: reuse of partial attention scores in video diffusion transformers."""

@@ -1,0 +1,101 @@
+"""The one door into attention with reuse: query, key, value and a grid in, output and statistics out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from timeripple.attention import reference, torch_backend
+from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
+from timeripple.config import ReuseConfig
+from timeripple.grid import TokenGrid
+
+
+@dataclass(frozen=True)
+class AttentionStatistics:
+    """What one call of attention saved and took.
+
+    saving: [heads], mean over the batch; kind: whether rows were really left out or, for channel reuse, could be;
+    theta: the threshold used; plan_seconds, attention_seconds: wall clock; curve: saving at any other threshold.
+    """
+
+    saving: Tensor
+    kind: Literal["realised", "theoretical"]
+    theta: float
+    plan_seconds: float
+    attention_seconds: float
+    curve: TokenCurve | TileCurve | ChannelCurve
+
+
+def ripple_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grid: TokenGrid,
+    config: ReuseConfig,
+    *,
+    theta: float | None = None,
+    saving: float | None = None,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    backend: Literal["auto", "torch", "reference"] = "auto",
+) -> tuple[Tensor, AttentionStatistics]:
+    """Attention with reuse between the video tokens of `grid`; theta 0 or saving 0 is dense attention.
+
+    query, key, value: [batch, heads, tokens, d], as the model hands them to attention (after RoPE). theta: the
+    threshold, or saving: the share to save, averaged over heads, from which the threshold of this call follows; by
+    default what the config says. scale: of the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False
+    for text keys that no query sees.
+    Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
+    a mask that hides video tokens, or both theta and saving.
+    """
+    if theta is not None and saving is not None:
+        raise ValueError(f"theta {theta} and saving {saving} exclude each other; give one of them.")
+    if theta is None and saving is None:
+        theta, saving = config.theta, config.budget
+    key_mask = check_inputs(query, key, value, grid, key_mask)
+    if backend not in ("auto", "torch", "reference"):
+        raise ValueError(f"backend {backend!r} is unknown; choose auto, torch or reference.")
+
+    start = now(query)
+    curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
+    if theta is None:
+        theta = theta_for_saving([curve], saving)
+    if theta <= 0:
+        planned = now(query)
+        output = torch_backend.dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+        realised = torch.zeros(query.shape[1], dtype=torch.float64)
+    elif backend == "reference":
+        planned = now(query)
+        output, realised = reference.attention(
+            query, key, value, grid, config, theta, scale=scale, key_mask=key_mask
+        )
+    else:
+        plan = curve.plan(query, key, theta)
+        planned = now(query)
+        output = torch_backend.attention(query, key, value, plan, scale=scale, key_mask=key_mask)
+        realised = plan.saving
+    return output, AttentionStatistics(realised, curve.kind, theta, planned - start, now(query) - planned, curve)
+
+
+def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:
+    """Raises ValueError for inputs that do not fit the grid; returns the key mask, None where it hides nothing."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 4 or x.shape[2] != grid.tokens:
+            raise ValueError(f"{name} of shape {tuple(x.shape)} is not [batch, heads, {grid.tokens}, d] as {grid} says.")
+    if key_mask is None or key_mask.all():
+        return None
+    if not key_mask[:, grid.video].all():
+        raise ValueError("key_mask hides video tokens, but reuse needs the whole grid; mask text tokens only.")
+    return key_mask
+
+
+def now(x: Tensor) -> float:
+    """Wall clock in seconds once the device of `x` has finished what it was given."""
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter()

@@ -1,0 +1,168 @@
+"""The state of one generation: thresholds, residuals and records from step to step, independent of any model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from timeripple.attention.dispatch import check_inputs, now, ripple_attention
+from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
+from timeripple.attention.torch_backend import dense_attention
+from timeripple.config import ReuseConfig, Step
+from timeripple.grid import TokenGrid
+
+
+@dataclass
+class PassState:
+    """What one guidance pass (conditional, unconditional) carries from step to step.
+
+    residuals: dense minus reused output of each layer at the last refresh; theta: threshold of the next step, None
+    as long as nothing has been measured; savings: mean over layers and heads of every step of the reuse window.
+    """
+
+    residuals: dict[str, Tensor] = field(default_factory=dict)
+    theta: float | None = None
+    savings: dict[int, float] = field(default_factory=dict)
+
+
+class ReuseRun:
+    """Attention of one generation. The model's hooks call, for every forward pass of the transformer,
+
+        run.begin_forward(pass_name, step_index, grid)
+        output = run.attention(layer, query, key, value)    # in every self-attention layer
+        run.end_forward()
+
+    Under a budget, one threshold per step and pass serves all layers and heads, so that each reuses as much as it
+    can bear; it is found from what the layers measured one step earlier. Residual feedback: a refresh step keeps
+    R = dense - reused output of each layer, a reuse step adds it to its reused output.
+
+    records: one dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
+    1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
+    """
+
+    def __init__(self, config: ReuseConfig, num_inference_steps: int):
+        self.config = config
+        self.steps = config.schedule(num_inference_steps)
+        self.records: list[dict] = []
+        self._passes: dict[str, PassState] = {}
+
+    def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
+        """Raises ValueError for a step the schedule does not have."""
+        if not 0 <= step_index < len(self.steps):
+            raise ValueError(f"step {step_index} is outside the run's {len(self.steps)} steps; start a new ReuseRun.")
+        self._name, self._step, self._grid = pass_name, self.steps[step_index], grid
+        self._pass = self._passes.setdefault(pass_name, PassState())
+        self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
+        self._first_record = len(self.records)
+        self._measures = self.config.theta is None and any(
+            step.kind != "dense" for step in self.steps[step_index + 1 : step_index + 2]
+        )
+
+    def attention(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """Output of one layer, [batch, heads, tokens, d] like query; errors as in `ripple_attention`."""
+        if self._step.kind == "dense":
+            return self._dense(layer, query, key, value, scale, key_mask)
+        theta = self._step.theta if self.config.budget is None else self._pass.theta
+        output, statistics = ripple_attention(
+            query,
+            key,
+            value,
+            self._grid,
+            self.config,
+            theta=theta,
+            saving=self._step.saving_target if theta is None else None,
+            scale=scale,
+            key_mask=key_mask,
+        )
+        if self._measures:
+            self._curves.append(statistics.curve)
+        saving = statistics.saving
+        start = now(query)
+        if self._step.kind == "refresh":
+            dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+            self._pass.residuals[layer] = dense - output
+            output, saving = dense, saving - 1
+        elif layer in self._pass.residuals:
+            output += self._pass.residuals[layer]
+        seconds = statistics.attention_seconds + now(query) - start
+        self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, seconds)
+        return output
+
+    def end_forward(self) -> None:
+        """Closes the account of this forward pass and sets the threshold of the next step."""
+        if self._step.in_window:
+            self._pass.savings[self._step.index] = _mean(self.records[self._first_record :])
+        if self._curves:
+            target = self._target(self.steps[self._step.index + 1])
+            self._pass.theta = theta_for_saving(self._curves, target)
+        self._curves = []
+
+    @property
+    def residual_bytes(self) -> int:
+        """Memory held by the residuals of all passes."""
+        return sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
+
+    def saving(self) -> dict:
+        """Share of attention saved, averaged over layers, heads and passes.
+
+        kind: "realised" or "theoretical"; reuse_steps: over the reuse window; all_steps: over the whole run;
+        per_step: one number per denoising step, 0 where attention was dense or has not run.
+        """
+        per_step = [_mean([r for r in self.records if r["step"] == step.index]) for step in self.steps]
+        window = [per_step[step.index] for step in self.steps if step.in_window]
+        return {
+            "kind": "theoretical" if self.config.granularity == "channel" else "realised",
+            "reuse_steps": sum(window) / max(len(window), 1),
+            "all_steps": sum(per_step) / max(len(per_step), 1),
+            "per_step": per_step,
+        }
+
+    def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
+        start = now(query)
+        if self._measures:
+            key_mask = check_inputs(query, key, value, self._grid, key_mask)
+            self._curves.append(measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
+        measured = now(query)
+        output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+        self._record(layer, None, [0.0] * query.shape[1], measured - start, now(query) - measured)
+        return output
+
+    def _target(self, step: Step) -> float:
+        """Saving to ask of a step: as scheduled, plus its part of what the window has fallen short so far."""
+        if not step.in_window:
+            return step.saving_target
+        left = [s for s in self.steps if s.in_window and s.index >= step.index]
+        scheduled = sum(s.saving_target - (s.kind == "refresh") for s in left)
+        owed = self.config.budget * sum(s.in_window for s in self.steps) - sum(self._pass.savings.values())
+        share = step.saving_target / sum(s.saving_target for s in left)
+        return min(max(step.saving_target + (owed - scheduled) * share, 0.0), self.config.ceiling)
+
+    def _record(self, layer: str, theta: float | None, saving: list, plan_seconds: float, attention_seconds: float):
+        self.records.append(
+            {
+                "step": self._step.index,
+                "pass": self._name,
+                "layer": layer,
+                "kind": self._step.kind,
+                "theta": theta,
+                "saving": saving,
+                "plan_seconds": plan_seconds,
+                "attention_seconds": attention_seconds,
+            }
+        )
+
+
+def _mean(records: list[dict]) -> float:
+    """Mean saving over heads and layers; 0 without records."""
+    savings = [saving for record in records for saving in record["saving"]]
+    return sum(savings) / max(len(savings), 1)

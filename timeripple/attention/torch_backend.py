@@ -1,0 +1,112 @@
+"""Carries plans out on any device, through scaled_dot_product_attention on the rows that are left."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan, block_mean
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TokenPlan | TilePlan | ChannelPlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Attention as planned: [batch, heads, tokens, d] -> the same shape. key_mask: bool [batch, tokens]."""
+    if isinstance(plan, TokenPlan):
+        return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
+    if isinstance(plan, TilePlan):
+        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
+    return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask)
+
+
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """Attention without reuse; keys where the bool key_mask [batch, tokens] is False are not seen."""
+    mask = None if key_mask is None else key_mask[:, None, None, :]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+
+
+def token_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TokenPlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Each head attends from its query rows to its key rows, whose logits get log(tokens of the row) added."""
+    query_rows = _merge(query, plan.query)
+    key_rows, value_rows = _merge(key, plan.key), _merge(value, plan.key)
+    bias = plan.key.sizes.to(key.dtype).log()
+    if key_mask is not None:  # masked keys are text, which has rows of its own
+        hidden = ~key_mask.repeat_interleave(query.shape[1], dim=0)
+        bias[plan.key.owner[hidden]] = float("-inf")
+    output = torch.empty_like(query_rows)
+    bounds = zip(plan.query.offsets, plan.query.offsets[1:], plan.key.offsets, plan.key.offsets[1:])
+    for query_start, query_stop, key_start, key_stop in bounds:
+        queries, keys = slice(query_start, query_stop), slice(key_start, key_stop)
+        output[queries] = _attend(query_rows[queries], key_rows[keys], value_rows[keys], bias[keys], scale)
+    return output.index_select(0, plan.query.owner.flatten()).view(query.shape)
+
+
+def tile_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TilePlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    skip: bool = False,
+) -> Tensor:
+    """Each query tile attends to text keys, the keys of its computed windows and one representative of each other.
+
+    A representative is the mean key, with log(window size) added to its logit, and the mean value. skip leaves the
+    reused windows out instead; every tile must then compute a window.
+    """
+    grid, text = plan.grid, ~plan.grid.with_text(torch.ones_like(plan.tile, dtype=torch.bool), False)
+    flat_query, flat_key, flat_value = (x.flatten(0, 1) for x in (query, key, value))
+    keys = torch.cat([flat_key, block_mean(flat_key[:, grid.video], plan.window, plan.window_sizes)], dim=1)
+    values = torch.cat([flat_value, block_mean(flat_value[:, grid.video], plan.window, plan.window_sizes)], dim=1)
+    bias = torch.cat([torch.zeros_like(text, dtype=key.dtype), plan.window_sizes.to(key.dtype).log()])
+    seen = text.expand(len(query), -1) if key_mask is None else text & key_mask
+    owner = grid.with_text(plan.tile, -1)
+    members = [(owner == tile).nonzero()[:, 0] for tile in range(len(plan.tile_sizes))]
+
+    output = torch.empty_like(flat_query)
+    for head, computed in enumerate(plan.computed):
+        text_rows = seen[head // query.shape[1]].expand(len(computed), -1)
+        visited = text_rows.clone()
+        visited[:, grid.video] = computed[:, plan.window]
+        visited = torch.cat([visited, torch.zeros_like(computed) if skip else ~computed], dim=1)
+        for tile, rows in enumerate(members):
+            chosen = visited[tile].nonzero()[:, 0]
+            output[head, rows] = _attend(
+                flat_query[head, rows], keys[head, chosen], values[head, chosen], bias[chosen], scale
+            )
+    output = output.view(query.shape)
+    if text.any():
+        output[:, :, text] = dense_attention(query[:, :, text], key, value, scale=scale, key_mask=key_mask)
+    return output
+
+
+def _merge(x: Tensor, rows: Rows) -> Tensor:
+    """Mean of the tokens of each row: [batch, heads, tokens, d] -> [rows of all heads, d]."""
+    flat = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+    total = flat.new_zeros(len(rows.sizes), flat.shape[-1]).index_add_(0, rows.owner.flatten(), flat)
+    return (total / rows.sizes[:, None]).to(x.dtype)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None) -> Tensor:
+    """One head: [rows, d] queries, keys with a bias each, values."""
+    query, key, value = query[None, None], key[None, None], value[None, None]
+    return scaled_dot_product_attention(query, key, value, attn_mask=bias[None, None, None], scale=scale)[0, 0]

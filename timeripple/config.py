@@ -1,0 +1,282 @@
+"""How much is reused, at which granularity and at which denoising steps (arXiv 2511.12035, section 4)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from timeripple.grid import AXES
+
+GRANULARITIES = ("channel", "token", "tile")
+METRICS = ("rms", "logit")
+DEFAULT_BUDGET = 0.75
+DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
+DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
+# The share of the ceiling an automatic choice stays below: near it, everything merges and quality falls steeply.
+COMFORT = {"channel": 0.975, "token": 0.975, "tile": 0.915}
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message is one sentence that names the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What attention does at one denoising step.
+
+    kind: "dense" computes everything; "reuse" reuses; "refresh" computes both, outputs the dense result and keeps the
+    difference for the steps that follow. saving_target: saving asked of the reusing computation, before the dense
+    cost of a refresh is taken off; None under a threshold. theta: threshold of this step; None under a budget.
+    in_window: whether the step counts in the saving over the reuse window.
+    """
+
+    index: int
+    kind: Literal["dense", "refresh", "reuse"]
+    saving_target: float | None = None
+    theta: float | None = None
+    in_window: bool = False
+
+
+@dataclass(frozen=True)
+class ReuseConfig:
+    """Settings of one method of reuse; frozen and hashable. Raises ConfigError for values that cannot work.
+
+    granularity: what is reused. "channel": partial scores of single (token, channel) entries, as in the paper; its
+        saving is theoretical. "token": whole rows of Q and K that neighbours share. "tile": key windows that matter
+        little to a tile of queries, by one representative each.
+    budget: share of attention saved over the reuse window, refreshes included, in [0, 1). Default 0.75.
+    theta: threshold instead of a budget: standard deviation (channel; token with metric "rms"), deviation of the
+        logits (token with metric "logit") or predicted output error of a query tile (tile). 0 is dense.
+    metric: how token reuse measures a window, see `attention.plan`.
+    axes: axes along which neighbours may stand for each other.
+    window: tokens per window along an axis; channel only.
+    refresh: every how many steps the error of reuse is measured and from then on given back; None: never;
+        "auto": as often as the budget allows, never for channel.
+    dense_first: share of the steps computed densely at the start; at least one step is.
+    dense_last: number of dense steps at the end.
+    ramp: share of the steps over which theta rises to its full value (Eq. 4); "auto": 0.2, or what the budget
+        allows, without refresh and 0 with it, as the refresh gives back what the ramp would avoid.
+    theta_min: start of the ramp as a share of the full theta; the paper's 0.2 -> 0.5 is 0.4.
+    query_tile: (t, y, x) tokens that share one choice of key windows; tile only; clipped to the grid.
+    """
+
+    granularity: str = "token"
+    budget: float | None = None
+    theta: float | None = None
+    metric: str = "logit"
+    axes: tuple[str, ...] = AXES
+    window: int = 2
+    refresh: int | str | None = "auto"
+    dense_first: float = 0.2
+    dense_last: int = 1
+    ramp: float | str = "auto"
+    theta_min: float = 0.4
+    query_tile: tuple[int, int, int] = (4, 8, 8)
+
+    def __post_init__(self):
+        if self.budget is None and self.theta is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET)
+        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "query_tile", tuple(self.query_tile))
+        _require(self.granularity in GRANULARITIES, f"granularity {self.granularity!r} is unknown", GRANULARITIES)
+        _require(self.metric in METRICS, f"metric {self.metric!r} is unknown", METRICS)
+        _require(
+            self.axes and set(self.axes) <= set(AXES) and len(set(self.axes)) == len(self.axes),
+            f"axes {self.axes} are not distinct axes of the token grid",
+            AXES,
+        )
+        _require(
+            self.budget is None or self.theta is None,
+            f"budget {self.budget} and theta {self.theta} exclude each other; give one of them",
+        )
+        _require(
+            self.budget is None or 0 <= self.budget < 1,
+            f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1",
+        )
+        _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
+        _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
+        _require(
+            self.granularity == "channel" or self.window == 2,
+            f"window {self.window} works for channel reuse only; leave it at 2 for {self.granularity}",
+        )
+        _require(
+            self.refresh in (None, "auto") or (isinstance(self.refresh, int) and self.refresh >= 1),
+            f"refresh {self.refresh!r} is not a number of steps; give 1 or more, None or 'auto'",
+        )
+        for name in ("dense_first", "theta_min"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"{name} {value} is not a share; give a number from 0 to 1")
+        _require(self.dense_last >= 0, f"dense_last {self.dense_last} is negative; give a number of steps")
+        _require(
+            self.ramp == "auto" or (not isinstance(self.ramp, str) and 0 <= self.ramp <= 1),
+            f"ramp {self.ramp!r} is not a share of the steps; give a number from 0 to 1 or 'auto'",
+        )
+        _require(
+            len(self.query_tile) == 3 and min(self.query_tile) >= 1,
+            f"query_tile {self.query_tile} is not a block of tokens; give (t, y, x) sizes of 1 or more",
+        )
+        _require(
+            self.budget is None or self.budget <= self.ceiling,
+            f"budget {self.budget} is above the ceiling {self.ceiling:.4f} of {self.granularity} reuse along "
+            f"{''.join(self.axes)}; lower the budget or allow more axes",
+        )
+
+    @property
+    def ceiling(self) -> float:
+        """The saving of a step at which every window is reused completely."""
+        kept = 1 / self.window ** len(self.axes)
+        return 1 - kept if self.granularity == "tile" else 1 - kept**2
+
+    @property
+    def feedback(self) -> bool:
+        """Whether the error of reuse is measured at refresh steps and given back."""
+        return self.refresh is not None and (self.refresh != "auto" or self.granularity != "channel")
+
+    @property
+    def label(self) -> str:
+        """Short name, e.g. "token-0.75" or "channel-theta=0.3-axes=ty"; settings other than the defaults are named."""
+        amount = f"theta={self.theta:g}" if self.budget is None else f"{self.budget:g}"
+        parts = [self.granularity, amount]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("granularity", "budget", "theta") and value != field.default:
+                parts.append(f"{field.name}={_format(field.name, value)}")
+        return "-".join(parts)
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        """What each of the denoising steps does: dense, then the reuse window with its ramp and refreshes, then dense.
+
+        Under a budget B over a window of W steps, of which n_r refresh (costing the dense attention on top, so saving
+        s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
+        Raises ConfigError if b is above the ceiling.
+        """
+        start = min(max(1, round(self.dense_first * num_inference_steps)), num_inference_steps)
+        window = range(start, max(start, num_inference_steps - self.dense_last))
+        if not window or 0 in (self.budget, self.theta):
+            return tuple(Step(i, "dense") for i in range(num_inference_steps))
+        factors, period, full = self._fit(window, num_inference_steps)
+
+        def step(i: int) -> Step:
+            refresh = self.feedback and (i - start + 1) % period == 0
+            if i not in window and not (refresh and i == start - 1):
+                return Step(i, "dense")
+            factor = factors[max(i - start, 0)]
+            return Step(
+                i,
+                "refresh" if refresh else "reuse",
+                saving_target=None if self.budget is None else full * factor,
+                theta=None if self.theta is None else self.theta * factor,
+                in_window=i in window,
+            )
+
+        return tuple(step(i) for i in range(num_inference_steps))
+
+    def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], int | None, float | None]:
+        """Ramp factors over the window, refresh period and the saving b of a step with factor 1."""
+        longest = round((DEFAULT_RAMP if self.ramp == "auto" else self.ramp) * num_inference_steps)
+        ramps = [longest]
+        periods = [self.refresh if self.feedback else None]
+        if self.ramp == "auto":
+            ramps = [0] if self.feedback else range(longest, -1, -1)
+        if self.budget is None:
+            return self._ramp(window, ramps[0]), DEFAULT_REFRESH if periods[0] == "auto" else periods[0], None
+        if periods[0] == "auto":
+            periods = range(2, len(window) + 2)
+        for ramp in ramps:
+            for period in periods:
+                factors = self._ramp(window, ramp)
+                refreshes = len(window) // period if period else 0
+                full = (self.budget * len(window) + refreshes) / sum(factors)
+                if full <= COMFORT[self.granularity] * self.ceiling:
+                    return factors, period, full
+        highest = (self.ceiling * sum(factors) - refreshes) / len(window)
+        _require(
+            full <= self.ceiling,  # the last candidate, which asks least of a step
+            f"budget {self.budget} is out of reach with {refreshes} refreshes and this ramp in a reuse window of "
+            f"{len(window)} steps; lower it to {max(0, highest):.4f} or "
+            "refresh less often",
+        )
+        return factors, period, full
+
+    def _ramp(self, window: range, length: int) -> list[float]:
+        """theta_i as a share of the full theta (Eq. 4): theta_min at the first step of the window, 1 after `length`."""
+        rise = (1 - self.theta_min) / max(length, 1)
+        return [self.theta_min + rise * i if i < length else 1.0 for i in range(len(window))]
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ReuseConfig:
+        """Inverse of to_dict, also after a trip through JSON; raises ConfigError for unknown names."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            _require(name in known, f"setting {name!r} is unknown", known)
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> ReuseConfig:
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    @classmethod
+    def parse(cls, text: str) -> ReuseConfig:
+        """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none" or "channel:theta=0.3:axes=ty"."""
+        granularity, *parts = text.strip().split(":")
+        _require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
+        known = [field.name for field in fields(cls) if field.name != "granularity"]
+        values = {}
+        for part in parts:
+            name, value = part.split("=", 1) if "=" in part else ("budget", part)
+            _require(name in known, f"setting {name!r} in {text!r} is unknown", known)
+            _require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
+            try:
+                values[name] = _parse(name, value)
+            except ValueError:
+                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; e.g. {_EXAMPLES[name]}.") from None
+        return cls(granularity, **values)
+
+
+_EXAMPLES = {
+    "budget": "0.75",
+    "theta": "theta=0.3",
+    "metric": "metric=logit",
+    "axes": "axes=tyx",
+    "window": "window=2",
+    "refresh": "refresh=4, refresh=none or refresh=auto",
+    "dense_first": "dense_first=0.2",
+    "dense_last": "dense_last=1",
+    "ramp": "ramp=0.2 or ramp=auto",
+    "theta_min": "theta_min=0.4",
+    "query_tile": "query_tile=4x8x8",
+}
+
+
+def _parse(name: str, text: str):
+    if name == "metric" or (text == "auto" and name in ("refresh", "ramp")):
+        return text
+    if name == "refresh" and text == "none":
+        return None
+    if name == "axes":
+        return tuple(text)
+    if name == "query_tile":
+        return tuple(int(size) for size in text.split("x"))
+    return int(text) if name in ("window", "refresh", "dense_last") else float(text)
+
+
+def _format(name: str, value) -> str:
+    """Inverse of `_parse`."""
+    if name == "axes":
+        return "".join(value)
+    if name == "query_tile":
+        return "x".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _require(condition, problem: str, known=None) -> None:
+    if not condition:
+        raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

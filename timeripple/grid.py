@@ -1,0 +1,71 @@
+"""The token grid of a video transformer: how a flat sequence of rows maps to time, height and width."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+AXES = ("t", "y", "x")
+
+
+@dataclass(frozen=True)
+class TokenGrid:
+    """Video tokens on a (frames, height, width) grid, with text tokens before or after them in the sequence.
+
+    Sizes are in tokens (latent patches), not pixels. Video tokens are flattened with x fastest, then y, then t.
+    Raises ValueError for an empty grid or a negative number of text tokens.
+    """
+
+    frames: int
+    height: int
+    width: int
+    text_before: int = 0
+    text_after: int = 0
+
+    def __post_init__(self):
+        if min(self.shape) < 1 or min(self.text_before, self.text_after) < 0:
+            raise ValueError(f"{self} needs at least one token per axis and no negative number of text tokens")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(t, y, x) sizes."""
+        return self.frames, self.height, self.width
+
+    @property
+    def video_tokens(self) -> int:
+        return self.frames * self.height * self.width
+
+    @property
+    def tokens(self) -> int:
+        """Length of the whole sequence, text included."""
+        return self.text_before + self.video_tokens + self.text_after
+
+    @property
+    def video(self) -> slice:
+        """Where the video tokens are in the sequence."""
+        return slice(self.text_before, self.text_before + self.video_tokens)
+
+    def unflatten(self, video: Tensor) -> Tensor:
+        """[..., video_tokens, d] -> [..., t, y, x, d]."""
+        return video.unflatten(-2, self.shape)
+
+    def with_text(self, video: Tensor, fill) -> Tensor:
+        """[..., video_tokens] -> [..., tokens]: the text positions hold `fill`."""
+        return torch.nn.functional.pad(video, (self.text_before, self.text_after), value=fill)
+
+    def block_index(self, block: tuple[int, int, int], device=None) -> tuple[Tensor, Tensor]:
+        """Which block of `block` = (t, y, x) tokens each video token lies in, and how many tokens each block has.
+
+        Blocks start at 0 on every axis and are numbered t, y, x; the last ones of an axis may be smaller.
+        Returns (index [video_tokens], sizes [blocks]), both int64.
+        """
+        index = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
+        for dim, (size, step) in enumerate(zip(self.shape, block)):
+            position = torch.arange(size, device=device).div(step, rounding_mode="floor")
+            shape = [1, 1, 1]
+            shape[dim] = size
+            index = index * -(-size // step) + position.view(shape)
+        index = index.flatten()
+        return index, torch.bincount(index)

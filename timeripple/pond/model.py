@@ -1,0 +1,44 @@
+"""The two trained parts of Pond beside its autoencoder: prompt encoder and denoiser."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin, WanTransformer3DModel
+from diffusers.configuration_utils import register_to_config
+
+from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids
+
+PROMPT_DIM = 128
+
+
+class PondPromptEncoder(ModelMixin, ConfigMixin):
+    """One learned vector per concept, one token per slot of the grammar."""
+
+    @register_to_config
+    def __init__(self, num_concepts: int = NUM_CONCEPTS, dim: int = PROMPT_DIM):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(num_concepts, dim)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Concept ids, int64 [B, slots], to prompt embeddings [B, slots, dim]."""
+        return self.embedding(ids)
+
+    def encode(self, descriptions: list[Description]) -> torch.Tensor:
+        """Parsed prompts to prompt embeddings [B, slots, dim]."""
+        ids = torch.tensor([concept_ids(description) for description in descriptions], device=self.device)
+        return self(ids)
+
+
+def build_transformer() -> WanTransformer3DModel:
+    """The untrained denoiser: Wan's architecture with 6 layers of 4 heads of 48, patch size 1, 8 latent channels."""
+    return WanTransformer3DModel(
+        patch_size=(1, 1, 1),
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=8,
+        out_channels=8,
+        text_dim=PROMPT_DIM,
+        freq_dim=128,
+        ffn_dim=768,
+        num_layers=6,
+        cross_attn_norm=True,
+        rope_max_seq_len=64,
+    )

@@ -1,0 +1,174 @@
+"""PondPipeline: text to video with the bundled model, shaped like every diffusers video pipeline."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from timeripple.pond.model import PondPromptEncoder
+from timeripple.pond.prompts import Description, parse_prompt
+
+SPATIAL_FACTOR = 8
+MAX_TOKENS = 65_536
+
+
+class PondPipeline(DiffusionPipeline):
+    """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
+
+    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKL, one latent frame per video
+    frame) and `scheduler` (flow matching, Euler).
+    """
+
+    model_cpu_offload_seq = "prompt_encoder->transformer->vae"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        prompt_encoder: PondPromptEncoder,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKL,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+    ):
+        super().__init__()
+        self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Denoising steps of the run in progress or of the last one."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Set `_interrupt = True` in a step callback to stop before the next step."""
+        return self._interrupt
+
+    def check_inputs(self, num_frames: int, height: int, width: int, num_inference_steps: int) -> None:
+        """Raise ValueError, one sentence each, for sizes and step counts that cannot be generated."""
+        for name, value in (("height", height), ("width", width)):
+            if value < 32 or value % SPATIAL_FACTOR:
+                raise ValueError(f"{name} is {value}; give a multiple of {SPATIAL_FACTOR} of at least 32, such as 128.")
+        if num_frames < 1:
+            raise ValueError(f"num_frames is {num_frames}; give at least 1, such as 16.")
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {num_inference_steps}; give at least 1, such as 20.")
+        tokens = num_frames * (height // SPATIAL_FACTOR) * (width // SPATIAL_FACTOR)
+        if tokens > MAX_TOKENS:
+            raise ValueError(f"{num_frames} frames of {width}x{height} are {tokens} tokens; stay below {MAX_TOKENS}.")
+
+    def encode_prompt(self, prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[torch.Tensor, ...]:
+        """Prompts to embeddings [B, slots, dim], and the same for the negative prompts (empty: nothing said)."""
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        negatives = [negative_prompt or ""] * len(prompts) if not isinstance(negative_prompt, list) else negative_prompt
+        descriptions = [parse_prompt(text) for text in prompts]
+        opposite = [parse_prompt(text) if text.strip() else Description() for text in negatives]
+        return self.prompt_encoder.encode(descriptions), self.prompt_encoder.encode(opposite)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str],
+        negative_prompt: str | list[str] | None = None,
+        num_frames: int = 16,
+        height: int = 128,
+        width: int = 128,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        generator: torch.Generator | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
+    ) -> WanPipelineOutput | tuple:
+        """Generate clips.
+
+        Args:
+            prompt: one prompt or a list of them.
+            negative_prompt: what guidance steers away from; None or "" steers away from nothing in particular.
+            num_frames: frames, 16 in training.
+            height, width: pixels, multiples of 8, 128 in training.
+            num_inference_steps: denoising steps.
+            guidance_scale: classifier-free guidance; 1 or less switches the second pass off.
+            generator: source of the initial noise.
+            latents: initial noise [B, 8, num_frames, height / 8, width / 8], instead of drawing it.
+            output_type: "np" float [B, F, H, W, 3] in 0..1, "pt" float [B, F, 3, H, W], "pil" lists of images, or
+                "latent" for the latents.
+            callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may return
+                replaced latents and may set `pipeline._interrupt = True` to stop.
+
+        Raises: PromptError for prompts, ValueError for sizes and step counts.
+        """
+        self.check_inputs(num_frames, height, width, num_inference_steps)
+        prompt_embeds, negative_embeds = self.encode_prompt(prompt, negative_prompt)
+        device, dtype = self._execution_device, self.transformer.dtype
+        prompt_embeds, negative_embeds = prompt_embeds.to(device, dtype), negative_embeds.to(device, dtype)
+        shape = (len(prompt_embeds), self.transformer.config.in_channels, num_frames)
+        shape += (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif latents.shape != shape:
+            raise ValueError(f"latents have shape {tuple(latents.shape)}; this size needs {shape}.")
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        self._interrupt = False
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                if self.interrupt:
+                    break
+                velocity = self._predict(latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale)
+                latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
+                if callback_on_step_end is not None:
+                    tensors = {name: locals()[name] for name in callback_on_step_end_tensor_inputs}
+                    latents = (callback_on_step_end(self, step, timestep, tensors) or tensors).get("latents", latents)
+                progress_bar.update()
+
+        video = latents if output_type == "latent" else self._format(self.decode(latents), output_type)
+        self.maybe_free_model_hooks()
+        return WanPipelineOutput(frames=video) if return_dict else (video,)
+
+    def _predict(self, latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale):
+        """The guided velocity, conditional and unconditional passes apart, as the Wan pipelines run them."""
+        context = {
+            "step_index": step,
+            "sigma": float(self.scheduler.sigmas[step]),
+            "num_inference_steps": self._num_timesteps,
+        }
+
+        def forward(name, embeds):
+            with self.transformer.cache_context(name, **context):
+                return self.transformer(
+                    hidden_states=latents.to(self.transformer.dtype),
+                    timestep=timestep.expand(len(latents)),
+                    encoder_hidden_states=embeds,
+                    return_dict=False,
+                )[0].float()
+
+        conditional = forward("cond", prompt_embeds)
+        if guidance_scale <= 1:
+            return conditional
+        unconditional = forward("uncond", negative_embeds)
+        return unconditional + guidance_scale * (conditional - unconditional)
+
+    @torch.no_grad()
+    def encode(self, video: torch.Tensor) -> torch.Tensor:
+        """Frames in [-1, 1], [B, 3, F, H, W], to latents [B, 8, F, H/8, W/8]."""
+        frames = video.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+        latents = torch.cat([self.vae.encode(chunk).latent_dist.mean for chunk in frames.split(16)])
+        return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents [B, 8, F, h, w] to frames in 0..1, [B, F, 3, 8h, 8w], float32."""
+        frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
+        pixels = torch.cat([self.vae.decode(chunk).sample for chunk in frames.split(16)])
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).unflatten(0, (len(latents), -1))
+
+    def _format(self, video: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
+        if output_type == "pt":
+            return video
+        array = video.permute(0, 1, 3, 4, 2).cpu().numpy()
+        return [self.numpy_to_pil(clip) for clip in array] if output_type == "pil" else array
