@@ -225,7 +225,7 @@ class ReuseConfig:
 
     @classmethod
     def parse(cls, text: str) -> ReuseConfig:
-        """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none" or "channel:theta=0.3:axes=ty"."""
+        """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none", "channel:theta=0.3:axes=ty"."""
         granularity, *parts = text.strip().split(":")
         _require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
         known = [field.name for field in fields(cls) if field.name != "granularity"]

@@ -19,7 +19,8 @@ def window_deviation(x: Tensor, grid: TokenGrid, axis: str, window: int) -> Tens
     Windows are disjoint and start at 0; the tokens of a ragged tail belong to none.
     Returns [..., t, y, x, d] with the size of `axis` divided (rounding down) by `window`; at least float32.
     """
-    return _windows(_video(x, grid), axis, window).std(dim=_dim(axis), correction=0)
+    windows = _windows(_video(x, grid), axis, window)
+    return (windows - windows.mean(_dim(axis), keepdim=True)).square().mean(_dim(axis)).sqrt()
 
 
 def reuse_threshold(x: Tensor, grid: TokenGrid, axes: Sequence[str], window: int) -> Tensor:

@@ -71,9 +71,7 @@ def ripple_attention(
         realised = torch.zeros(query.shape[1], dtype=torch.float64)
     elif backend == "reference":
         planned = now(query)
-        output, realised = reference.attention(
-            query, key, value, grid, config, theta, scale=scale, key_mask=key_mask
-        )
+        output, realised = reference.attention(query, key, value, grid, config, theta, scale=scale, key_mask=key_mask)
     else:
         plan = curve.plan(query, key, theta)
         planned = now(query)
@@ -86,7 +84,9 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key
     """Raises ValueError for inputs that do not fit the grid; returns the key mask, None where it hides nothing."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != 4 or x.shape[2] != grid.tokens:
-            raise ValueError(f"{name} of shape {tuple(x.shape)} is not [batch, heads, {grid.tokens}, d] as {grid} says.")
+            raise ValueError(
+                f"{name} of shape {tuple(x.shape)} does not fit {grid}; give [batch, heads, {grid.tokens}, d]."
+            )
     if key_mask is None or key_mask.all():
         return None
     if not key_mask[:, grid.video].all():

@@ -88,7 +88,8 @@ class Staircase:
     def __call__(self, theta: float | Tensor) -> Tensor:
         """[rows] for a number, [rows, n] for n thresholds."""
         theta = torch.as_tensor(theta, dtype=self.thresholds.dtype, device=self.thresholds.device)
-        below = torch.searchsorted(self.thresholds, theta.expand(len(self.thresholds), *theta.shape or (1,)).contiguous())
+        values = theta.expand(len(self.thresholds), *theta.shape or (1,)).contiguous()
+        below = torch.searchsorted(self.thresholds, values)
         return self.sums.gather(1, below).view(-1, *theta.shape)
 
     @property
@@ -124,8 +125,8 @@ class TokenPlan:
     @property
     def saving(self) -> Tensor:
         """Share of (query, key) pairs not computed, 1 - (1 - rho_q)(1 - rho_k), per head, mean over the batch."""
-        query_rows, key_rows = (torch.tensor(side.offsets, dtype=torch.float64).diff() for side in (self.query, self.key))
-        saving = 1 - query_rows * key_rows / self.query.owner.shape[1] ** 2
+        rows = [torch.tensor(side.offsets, dtype=torch.float64).diff() for side in (self.query, self.key)]
+        saving = 1 - rows[0] * rows[1] / self.query.owner.shape[1] ** 2
         return saving.view(self.batch, -1).mean(0)
 
 
@@ -223,7 +224,8 @@ def _merges(video: Tensor, weight: Tensor, grid: TokenGrid, axes: Sequence[str])
     bits = torch.arange(8, device=x.device)
     thresholds, subsets = [], []
     for level in range(1, len(axes) + 1):
-        masks = torch.tensor([sum(AXIS_BIT[a] for a in subset) for subset in combinations(axes, level)], device=x.device)
+        masks = [sum(AXIS_BIT[axis] for axis in subset) for subset in combinations(axes, level)]
+        masks = torch.tensor(masks, device=x.device)
         squared = energy @ ((bits[:, None] & masks) != 0).to(energy.dtype)
         smallest, best = squared.min(-1)
         thresholds.append(smallest)
