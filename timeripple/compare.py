@@ -1,0 +1,172 @@
+"""Several methods, same prompt and noise: what each took, what it saved, how close it stayed to the first."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
+from timeripple.methods import Method
+from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
+from timeripple.quality import measure
+from timeripple.timing import environment
+from timeripple.video import side_by_side, write_mp4
+
+PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generations of one request; the first is the reference.
+
+    quality: `{"psnr", "ssim"}` against the reference per generation, None for the reference itself.
+    """
+
+    request: Request
+    generations: list[Generation]
+    quality: list[dict[str, float] | None]
+
+    @property
+    def speedups(self) -> list[float]:
+        """Measured, end to end: total seconds of the reference over those of each generation."""
+        reference = self.generations[0].seconds["total"]
+        return [reference / generation.seconds["total"] for generation in self.generations]
+
+    def report(self, pipeline: PondPipeline) -> dict:
+        """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
+
+        Identical clips have a PSNR of `quality.PSNR_CAP`.
+        """
+        request = asdict(self.request)
+        return {
+            **request,
+            "model": Path(pipeline.config._name_or_path or type(pipeline).__name__).name,
+            "grid": _grid(self.request, pipeline),
+            "methods": [
+                {
+                    "method": generation.method.text,
+                    "label": generation.method.label,
+                    "budget": getattr(generation.method.config, "budget", None),
+                    "theta": getattr(generation.method.config, "theta", None),
+                    "seconds": generation.seconds,
+                    "speedup": speedup,
+                    "saving": generation.saving,
+                    "quality": quality,
+                    "residual_bytes": generation.summary["residual_bytes"],
+                }
+                for generation, speedup, quality in zip(self.generations, self.speedups, self.quality, strict=True)
+            ],
+            "environment": environment(pipeline.device),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "diffusers", "numpy")},
+            },
+        }
+
+
+def check(pipeline: PondPipeline, request: Request, methods: list[Method]) -> None:
+    """Raise ValueError, one sentence, for anything that would fail later in `compare`."""
+    request.check(pipeline)
+    if not methods:
+        raise ValueError("There is no method to compare; give at least one, such as dense.")
+    labels = [method.label for method in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"The method {label} is given twice; give it once.")
+    for method in methods:
+        if method.config is not None:
+            method.config.schedule(request.steps)
+
+
+def compare(
+    pipeline: PondPipeline,
+    request: Request,
+    methods: list[Method],
+    *,
+    on_step: Callable[[StepEvent], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Comparison:
+    """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
+
+    An untimed step comes first, so that the first method does not pay for what only happens once.
+    """
+    check(pipeline, request, methods)
+    if should_stop is not None and should_stop():
+        raise Cancelled
+    pipeline(
+        request.prompt,
+        num_frames=request.num_frames,
+        height=request.height,
+        width=request.width,
+        num_inference_steps=1,
+        generator=torch.Generator().manual_seed(request.seed),
+        output_type="pt",
+    )
+    generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
+    reference = generations[0].frames
+    return Comparison(request, generations, [None] + [measure(g.frames, reference) for g in generations[1:]])
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise OSError, one sentence, unless files can be written to `folder`, which need not exist yet."""
+    with _staging(Path(folder)) as staging:
+        (staging / "probe").write_bytes(bytes(PROBE_BYTES))
+
+
+def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> list[Path]:
+    """Write one mp4 per method, side_by_side.mp4 and report.json to `folder`, all of them or none; returns their paths.
+
+    Files of these names are replaced, others left alone. Raises OSError, one sentence.
+    """
+    folder = Path(folder)
+    report = comparison.report(pipeline)
+    settings = asdict(comparison.request) | {"model": report["model"]}
+    rows = zip(comparison.generations, comparison.speedups, comparison.quality, strict=True)
+    captions = [_caption(*row) for row in rows]
+    with _staging(folder) as staging:
+        for generation in comparison.generations:
+            path = staging / f"{generation.method.label}.mp4"
+            write_mp4(path, generation.frames, metadata=settings | {"method": generation.method.text})
+        clips = [generation.frames for generation in comparison.generations]
+        write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
+        (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in staging.iterdir())
+        for name in names:
+            os.replace(staging / name, folder / name)
+    return [folder / name for name in names]
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `folder`; whatever fails inside becomes one sentence, as OSError."""
+    staging = None
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        staging = Path(tempfile.mkdtemp(prefix=".timeripple-", dir=existing))
+        yield staging
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _grid(request: Request, pipeline: PondPipeline) -> list[int]:
+    """Tokens along t, y and x."""
+    latent = request.num_frames, request.height // SPATIAL_FACTOR, request.width // SPATIAL_FACTOR
+    return [size // patch for size, patch in zip(latent, pipeline.transformer.config.patch_size, strict=True)]
+
+
+def _caption(generation: Generation, speedup: float, quality: dict | None) -> str:
+    parts = [generation.method.label, f"{generation.seconds['total']:.1f} s"]
+    parts += [f"{speedup:.2f}x", f"{quality['psnr']:.1f} dB"] if quality else []
+    return " · ".join(parts)

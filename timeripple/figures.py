@@ -1,0 +1,73 @@
+"""Plotly figures from plain numbers: pure functions, for the app and for files alike.
+
+Backgrounds are transparent, and lines and texts grey, so that they read on light and on dark pages. The colours are
+those of Okabe and Ito, which people with colour-blindness tell apart.
+"""
+
+import plotly.graph_objects as go
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+STAGES = ("text", "attention", "plan", "rest of denoising", "decode")
+INK, GRID = "#808080", "rgba(128, 128, 128, 0.25)"
+
+
+def saving_per_step(curves: list[tuple[str, list[float]]]) -> go.Figure:
+    """Share of attention saved at every denoising step.
+
+    curves: (label, saving per step in 0..1) per method; the label says the kind of its figures, as in
+    "channel-0.75 (theoretical)". A refresh step, which pays for dense attention too, may lie below 0.
+    """
+    figure = go.Figure()
+    for index, (label, per_step) in enumerate(curves):
+        figure.add_scatter(
+            x=list(range(1, len(per_step) + 1)),
+            y=[100 * saving for saving in per_step],
+            name=label,
+            mode="lines+markers",
+            line={"color": PALETTE[index % len(PALETTE)], "dash": DASHES[index % len(DASHES)], "shape": "hvh"},
+            hovertemplate="step %{x}: %{y:.1f} %",
+        )
+    figure.update_xaxes(title="denoising step")
+    figure.update_yaxes(title="attention saved, %")
+    return _styled(figure, "Attention saved at each denoising step")
+
+
+def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
+    """Where the time of every method went, as stacked bars.
+
+    runs: (label, seconds) per method, in order from the top; seconds as in `Generation.seconds`: text, denoise,
+    attention and plan (both parts of denoise), decode. The bars add up to text + denoise + decode.
+    """
+    labels = [label for label, _ in runs]
+    parts = [{**s, "rest of denoising": s["denoise"] - s["attention"] - s["plan"]} for _, s in runs]
+    figure = go.Figure()
+    for colour, stage in zip(PALETTE, STAGES, strict=False):
+        figure.add_bar(
+            y=labels,
+            x=[part[stage] for part in parts],
+            name=stage,
+            orientation="h",
+            marker={"color": colour},
+            hovertemplate=f"%{{y}}, {stage}: %{{x:.2f}} s<extra></extra>",
+        )
+    figure.update_layout(barmode="stack", legend_traceorder="normal")
+    figure.update_xaxes(title="seconds")
+    figure.update_yaxes(autorange="reversed", type="category")
+    return _styled(figure, "Seconds by stage (measured here)")
+
+
+def _styled(figure: go.Figure, title: str) -> go.Figure:
+    figure.update_layout(
+        title=title,
+        template="none",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": INK},
+        showlegend=True,
+        legend={"orientation": "h", "y": -0.25},
+        margin={"l": 70, "r": 20, "t": 50, "b": 70},
+    )
+    figure.update_xaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
+    figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
+    return figure

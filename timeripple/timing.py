@@ -1,0 +1,62 @@
+"""How things are timed, and on what machine."""
+
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+
+
+def now(device: torch.device | str = "cpu") -> float:
+    """Wall clock in seconds, once `device` has finished what it was given."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+class Stopwatch:
+    """Wall clock since it was made, less what was spent inside `paused()`."""
+
+    def __init__(self, device: torch.device | str = "cpu"):
+        self.device = device
+        self._start = now(device)
+
+    @property
+    def seconds(self) -> float:
+        return now(self.device) - self._start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time of the block out."""
+        start = now(self.device)
+        try:
+            yield
+        finally:
+            self._start += now(self.device) - start
+
+
+def environment(device: torch.device | str = "cpu") -> dict:
+    """The machine as reports name it: device, cpu, threads, platform, torch, date (UTC, ISO 8601)."""
+    device = torch.device(device)
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,88 @@
+"""Reading and writing clips, and putting them side by side. Clips are uint8 RGB [F, H, W, 3]."""
+
+import errno
+import json
+import subprocess
+from pathlib import Path
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FPS = 8
+WATCHABLE = 512
+"""Pixels up to which small clips are enlarged."""
+CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
+
+
+def enlarge(frames: np.ndarray) -> np.ndarray:
+    """Small clips 2, 3 or 4 times as large (Lanczos), as far as the longer side stays within 512 pixels."""
+    height, width = frames.shape[1:3]
+    factor = min(4, WATCHABLE // max(height, width))
+    if factor < 2:
+        return frames
+    size = (width * factor, height * factor)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LANCZOS4) for frame in frames])
+
+
+def side_by_side(clips: list[np.ndarray], captions: list[str]) -> np.ndarray:
+    """Clips of one shape next to each other, enlarged, with a seam between them and a caption above each.
+
+    Returns uint8 [F, H + 32, n * W + (n - 1) * 8, 3], H and W after `enlarge`. Raises ValueError if shapes differ.
+    """
+    if len({clip.shape for clip in clips}) != 1:
+        raise ValueError(f"clips of shapes {[clip.shape for clip in clips]} do not fit side by side; give equal ones.")
+    clips = [enlarge(clip) for clip in clips]
+    frames, height, width, _ = clips[0].shape
+    canvas = np.zeros((frames, CAPTION_HEIGHT + height, len(clips) * (width + SEAM) - SEAM, 3), np.uint8)
+    for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        columns = slice(index * (width + SEAM), index * (width + SEAM) + width)
+        canvas[:, :CAPTION_HEIGHT, columns] = _caption(caption, width)
+        canvas[:, CAPTION_HEIGHT:, columns] = clip
+    return canvas
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """White on black, uint8 [32, width, 3]; text that is too wide is set smaller."""
+    image = Image.new("RGB", (width, CAPTION_HEIGHT))
+    draw = ImageDraw.Draw(image)
+    fitting = (f for f in map(ImageFont.load_default, range(CAPTION_SIZE, 6, -1)) if draw.textlength(text, f) <= width)
+    font = next(fitting, ImageFont.load_default(7))
+    draw.text((width / 2, CAPTION_HEIGHT / 2), text, fill="white", font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: dict | None = None) -> None:
+    """Write H.264, yuv420p, that every browser plays and scrubs (faststart, a key frame every second).
+
+    Small clips are enlarged (`enlarge`); odd sizes are made even by repeating the last row or column. `metadata` is
+    kept as JSON in the file's comment. Raises OSError, one sentence, and leaves no file behind if writing fails.
+    """
+    frames = enlarge(frames)
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    height, width = frames.shape[1:3]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    colour = "colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={colour}", "-pix_fmt", "yuv420p"]
+    command += ["-c:v", "libx264", "-crf", "16", "-g", str(fps), "-movflags", "+faststart"]
+    command += ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    result = subprocess.run([*command, "-f", "mp4", str(path)], input=frames.tobytes(), capture_output=True)
+    if result.returncode:
+        if Path(path).is_file():
+            Path(path).unlink()
+        reason = result.stderr.decode(errors="replace").strip()
+        if "No space left on device" in reason:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
+
+
+def read_mp4(path: str | Path) -> np.ndarray:
+    """Frames of a video file, uint8 [F, H, W, 3]. Raises OSError, one sentence, if it cannot be read."""
+    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    try:
+        width, height = next(reader)["source_size"]
+    except OSError:
+        raise OSError(f"{path} cannot be read as a video.") from None
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
