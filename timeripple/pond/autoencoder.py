@@ -4,7 +4,7 @@ The latent space is fixed before any training: the eight principal components of
 autoencoder's work is then linear and known, so its encoder only learns to give these coefficients and its decoder to
 undo them with the help of the neighbouring patches, which removes the blocks a linear decoder would show.
 
-    python -m timeripple.pond.autoencoder --out runs/pond --iterations 1500
+    python -m timeripple.pond.autoencoder --out runs/pond --iterations 3000
 """
 
 import json
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderTiny
 from safetensors.torch import load_file, save_file
 
 from timeripple.pond.prompts import random_description
@@ -54,7 +54,9 @@ class LatentBasis:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             large, small = frame_pool(200, seed=1)
-            basis = cls.fit(torch.cat([to_unit(large[:, :, 32:96, 32:96]), to_unit(large[::2, :, :64, :64]), to_unit(small)]))
+            basis = cls.fit(
+                torch.cat([to_unit(large[:, :, 32:96, 32:96]), to_unit(large[::2, :, :64, :64]), to_unit(small)])
+            )
             save_file({"mean": basis.mean, "components": basis.components.contiguous(), "std": basis.std}, path)
         return cls(**load_file(path))
 
@@ -64,20 +66,29 @@ class LatentBasis:
         return ((patches - self.mean) @ self.components.T / self.std).movedim(-1, 1)
 
 
-def build_autoencoder() -> AutoencoderKL:
-    """The untrained autoencoder, 2.1 M parameters: RGB in [-1, 1] [B, 3, H, W] to latents [B, 8, H/8, W/8]."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(24, 48, 96, 96),
-        layers_per_block=1,
+def build_autoencoder() -> AutoencoderTiny:
+    """The untrained autoencoder, 1.1 M parameters: RGB in [-1, 1] [B, 3, H, W] to latents / 2 [B, 8, H/8, W/8].
+
+    Latents are halved inside (`scaling_factor` 2) because AutoencoderTiny's decoder squashes them with 3·tanh(x / 3).
+    """
+    return AutoencoderTiny(
+        encoder_block_out_channels=(48,) * 4,
+        decoder_block_out_channels=(48,) * 4,
+        num_encoder_blocks=(0, 1, 1, 2),
+        num_decoder_blocks=(4, 3, 1, 0),
         latent_channels=CHANNELS,
-        norm_num_groups=8,
-        mid_block_add_attention=False,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=1.0,
+        scaling_factor=2.0,
     )
+
+
+def encode(vae: AutoencoderTiny, frames: torch.Tensor) -> torch.Tensor:
+    """Frames in [-1, 1], [B, 3, H, W], to latents [B, 8, H/8, W/8] of about unit variance."""
+    return vae.encode(frames).latents * vae.config.scaling_factor
+
+
+def decode(vae: AutoencoderTiny, latents: torch.Tensor) -> torch.Tensor:
+    """Latents [B, 8, h, w] to frames of about [-1, 1], [B, 3, 8h, 8w]."""
+    return vae.decode(latents / vae.config.scaling_factor).sample
 
 
 def to_unit(frames: torch.Tensor) -> torch.Tensor:
@@ -112,16 +123,16 @@ def random_batch(pool: tuple[torch.Tensor, torch.Tensor], batch: int) -> torch.T
 
 
 @torch.no_grad()
-def reconstruction_psnr(autoencoder: AutoencoderKL, frames: torch.Tensor) -> float:
-    """PSNR in dB over all pixels of float frames [-1, 1] [B, 3, H, W] after encoding to the mean and decoding."""
+def reconstruction_psnr(vae: AutoencoderTiny, frames: torch.Tensor) -> float:
+    """PSNR in dB over all pixels of float frames [-1, 1] [B, 3, H, W] after encoding and decoding."""
     error = []
     for chunk in frames.split(16):
-        decoded = autoencoder(chunk, sample_posterior=False).sample.clamp(-1, 1)
+        decoded = decode(vae, encode(vae, chunk)).clamp(-1, 1)
         error.append(((decoded - chunk) / 2).pow(2).mean().item() * len(chunk))
     return -10 * float(np.log10(sum(error) / len(frames)))
 
 
-def train(out: Path, iterations: int = 1500, batch: int = 16, lr: float = 2e-3, clips: int = 400) -> None:
+def train(out: Path, iterations: int = 3000, batch: int = 16, lr: float = 3e-3, clips: int = 400) -> None:
     """Train and write `out/vae` (safetensors); logs PSNR on held-out frames to `out/vae.jsonl`.
 
     The decoder sees exact coefficients with a little noise, so that it forgives what a denoiser leaves.
@@ -130,7 +141,7 @@ def train(out: Path, iterations: int = 1500, batch: int = 16, lr: float = 2e-3, 
     basis = LatentBasis.load_or_fit(out / "basis.safetensors")
     pool = frame_pool(clips, seed=1)
     held_out_large, held_out_small = (to_unit(frames) for frames in frame_pool(16, seed=2, held_out=True))
-    model = AutoencoderKL.from_pretrained(out / "vae").float() if (out / "vae").exists() else build_autoencoder()
+    model = AutoencoderTiny.from_pretrained(out / "vae").float() if (out / "vae").exists() else build_autoencoder()
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, iterations, pct_start=0.05)
     started = time.time()
@@ -138,8 +149,8 @@ def train(out: Path, iterations: int = 1500, batch: int = 16, lr: float = 2e-3, 
         frames = random_batch(pool, batch)
         latents = basis.project(frames)
         with torch.autocast("cpu", torch.bfloat16):
-            encoded = model.encode(frames).latent_dist.mean
-            decoded = model.decode(latents + 0.03 * torch.randn_like(latents)).sample
+            encoded = encode(model, frames)
+            decoded = decode(model, latents + 0.03 * torch.randn_like(latents))
         error = decoded.float() - frames
         encoder_loss = (encoded.float() - latents).pow(2).mean()
         decoder_loss = error.abs().mean() + 4 * error.pow(2).mean()
@@ -148,7 +159,7 @@ def train(out: Path, iterations: int = 1500, batch: int = 16, lr: float = 2e-3, 
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if iteration % 100 == 0 or iteration == iterations:
+        if iteration % 200 == 0 or iteration == iterations:
             row = {
                 "iteration": iteration,
                 "seconds": round(time.time() - started, 1),
@@ -165,7 +176,7 @@ def train(out: Path, iterations: int = 1500, batch: int = 16, lr: float = 2e-3, 
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("runs/pond"),
-    iterations: Annotated[int, typer.Option(help="Training iterations.")] = 1500,
+    iterations: Annotated[int, typer.Option(help="Training iterations.")] = 3000,
 ) -> None:
     """Train the autoencoder; goes on from `out/vae` where that exists."""
     train(out, iterations)

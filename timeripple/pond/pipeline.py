@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from timeripple.pond import autoencoder
 from timeripple.pond.model import PondPromptEncoder
 from timeripple.pond.prompts import Description, parse_prompt
 
@@ -18,18 +19,17 @@ MAX_TOKENS = 65_536
 class PondPipeline(DiffusionPipeline):
     """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
 
-    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKL, one latent frame per video
-    frame) and `scheduler` (flow matching, Euler).
+    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderTiny, one latent frame per
+    video frame) and `scheduler` (flow matching, Euler).
     """
 
     model_cpu_offload_seq = "prompt_encoder->transformer->vae"
-    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKL,
+        vae: AutoencoderTiny,
         scheduler: FlowMatchEulerDiscreteScheduler,
     ):
         super().__init__()
@@ -58,7 +58,9 @@ class PondPipeline(DiffusionPipeline):
         if tokens > MAX_TOKENS:
             raise ValueError(f"{num_frames} frames of {width}x{height} are {tokens} tokens; stay below {MAX_TOKENS}.")
 
-    def encode_prompt(self, prompt: str | list[str], negative_prompt: str | list[str] | None) -> tuple[torch.Tensor, ...]:
+    def encode_prompt(
+        self, prompt: str | list[str], negative_prompt: str | list[str] | None
+    ) -> tuple[torch.Tensor, ...]:
         """Prompts to embeddings [B, slots, dim], and the same for the negative prompts (empty: nothing said)."""
         prompts = [prompt] if isinstance(prompt, str) else prompt
         negatives = [negative_prompt or ""] * len(prompts) if not isinstance(negative_prompt, list) else negative_prompt
@@ -157,14 +159,14 @@ class PondPipeline(DiffusionPipeline):
     def encode(self, video: torch.Tensor) -> torch.Tensor:
         """Frames in [-1, 1], [B, 3, F, H, W], to latents [B, 8, F, H/8, W/8]."""
         frames = video.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        latents = torch.cat([self.vae.encode(chunk).latent_dist.mean for chunk in frames.split(16)])
+        latents = torch.cat([autoencoder.encode(self.vae, chunk) for chunk in frames.split(16)])
         return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents [B, 8, F, h, w] to frames in 0..1, [B, F, 3, 8h, 8w], float32."""
         frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        pixels = torch.cat([self.vae.decode(chunk).sample for chunk in frames.split(16)])
+        pixels = torch.cat([autoencoder.decode(self.vae, chunk) for chunk in frames.split(16)])
         return (pixels.float() / 2 + 0.5).clamp(0, 1).unflatten(0, (len(latents), -1))
 
     def _format(self, video: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:

@@ -24,7 +24,8 @@ SLOTS = {
 
 SYNONYMS = {
     "colour": {
-        "red": "scarlet crimson ruby", "orange": "amber tangerine", "yellow": "golden gold lemon", "green": "emerald lime",
+        "red": "scarlet crimson ruby", "orange": "amber tangerine", "yellow": "golden gold lemon",
+        "green": "emerald lime",
         "cyan": "turquoise teal aqua", "blue": "azure sapphire", "purple": "violet lilac", "pink": "magenta rose",
     },
     "subject": {
@@ -33,7 +34,7 @@ SYNONYMS = {
     },
     "size": {"small": "little tiny mini", "medium": "normal", "large": "big huge giant"},
     "motion": {
-        "left": "leftward leftwards", "right": "rightward rightwards", "up": "upward upwards rising ascending climbing rises",
+        "left": "leftward leftwards", "right": "rightward rightwards", "up": "upward upwards rising rises ascending",
         "down": "downward downwards falling sinking descending dropping falls",
         "bouncing": "bounces jumping hopping bounce", "circling": "circles orbiting looping orbits",
         "growing": "grows expanding swelling inflating", "shrinking": "shrinks contracting deflating",
@@ -43,20 +44,26 @@ SYNONYMS = {
         "ocean": "sea waves water lake", "meadow": "grass field grassland lawn", "desert": "sand dunes dune beach",
         "sky": "clouds air", "snow": "winter snowfield ice", "city": "town street skyline",
     },
-    "light": {"day": "daytime daylight noon sunny", "sunset": "dusk evening sundown dawn", "night": "midnight moonlight dark"},
+    "light": {
+        "day": "daytime daylight noon sunny", "sunset": "dusk evening sundown dawn",
+        "night": "midnight moonlight dark",
+    },
 }  # fmt: skip
 """Other words for a concept. A word belongs to one concept only."""
 
-FILLER = set(
-    "a an the and of in on at to over under across through above with while as its it is by during from against into "
-    "slowly gently softly quickly smoothly moving moves rolling rolls drifting drifts sliding slides swimming swims "
-    "floating floats flying flies gliding glides going goes travelling traveling toward towards bright shiny lovely "
-    "coloured colored camera side top bottom around circle view scene video clip showing shows that which there up-and-down".split()
-) - {"circle"}
+FILLER = frozenset(
+    """a an the and of in on at to over under across through above with while as its it is by during from against into
+    slowly gently softly quickly smoothly moving moves rolling rolls drifting drifts sliding slides swimming swims
+    floating floats flying flies gliding glides going goes travelling traveling toward towards bright shiny lovely
+    coloured colored camera side top bottom around view scene video clip showing shows that which
+    there""".split()  # noqa: SIM905
+)
 """Words that carry no concept."""
 
-CAMERA = re.compile(r"\b(?:the )?camera (?:slowly |gently )?(?:is )?(?:pans?|panning|moves?|moving) (?:to )?(?:the )?(left|right)\b"
-                    r"|\bpanning (?:to the )?(left|right)\b")  # fmt: skip
+CAMERA = re.compile(
+    r"\b(?:the )?camera (?:slowly |gently )?(?:is )?(?:pans?|panning|moves?|moving) (?:to )?(?:the )?(left|right)\b"
+    r"|\bpanning (?:to the )?(left|right)\b"
+)
 STATIC_CAMERA = re.compile(r"\b(?:static|fixed|still) camera\b")
 
 WORDS = {
@@ -171,7 +178,7 @@ HELD_OUT_SHARE = 16
 
 
 def is_held_out(description: Description) -> bool:
-    """True for the combinations of colour, subject, motion and background that training never shows (one in sixteen)."""
+    """True for the one in sixteen combinations of colour, subject, motion and background that training never shows."""
     index = [SLOTS[slot].index(getattr(description, slot)) for slot in ("colour", "subject", "motion", "background")]
     return (index[0] * 5 + index[1] * 3 + index[2] * 7 + index[3] * 11) % HELD_OUT_SHARE == 0
 

@@ -1,7 +1,7 @@
 """Renders the clips Pond is trained on: shaded subjects moving over textured, moving backgrounds.
 
-A clip is a pure function of a `Description`, a seed and a size. Backgrounds stay below 0.42 saturation and subjects above
-it, which keeps the look consistent and lets OpenCV measure what a frame shows (`judge.py`).
+A clip is a pure function of a `Description`, a seed and a size. Backgrounds stay below 0.42 saturation and subjects
+above it, which keeps the look consistent and lets OpenCV measure what a frame shows (`judge.py`).
 """
 
 from functools import lru_cache
@@ -33,7 +33,9 @@ LIGHTS = {  # a tint for the whole scene, and what the sky at the horizon is ble
 }
 
 
-def render(description: Description, seed: int, num_frames: int = 16, height: int = 128, width: int = 128) -> np.ndarray:
+def render(
+    description: Description, seed: int, num_frames: int = 16, height: int = 128, width: int = 128
+) -> np.ndarray:
     """Render a clip.
 
     Args:
@@ -45,7 +47,7 @@ def render(description: Description, seed: int, num_frames: int = 16, height: in
     """
     rng = np.random.default_rng(seed)
     progress = np.linspace(0, 1, num_frames) if num_frames > 1 else np.zeros(1)
-    return np.stack([frame for frame in _frames(description, rng, progress, height, width)])
+    return np.stack(list(_frames(description, rng, progress, height, width)))
 
 
 def render_background(description: Description, seed: int, num_frames: int, height: int, width: int) -> np.ndarray:
@@ -156,7 +158,9 @@ def _background(description, offsets, p: float, height: int, width: int) -> np.n
 
     if description.background == "ocean":
         squeeze = 1.0 / (0.12 + depth)
-        swell = np.sin(2 * np.pi * (2.6 * squeeze + 0.6 * np.sin(2 * np.pi * (u * 1.2 + offsets[1])) - 1.5 * p + offsets[2]))
+        swell = np.sin(
+            2 * np.pi * (2.6 * squeeze + 0.6 * np.sin(2 * np.pi * (u * 1.2 + offsets[1])) - 1.5 * p + offsets[2])
+        )
         ripple = _noise(u * 0.35 + 0.1 * p + offsets[0], 0.25 * squeeze + offsets[3] - 0.1 * p, 1, 1.7)
         land += (11 * swell * _smooth(0, 0.3, depth) + 7 * ripple)[..., None]
     elif description.background == "meadow":

@@ -19,14 +19,14 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 from safetensors.torch import load_file, save_file
 
 from timeripple.pond import autoencoder
 from timeripple.pond.autoencoder import LatentBasis
 from timeripple.pond.model import PondPromptEncoder, build_transformer
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.pond.prompts import concept_ids, describe, random_description
+from timeripple.pond.prompts import concept_ids, random_description
 from timeripple.pond.scenes import render
 
 
@@ -94,7 +94,9 @@ def drop_concepts(ids: torch.Tensor) -> torch.Tensor:
     return ids * keep
 
 
-def flow_matching_loss(denoiser: torch.nn.ModuleDict, transformer, clean: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+def flow_matching_loss(
+    denoiser: torch.nn.ModuleDict, transformer, clean: torch.Tensor, ids: torch.Tensor
+) -> torch.Tensor:
     """Mean squared error of the predicted velocity `noise - clean`, sigmas stratified over the batch and shifted."""
     u = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
@@ -128,7 +130,7 @@ def load_pipeline(out: Path, weights: dict[str, torch.Tensor]) -> PondPipeline:
     denoiser = build_denoiser()
     denoiser.load_state_dict(weights)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    vae = AutoencoderKL.from_pretrained(out / "vae")
+    vae = AutoencoderTiny.from_pretrained(out / "vae")
     return PondPipeline(denoiser["prompt_encoder"], denoiser["transformer"], vae, scheduler)
 
 
@@ -224,7 +226,7 @@ def train(out: Path, minutes: float | None, init: Path | None) -> None:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for checkpoints, caches, logs and sample grids.")] = Path("runs/pond"),
+    out: Annotated[Path, typer.Option(help="Checkpoints, caches, logs and samples go here.")] = Path("runs/pond"),
     minutes: Annotated[float | None, typer.Option(help="Stop after this long; a later call goes on.")] = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this pipeline folder.")] = None,
     export_to: Annotated[Path | None, typer.Option("--export", help="Write the pipeline here and stop.")] = None,
