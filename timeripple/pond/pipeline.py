@@ -124,7 +124,8 @@ class PondPipeline(DiffusionPipeline):
                 velocity = self._predict(latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    tensors = {name: locals()[name] for name in callback_on_step_end_tensor_inputs}
+                    available = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_embeds": negative_embeds}
+                    tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
                     latents = (callback_on_step_end(self, step, timestep, tensors) or tensors).get("latents", latents)
                 progress_bar.update()
 
