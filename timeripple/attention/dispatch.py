@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,13 +44,14 @@ def ripple_attention(
     scale: float | None = None,
     key_mask: Tensor | None = None,
     backend: Literal["auto", "torch", "reference"] = "auto",
+    measure: Callable[..., TokenCurve | TileCurve | ChannelCurve] = measure,
 ) -> tuple[Tensor, AttentionStatistics]:
     """Attention with reuse between the video tokens of `grid`; theta 0 or saving 0 is dense attention.
 
     query, key, value: [batch, heads, tokens, d], as the model hands them to attention (after RoPE). theta: the
     threshold, or saving: the share to save, averaged over heads, from which the threshold of this call follows; by
     default what the config says. scale: of the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False
-    for text keys that no query sees.
+    for text keys that no query sees. measure: replaces `plan.measure`, for baselines.
     Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
     a mask that hides video tokens, or both theta and saving.
     """

@@ -262,6 +262,7 @@ class TilePlan:
 
     computed: bool [heads, tiles, windows]; tile, window: [video_tokens] where a query, a key belongs; tile_sizes
     [tiles], window_sizes [windows] in tokens. Text queries compute everything and text keys are always computed.
+    skip: windows that are not computed are left out, without a representative; no reuse, but what it is compared to.
     """
 
     computed: Tensor
@@ -271,6 +272,7 @@ class TilePlan:
     window_sizes: Tensor
     grid: TokenGrid
     batch: int
+    skip: bool = False
 
     @property
     def saving(self) -> Tensor:
@@ -280,7 +282,7 @@ class TilePlan:
         a pass over representatives covers all of them; so reusing nothing saves -1/8, not 0.
         """
         pairs = self.computed.double() @ self.window_sizes.double() @ self.tile_sizes.double()
-        return _tile_saving(pairs, len(self.window_sizes), self.grid, self.batch)
+        return _tile_saving(pairs, 0 if self.skip else len(self.window_sizes), self.grid, self.batch)
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ class TileCurve:
     window_sizes: Tensor
     grid: TokenGrid
     batch: int
+    skip: bool = False
     kind = "realised"
 
     @cached_property
@@ -308,7 +311,7 @@ class TileCurve:
     def saving(self, theta: float | Tensor) -> Tensor:
         """[heads] savings for a number, [heads, n] for n thresholds; mean over the batch."""
         pairs = self.grid.video_tokens**2 - self.reused(theta)
-        return _tile_saving(pairs, len(self.window_sizes), self.grid, self.batch)
+        return _tile_saving(pairs, 0 if self.skip else len(self.window_sizes), self.grid, self.batch)
 
     @property
     def highest(self) -> float:
@@ -316,7 +319,7 @@ class TileCurve:
 
     def plan(self, query: Tensor, key: Tensor, theta: float) -> TilePlan:
         layout = (self.tile, self.tile_sizes, self.window, self.window_sizes)
-        return TilePlan(self.thresholds >= theta, *layout, self.grid, self.batch)
+        return TilePlan(self.thresholds >= theta, *layout, self.grid, self.batch, self.skip)
 
 
 def window_probability(
@@ -334,7 +337,7 @@ def window_probability(
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     tile, tile_sizes = grid.block_index(config.query_tile, query.device)
-    window, window_sizes = grid.block_index(_window_shape(config), query.device)
+    window, window_sizes = grid.block_index(window_shape(config), query.device)
     mean_query = block_mean(_video(query, grid), tile, tile_sizes)
     mean_key = block_mean(_video(key, grid), window, window_sizes)
     logits = scale * mean_query @ mean_key.mT + window_sizes.to(mean_key.dtype).log()
@@ -354,7 +357,7 @@ def _measure_tile(
     """Predicted error of reuse, e(T, w) = p(T, w) * sqrt(sum_c mean_T(q_c^2) var_w(k_c)) * scale, summed from the
     smallest: reusing the windows whose sum is below theta computes the fewest that leave an error below theta."""
     tile, tile_sizes = grid.block_index(config.query_tile, query.device)
-    window, window_sizes = grid.block_index(_window_shape(config), query.device)
+    window, window_sizes = grid.block_index(window_shape(config), query.device)
     video_query, video_key = _video(query, grid), _video(key, grid)
     centred = video_key - block_mean(video_key, window, window_sizes)[:, window]
     variance = block_mean(centred.square(), window, window_sizes)
@@ -372,7 +375,7 @@ def _tile_saving(pairs: Tensor, windows: int, grid: TokenGrid, batch: int) -> Te
     return _batch_mean(1 - visited / grid.tokens**2, batch)
 
 
-def _window_shape(config: ReuseConfig) -> tuple[int, int, int]:
+def window_shape(config: ReuseConfig) -> tuple[int, int, int]:
     return tuple(2 if axis in config.axes else 1 for axis in AXES)
 
 

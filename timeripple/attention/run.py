@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,6 +34,8 @@ class ReuseRun:
         output = run.attention(layer, query, key, value)    # in every self-attention layer
         run.end_forward()
 
+    measure: replaces `plan.measure`, for baselines that choose otherwise.
+
     Under a budget, one threshold per step and pass serves all layers and heads, so that each reuses as much as it
     can bear; it is found from what the layers measured one step earlier. Residual feedback: a refresh step keeps
     R = dense - reused output of each layer, a reuse step adds it to its reused output.
@@ -41,8 +44,14 @@ class ReuseRun:
     1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
     """
 
-    def __init__(self, config: ReuseConfig, num_inference_steps: int):
+    def __init__(
+        self,
+        config: ReuseConfig,
+        num_inference_steps: int,
+        measure: Callable[..., TokenCurve | TileCurve | ChannelCurve] = measure,
+    ):
         self.config = config
+        self.measure = measure
         self.steps = config.schedule(num_inference_steps)
         self.records: list[dict] = []
         self._passes: dict[str, PassState] = {}
@@ -83,6 +92,7 @@ class ReuseRun:
             saving=self._step.saving_target if theta is None else None,
             scale=scale,
             key_mask=key_mask,
+            measure=self.measure,
         )
         if self._measures:
             self._curves.append(statistics.curve)
@@ -113,25 +123,15 @@ class ReuseRun:
         return sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
 
     def saving(self) -> dict:
-        """Share of attention saved, averaged over layers, heads and passes.
-
-        kind: "realised" or "theoretical"; reuse_steps: over the reuse window; all_steps: over the whole run;
-        per_step: one number per denoising step, 0 where attention was dense or has not run.
-        """
-        per_step = [_mean([r for r in self.records if r["step"] == step.index]) for step in self.steps]
-        window = [per_step[step.index] for step in self.steps if step.in_window]
-        return {
-            "kind": "theoretical" if self.config.granularity == "channel" else "realised",
-            "reuse_steps": sum(window) / max(len(window), 1),
-            "all_steps": sum(per_step) / max(len(per_step), 1),
-            "per_step": per_step,
-        }
+        """See `summarise_saving`."""
+        kind = "theoretical" if self.config.granularity == "channel" else "realised"
+        return summarise_saving(self.records, self.steps, kind)
 
     def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
         start = now(query)
         if self._measures:
             key_mask = check_inputs(query, key, value, self._grid, key_mask)
-            self._curves.append(measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
+            self._curves.append(self.measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
         measured = now(query)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
         self._record(layer, None, [0.0] * query.shape[1], measured - start, now(query) - measured)
@@ -160,6 +160,22 @@ class ReuseRun:
                 "attention_seconds": attention_seconds,
             }
         )
+
+
+def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: str) -> dict:
+    """Share of attention saved, averaged over layers, heads and passes.
+
+    kind: "realised" or "theoretical"; reuse_steps: over the reuse window; all_steps: over the whole run;
+    per_step: one number per denoising step, 0 where attention was dense or has not run.
+    """
+    per_step = [_mean([r for r in records if r["step"] == step.index]) for step in steps]
+    window = [per_step[step.index] for step in steps if step.in_window]
+    return {
+        "kind": kind,
+        "reuse_steps": sum(window) / max(len(window), 1),
+        "all_steps": sum(per_step) / max(len(per_step), 1),
+        "per_step": per_step,
+    }
 
 
 def _mean(records: list[dict]) -> float:

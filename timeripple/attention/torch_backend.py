@@ -22,7 +22,7 @@ def attention(
     if isinstance(plan, TokenPlan):
         return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
     if isinstance(plan, TilePlan):
-        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
+        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask, skip=plan.skip)
     return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask)
 
 

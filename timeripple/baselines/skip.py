@@ -1,0 +1,79 @@
+"""Skipping key windows that matter little, as sparse attention does.
+
+Block selection from mean queries and keys is SpargeAttention's (arXiv 2502.18137); leaving out what a head attends to
+little is common to it and Sparse VideoGen (arXiv 2502.01776). Everything but the selection and the fate of the windows
+not chosen is our tile reuse: same tiles, same schedule, same account. With `refresh` the error is measured and given
+back on the steps between, as DiTFastAttn (NeurIPS 2024) does for window attention.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from timeripple.attention import ReuseRun
+from timeripple.attention.plan import TileCurve, window_probability, window_shape
+from timeripple.config import ConfigError, ReuseConfig, Step
+from timeripple.grid import TokenGrid
+
+SETTINGS = ("budget", "theta", "refresh", "dense_first", "dense_last", "ramp", "theta_min", "query_tile")
+
+
+@dataclass(frozen=True)
+class SkipConfig:
+    """tile: the settings of tile reuse; theta there is the attention probability a tile of queries may miss."""
+
+    tile: ReuseConfig = field(default_factory=lambda: ReuseConfig("tile", refresh=None))
+    granularity = "skip"
+
+    @property
+    def budget(self) -> float | None:
+        return self.tile.budget
+
+    @property
+    def theta(self) -> float | None:
+        return self.tile.theta
+
+    @property
+    def label(self) -> str:
+        return "skip" + self.tile.label.removeprefix("tile").replace("-refresh=none", "")
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return self.tile.schedule(num_inference_steps)
+
+    def start(self, num_inference_steps: int) -> ReuseRun:
+        return ReuseRun(self.tile, num_inference_steps, measure=measure)
+
+    @classmethod
+    def parse(cls, text: str) -> SkipConfig:
+        """Reads `skip[:budget][:key=value...]`, e.g. "skip:0.7:refresh=5"; refresh is off unless given."""
+        settings = text.strip().split(":")[1:]
+        for name in (part.split("=")[0] for part in settings if "=" in part):
+            if name not in SETTINGS:
+                raise ConfigError(f"setting {name!r} in {text!r} is unknown; choose from {', '.join(SETTINGS)}.")
+        tile = ReuseConfig.parse(":".join(("tile", *settings)))
+        given = any(part.startswith("refresh=") for part in settings)
+        return cls(tile if given else replace(tile, refresh=None))
+
+
+def measure(
+    query: Tensor,
+    key: Tensor,
+    grid: TokenGrid,
+    config: ReuseConfig,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> TileCurve:
+    """`attention.plan.measure` for skipping: windows go by their estimated probability, the smallest first.
+
+    A window's threshold is the probability missed once it goes too; a tile's most probable window never goes.
+    """
+    probability = window_probability(query, key, grid, config, scale=scale, key_mask=key_mask)
+    probability, order = probability.sort(dim=-1)
+    missed = probability.cumsum(-1)
+    missed[..., -1] = math.inf
+    layout = *grid.block_index(config.query_tile, query.device), *grid.block_index(window_shape(config), query.device)
+    return TileCurve(missed.gather(-1, order.argsort(-1)), *layout, grid, len(query), skip=True)

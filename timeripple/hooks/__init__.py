@@ -1,0 +1,6 @@
+"""Puts attention with reuse into diffusers models and takes it out again."""
+
+from timeripple.hooks.apply import disable, enable, summary
+from timeripple.hooks.families import FAMILIES, Family
+
+__all__ = ["FAMILIES", "Family", "disable", "enable", "summary"]

@@ -1,0 +1,296 @@
+"""enable, disable and summary: attention with reuse inside a diffusers pipeline or transformer.
+
+A hook on the transformer knows pass, step and grid of the forward pass in progress and owns the state of the run. A
+hook on every self-attention module replaces the one call of `scaled_dot_product_attention` in it: normalisation,
+projections and RoPE stay the model's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from diffusers.utils.torch_utils import unwrap_module
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from timeripple.attention import ReuseRun
+from timeripple.attention.dispatch import now
+from timeripple.config import ConfigError, ReuseConfig
+from timeripple.hooks.families import FAMILIES, Family
+
+HOOK = "timeripple"
+
+
+def enable(target, config: ReuseConfig | None, *, num_inference_steps: int | None = None) -> None:
+    """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
+
+    target: a diffusers pipeline, of which every supported transformer is taken, or a transformer. config: None keeps
+    attention dense and only measures its time. Anything else than a `ReuseConfig` needs a `label`, a `granularity`
+    and `start(num_inference_steps)`, which returns what a `ReuseRun` is: the baselines have that. num_inference_steps:
+    for pipelines that tell the transformer neither this nor `num_timesteps`.
+
+    Attention stays dense, with one warning, where gradients are recorded, the step is unknown or the sequence is not
+    the token grid. Raises ConfigError where nothing is supported, and at the first forward pass if the config does
+    not fit the number of steps.
+    """
+    disable(target)
+    clock = StepClock(lambda: num_inference_steps or getattr(target, "num_timesteps", None))
+    for transformer, family in _transformers(target):
+        layers = family.attention_modules(transformer)
+        root = TransformerHook(family, config, len(layers), clock)
+        registry = HookRegistry.check_if_exists_or_initialize(transformer)
+        registry.register_hook(root, HOOK)
+        for name, module in layers.items():
+            HookRegistry.check_if_exists_or_initialize(module).register_hook(AttentionHook(root, name), HOOK)
+        registry.invalidate_child_registries_cache()
+
+
+def disable(target) -> None:
+    """Take out what `enable` put in; nothing happens if there is nothing. The last summary is lost."""
+    for transformer, family in _transformers(target):
+        for module in (*family.attention_modules(transformer).values(), transformer):
+            registry = getattr(module, "_diffusers_hook", None)
+            if registry is None or registry.get_hook(HOOK) is None:
+                continue
+            registry.remove_hook(HOOK, recurse=False)
+            if vars(module).get("forward") == type(module).forward.__get__(module):
+                del module.forward  # diffusers leaves the class's own method on the instance
+            registry.invalidate_child_registries_cache()
+            if not registry.hooks:
+                del module._diffusers_hook
+
+
+def summary(target) -> dict:
+    """Numbers of the run in progress or else of the last one.
+
+    method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; seconds:
+    {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
+    alone, which is more than the records' by what chooses thresholds between steps; saving: as `ReuseRun.saving`, None
+    for dense or before the first run; residual_bytes: most memory held for later steps at a time; records: as
+    `ReuseRun.records`. The transformers of a pipeline are added up.
+    Raises ConfigError if nothing is enabled.
+    """
+    registries = (getattr(transformer, "_diffusers_hook", None) for transformer, _ in _transformers(target))
+    hooks = [hook for registry in registries if registry and (hook := registry.get_hook(HOOK))]
+    if not hooks:
+        raise ConfigError(f"Nothing is enabled in this {type(target).__name__}; call enable first.")
+    total, *others = (hook.summary() for hook in hooks)
+    for other in others:
+        total = _add(total, other)
+    return total
+
+
+def _transformers(target) -> list[tuple[nn.Module, Family]]:
+    components = [unwrap_module(part) for part in getattr(target, "components", {"": target}).values()]
+    found = [(part, FAMILIES[type(part).__name__]) for part in components if type(part).__name__ in FAMILIES]
+    if not found:
+        raise ConfigError(f"{type(target).__name__} has no supported transformer; supported: {', '.join(FAMILIES)}.")
+    return found
+
+
+def _add(first: dict, second: dict) -> dict:
+    """Summaries of two transformers that share the denoising steps of one run; each counts 0 at the other's steps."""
+    savings = [part["saving"] for part in (first, second) if part["saving"]]
+    saving = {**savings[0]} if savings else None
+    for other in savings[1:]:
+        saving |= {name: saving[name] + other[name] for name in ("reuse_steps", "all_steps")}
+        saving["per_step"] = [a + b for a, b in zip(saving["per_step"], other["per_step"], strict=True)]
+    return first | {
+        "seconds": {name: first["seconds"][name] + second["seconds"][name] for name in first["seconds"]},
+        "saving": saving,
+        **{name: first[name] + second[name] for name in ("layers", "residual_bytes", "records")},
+    }
+
+
+@dataclass
+class StepClock:
+    """The denoising step, counted from the timesteps of the forward passes, for pipelines that do not tell it.
+
+    total: number of denoising steps, None while unknown. Shared by the transformers of a pipeline.
+    """
+
+    total: Callable[[], int | None]
+    timesteps: list[float] = field(default_factory=list)
+
+    def step(self, timestep: Tensor | float) -> int:
+        """Step of a forward pass. Returning to an earlier timestep, or exceeding the total, starts a new run."""
+        value = float(torch.as_tensor(timestep).max())
+        if value in self.timesteps[:-1] or (value not in self.timesteps and len(self.timesteps) == self.total()):
+            self.timesteps.clear()
+        if value not in self.timesteps:
+            self.timesteps.append(value)
+        return len(self.timesteps) - 1
+
+
+class TransformerHook(ModelHook):
+    """Opens and closes the forward passes of a run; starts a new run when the steps start over or sizes change."""
+
+    _is_stateful = True
+
+    def __init__(self, family: Family, config, layers: int, clock: StepClock):
+        super().__init__()
+        self.family, self.config, self.layers, self.clock = family, config, layers, clock
+        self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
+        self.run, self.active, self.last_summary, self.warned = None, False, None, set()
+
+    @torch.compiler.disable(recursive=False)
+    def new_forward(self, module: nn.Module, *args, **kwargs):
+        self.active = self._begin(module, args, kwargs)
+        if not self.active:
+            return self.fn_ref.original_forward(*args, **kwargs)
+        try:
+            output = self.fn_ref.original_forward(*args, **kwargs)
+            start = now(next(module.parameters()))
+            self.run.end_forward()
+            self.closing_seconds += now(next(module.parameters())) - start
+        except BaseException:
+            self.reset_state(module)
+            raise
+        finally:
+            self.active = False
+        self.residual_bytes = max(self.residual_bytes, self.run.residual_bytes)
+        return output
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        """Ends the run: its numbers stay, its tensors go. Pipelines call this through maybe_free_model_hooks."""
+        self.last_summary = self.summary()
+        self.run = None
+        self.clock.timesteps.clear()
+        return module
+
+    def attention_module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
+        """Runs a self-attention module with its one call of scaled_dot_product_attention replaced."""
+        if not self.active:
+            return forward()
+
+        def intercepted() -> Tensor:
+            with Interception(partial(self._attention, layer)) as interception:
+                output = forward()
+            if interception.calls != 1:
+                raise RuntimeError(
+                    f"{layer} called scaled_dot_product_attention {interception.calls} times instead of once; "
+                    'call set_attention_backend("native") on the transformer.'
+                )
+            return output
+
+        # A run may stand in for the module as a whole, as caches of its output do.
+        module = getattr(self.run, "module", None)
+        return module(layer, intercepted) if module else intercepted()
+
+    def summary(self) -> dict:
+        if self.run is None and self.last_summary is not None:
+            return self.last_summary
+        records = list(self.run.records) if self.run else []
+        plan = sum(record["plan_seconds"] for record in records) + (self.closing_seconds if self.run else 0)
+        attention = plan + sum(record["attention_seconds"] for record in records)
+        return {
+            "method": self.config.label if self.config else "dense",
+            "granularity": self.config.granularity if self.config else None,
+            "layers": self.layers,
+            "seconds": {"attention": attention, "plan": plan},
+            "saving": self.run.saving() if self.run and self.config else None,
+            "residual_bytes": self.residual_bytes if self.run else 0,
+            "records": records,
+        }
+
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> bool:
+        """Opens a forward pass of the run; False where attention has to stay dense."""
+        if torch.is_grad_enabled():
+            return self._warn("gradients are recorded; generate under torch.no_grad()")
+        arguments = inspect.signature(self.fn_ref.original_forward).bind(*args, **kwargs).arguments
+        context = self._context()
+        step = context and context.step_index
+        step = self.clock.step(arguments["timestep"]) if step is None else step
+        total = (context and context.num_inference_steps) or self.clock.total()
+        if total is None:
+            return self._warn("the number of steps is unknown; give num_inference_steps to enable")
+        if step >= total:
+            return self._warn(f"the pipeline takes more than {total} steps; give num_inference_steps to enable")
+
+        hidden_states = arguments["hidden_states"]
+        self.grid = self.family.grid(module, arguments)
+        sizes = total, hidden_states.shape, hidden_states.dtype, hidden_states.device
+        seen = self.passes if self.run and step == self.step else []
+        name = context.name if context else f"pass {len(seen)}"
+        if self.run is None or sizes != self.sizes or step < self.step or (step == 0 and name in seen):
+            self._start(total)
+            seen = []
+        self.sizes, self.step, self.passes = sizes, step, [*seen, name]
+        self.run.begin_forward(name, step, self.grid)
+        return True
+
+    def _start(self, total: int) -> None:
+        config = ReuseConfig(budget=0) if self.config is None else self.config
+        self.run = ReuseRun(config, total) if isinstance(config, ReuseConfig) else config.start(total)
+        self.residual_bytes, self.closing_seconds = 0, 0.0
+
+    def _context(self):
+        """What the pipeline said through `cache_context`, or None."""
+        try:
+            return self.states.context
+        except ValueError:
+            return None
+
+    def _attention(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """In place of scaled_dot_product_attention, with its signature."""
+        same_for_all = attn_mask is None or (attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1))
+        fits = query.shape[2] == key.shape[2] == self.grid.tokens
+        if not (same_for_all and fits) or dropout_p or is_causal or enable_gqa:
+            self._warn(f"attention of {query.shape[2]} to {key.shape[2]} tokens, or its mask, does not fit {self.grid}")
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(len(query), -1)
+        return self.run.attention(layer, query, key, value, scale=scale, key_mask=key_mask)
+
+    def _warn(self, reason: str) -> bool:
+        if reason not in self.warned:
+            warnings.warn(f"Attention stays dense: {reason}.", stacklevel=2)
+        self.warned.add(reason)
+        return False
+
+
+class AttentionHook(ModelHook):
+    """Hands a self-attention module over to the hook of its transformer."""
+
+    def __init__(self, root: TransformerHook, layer: str):
+        super().__init__()
+        self.root, self.layer = root, layer
+
+    @torch.compiler.disable
+    def new_forward(self, module: nn.Module, *args, **kwargs) -> Tensor:
+        return self.root.attention_module(self.layer, partial(self.fn_ref.original_forward, *args, **kwargs))
+
+
+class Interception(TorchFunctionMode):
+    """Calls `attention` in place of scaled_dot_product_attention, and counts how often."""
+
+    def __init__(self, attention: Callable[..., Tensor]):
+        super().__init__()
+        self.attention, self.calls = attention, 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        self.calls += 1
+        return self.attention(*args, **(kwargs or {}))
