@@ -1,0 +1,34 @@
+"""Entry point: `python app.py`, locally, in a container or as a Space. Settings come from the environment.
+
+GRADIO_SERVER_NAME (127.0.0.1) and GRADIO_SERVER_PORT (7860) say where the page is served, TIMERIPPLE_MAX_TOKENS,
+TIMERIPPLE_MAX_STEPS, TIMERIPPLE_MAX_QUEUE and the other fields of `ui.runs.Limits` what a visitor may ask for.
+"""
+
+import os
+
+from timeripple.generate import load_pipeline
+from ui.runs import Limits
+
+
+def port_from_environment() -> int:
+    text = os.environ.get("GRADIO_SERVER_PORT", "7860")
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise ValueError(f"GRADIO_SERVER_PORT is {text!r}; give a port from 1 to 65535, such as 7860.")
+    return int(text)
+
+
+def main() -> None:
+    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
+    port = port_from_environment()
+    limits = Limits.from_environment(os.environ)
+    pipeline = load_pipeline("pond")
+    from ui.build import LAUNCH, build_app  # only now: Gradio reads the environment when it is imported
+
+    build_app(pipeline, limits).launch(server_name=host, server_port=port, **LAUNCH)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"TimeRipple cannot start: {error}") from None

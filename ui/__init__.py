@@ -1,0 +1,1 @@
+"""The demo: layout and events in Gradio; everything it shows comes from the library."""

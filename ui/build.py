@@ -1,0 +1,51 @@
+"""The app: its tabs in order, and how it is launched."""
+
+from pathlib import Path
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+
+from ui import markup
+from ui.compare_tab import compare_tab, comparison_api
+from ui.runs import Limits, Runs
+
+HERE = Path(__file__).parent
+FONT = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
+LAUNCH = {
+    "theme": gr.themes.Base(
+        primary_hue="sky",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=[FONT, "system-ui", "sans-serif"],
+        font_mono=[gr.themes.LocalFont("IBM Plex Mono"), "monospace"],
+    ).set(
+        body_text_color_subdued="*neutral_500",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_500",
+        button_primary_background_fill="#0072b2",
+        button_primary_background_fill_dark="#0072b2",
+        button_primary_background_fill_hover="#005f96",
+        button_primary_background_fill_hover_dark="#0083cc",
+        slider_color="#0072b2",
+        slider_color_dark="#56b4e9",
+    ),
+    "css_paths": HERE / "style.css",
+    "favicon_path": str(HERE / "favicon.svg"),
+    "allowed_paths": [],
+    "max_file_size": "8mb",
+    "footer_links": ["api", "settings"],
+    "ssr_mode": False,
+}
+"""Keyword arguments for `build_app(...).launch()`."""
+
+
+def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
+    """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are."""
+    runs = Runs(limits or Limits(), get_upload_folder())
+    with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
+        gr.HTML(markup.hero())
+        with gr.Tabs():
+            with gr.Tab("Compare"):
+                compare_tab(app, pipeline, runs)
+        gr.api(comparison_api(pipeline, runs), api_name="compare", concurrency_limit=None)
+    return app

@@ -1,0 +1,247 @@
+"""Compare: one prompt and seed, two methods, side by side while they run and measured when they are done."""
+
+import random
+from collections.abc import Iterator
+
+import gradio as gr
+
+from timeripple import figures
+from timeripple.compare import check, compare, save
+from timeripple.generate import Request
+from timeripple.methods import Method, parse_method
+from timeripple.pond.pipeline import SPATIAL_FACTOR
+from ui import markup
+from ui.runs import Run, Runs
+
+PRESETS = {
+    "Ball at sunset": "a red ball rolling left across the ocean at sunset",
+    "Star by night": "a large golden star rising in the sky by night",
+    "Fish in the sea": "a small purple fish swimming right through the sea",
+    "Growing heart": "a pink heart growing over a meadow",
+    "Bouncing ring": "a cyan ring bouncing in the desert by day",
+    "Camera pan": "a green cube circling above the city while the camera pans right",
+}
+NAMES = {"dense": "Dense", "token": "Token reuse", "tile": "Tile reuse", "channel": "Channel (paper)"}
+METHODS = [(name, method) for method, name in NAMES.items()]
+SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
+REFRESH = {"Automatic": "auto", "Off": "none", **{f"Every {n} steps": str(n) for n in (2, 3, 4, 5, 6, 8)}}
+POLL_SECONDS = 0.5
+
+
+def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
+    """Adds the content of the tab to `app`, which is being built."""
+    sizes = [(f"{name} · {frames} frames of {pixels} × {pixels}", name) for name, (frames, pixels) in SIZES.items()]
+    saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
+    shown = gr.State(None)
+    timer = gr.Timer(POLL_SECONDS, active=False)
+
+    with gr.Row(elem_classes="tr-columns"):
+        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
+            prompt = gr.Textbox(
+                PRESETS["Ball at sunset"], lines=2, label="Prompt", info="A subject: how it looks and moves, and where."
+            )
+            gr.Examples(
+                [[preset] for preset in PRESETS.values()], [prompt], label="Try one of these",
+                example_labels=list(PRESETS), api_visibility="private",
+            )  # fmt: skip
+            with gr.Row(elem_classes="tr-tight tr-actions"):
+                generate = gr.Button("Generate", variant="primary", size="lg", scale=3, min_width=140)
+                cancel = gr.Button("Cancel", variant="stop", size="lg", scale=1, min_width=110, interactive=False)
+            with gr.Row(elem_classes="tr-tight"):
+                first = gr.Dropdown(METHODS, value="dense", label="Method A", filterable=False, min_width=130)
+                second = gr.Dropdown(METHODS, value="token", label="Method B", filterable=False, min_width=130)
+            budget = gr.Slider(
+                0.3, 0.9, value=0.75, step=0.05, label="Budget", info="Share of attention saved while reusing"
+            )
+            size = gr.Dropdown(sizes, value="Standard", label="Size", filterable=False)
+            most = runs.limits.max_steps
+            steps = gr.Slider(2, max(2, most), value=min(20, most), step=1, label="Denoising steps")
+            with gr.Row(elem_classes="tr-tight"):
+                seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
+                dice = gr.Button("⚄ Random", scale=1, min_width=120, elem_classes="tr-dice")
+            with gr.Accordion("Advanced", open=False):
+                refresh = gr.Dropdown(
+                    list(REFRESH.items()), value="auto", label="Feedback refresh", filterable=False,
+                    info="How often the error of reuse is measured, to be given back on the steps between",
+                )  # fmt: skip
+                guidance = gr.Slider(1, 8, value=3, step=0.5, label="Guidance", info="How strictly the prompt is kept")
+                negative = gr.Textbox("", label="Negative prompt", info="What to steer away from; may stay empty")
+        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
+            stage = gr.HTML(markup.welcome(), elem_id="stage")
+            with gr.Column(visible=False) as results:
+                title = gr.HTML()
+                with gr.Row(elem_classes="tr-videos"):
+                    videos = [
+                        gr.Video(
+                            label=side, autoplay=True, loop=True, buttons=["download"], interactive=False,
+                            min_width=260, elem_id=f"video-{side.lower()}", elem_classes=f"tr-video tr-{side.lower()}",
+                        )
+                        for side in "AB"
+                    ]  # fmt: skip
+                numbers = gr.HTML()
+                with gr.Row():
+                    seconds = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                    saving = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                with gr.Row():
+                    video_file = gr.DownloadButton("Download side_by_side.mp4", min_width=220)
+                    report_file = gr.DownloadButton("Download report.json", min_width=220)
+
+    form = [prompt, seed, size, steps, first, second, budget, refresh, guidance, negative]
+    outcome = [title, *videos, numbers, seconds, saving, video_file, report_file]
+    view = [stage, results, *outcome, generate, cancel, timer, shown]
+    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+
+    def start(*settings):
+        """Queues the run the form asks for: its id, and the timer that shows it."""
+        try:
+            run = submit(pipeline, runs, *read_form(settings), settings)
+        except ValueError as error:
+            raise gr.Error(str(error), title="This cannot be generated", print_exception=False) from None
+        return run.id, gr.Timer(active=True), None
+
+    def restore(run_id):
+        """After a reload: the form as it was, and the timer that shows the run again."""
+        run = runs.find(run_id)
+        return [*(run.settings if run else [gr.skip()] * len(form)), gr.Timer(active=run is not None), None]
+
+    def show(run_id, already_shown):
+        """Everything that depends on the run, from its present state; nothing if nothing has changed."""
+        run = runs.find(run_id)
+        now = run and [run.id, run.version, runs.ahead(run)]
+        if run and now == already_shown:
+            return [gr.skip()] * len(view)
+        done, busy = bool(run and run.state == "done"), bool(run and not run.finished)
+        return [
+            gr.HTML(describe(run, runs.ahead(run)) if run else markup.welcome(), visible=not done),
+            gr.Column(visible=done),
+            *(present(run) if done else [gr.skip()] * len(outcome)),
+            gr.Button(interactive=not busy),
+            gr.Button(interactive=busy and not run.stop.is_set()),
+            gr.Timer(active=busy),
+            now,
+        ]
+
+    dice.click(lambda: random.randrange(10_000), None, seed, **quiet)
+    for trigger in (generate.click, prompt.submit):
+        trigger(start, form, [saved_id, timer, shown], **quiet).success(show, [saved_id, shown], view, **quiet)
+    cancel.click(runs.cancel, saved_id, None, **quiet).then(show, [saved_id, shown], view, **quiet)
+    timer.tick(show, [saved_id, shown], view, trigger_mode="once", **quiet)
+    app.load(restore, saved_id, [*form, timer, shown], **quiet)
+
+
+def read_form(settings: tuple) -> tuple[Request, list[Method]]:
+    """What the form asks for. Raises ValueError, one sentence, for values that are missing or make no method."""
+    prompt, seed, size, steps, first, second, budget, refresh, guidance, negative = settings
+    if seed is None or size not in SIZES:
+        raise ValueError("The seed is missing; give a whole number, such as 7.")
+    frames, pixels = SIZES[size]
+    request = Request(prompt, negative, seed, int(steps), frames, pixels, pixels, guidance)
+    feedback = "" if refresh == "auto" else f":refresh={refresh}"
+    texts = ["dense" if name == "dense" else f"{name}:{budget:g}{feedback}" for name in (first, second)]
+    return request, [parse_method(text) for text in texts]
+
+
+def submit(pipeline, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
+    """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
+    check(pipeline, request, methods)
+    size = request.num_frames * (request.height // SPATIAL_FACTOR) * (request.width // SPATIAL_FACTOR)
+    if size > runs.limits.max_tokens:
+        raise ValueError(f"This size is {size:,} tokens; the limit here is {runs.limits.max_tokens:,}.")
+    if request.steps > runs.limits.max_steps:
+        raise ValueError(f"These are {request.steps} steps; the limit here is {runs.limits.max_steps}.")
+
+    def work(run: Run) -> dict:
+        comparison = compare(pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set)
+        save(comparison, run.folder, pipeline)
+        return comparison.report(pipeline)
+
+    return runs.submit(work, settings)
+
+
+def describe(run: Run, ahead: int) -> str:
+    """The stage of a run that has no result to show."""
+    if run.state == "cancelled":
+        return markup.notice("Cancelled", "The run has stopped. Change what you like and generate again.")
+    if run.state == "failed":
+        return markup.notice("This run did not finish", run.error, alert=True)
+    _, methods = read_form(run.settings)
+    events = [run.progress.get(method.label) for method in methods]
+    if run.stop.is_set():
+        note = "Cancelling: the run stops after this step."
+    elif ahead:
+        note = f"Waiting: {ahead} {'run comes' if ahead == 1 else 'runs come'} first."
+    elif not any(events):
+        note = "Warming up: one step that is not timed."
+    elif all(event and event.step == event.steps for event in events):
+        note = "Decoding the videos and measuring how close they are."
+    else:
+        note = f"Method {'B' if events[1] or events[0].step == events[0].steps else 'A'} is running."
+    return markup.progress(note, [(title(method), event) for method, event in zip(methods, events)])
+
+
+def present(run: Run) -> list:
+    """The result: heading, videos, cards, plots and files, from the run's report."""
+    request, methods = read_form(run.settings)
+    rows, names = run.result["methods"], [f"{side} · {title(method)}" for side, method in zip("AB", methods)]
+    detail = f"{request.num_frames} frames of {request.width} × {request.height} · {request.steps} steps"
+    savings = [(name, row["saving"]) for name, row in zip(names, rows) if row["saving"]]
+    curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in savings]
+    return [
+        markup.heading(request.prompt, f"{detail} · seed {request.seed}"),
+        *(gr.Video(run.folder / f"{row['label']}.mp4", label=name) for row, name in zip(rows, names)),
+        markup.cards(measured(rows, savings)),
+        figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows)]),
+        figures.saving_per_step(curves),
+        gr.DownloadButton(value=run.folder / "side_by_side.mp4"),
+        gr.DownloadButton(value=run.folder / "report.json"),
+    ]
+
+
+def measured(rows: list[dict], savings: list[tuple[str, dict]]) -> list[tuple[str, str, str, str]]:
+    """The numbers of the cards, each with its kind."""
+    seconds, quality = [f"{row['seconds']['total']:.1f} s" for row in rows], rows[1]["quality"]
+    took = f"A took {seconds[0]}, B {seconds[1]}, from prompt to pixels"
+    numbers = [
+        ("Speed-up", f"{rows[1]['speedup']:.2f}×", "measured here", took),
+        ("PSNR", f"{quality['psnr']:.1f} dB", "measured here", "B against A; higher is closer"),
+        ("SSIM", f"{quality['ssim']:.3f}", "measured here", "B against A; 1 is identical"),
+    ]
+    for name, saving in savings:
+        meaning = f"{name.split(' · ')[0]}, over the reuse steps; {saving['all_steps']:.0%} over all steps"
+        numbers.append(("Attention saved", f"{saving['reuse_steps']:.0%}", saving["kind"], meaning))
+    return numbers
+
+
+def title(method: Method) -> str:
+    """What the page calls a method, for example "Token reuse 75 %"."""
+    name = NAMES[method.text.split(":")[0]]
+    return name if method.config is None else f"{name} {method.config.budget:.0%}"
+
+
+def comparison_api(pipeline, runs: Runs):
+    """The endpoint for programs: the comparison, without the page."""
+
+    def compare_methods(
+        prompt: str,
+        methods: str = "dense,token:0.75",
+        seed: int = 0,
+        steps: int = 20,
+        num_frames: int = 16,
+        pixels: int = 128,
+    ) -> Iterator[tuple[dict, str | None]]:
+        """Compares methods on one prompt and seed; yields progress, at last the report and the side-by-side video."""
+        try:
+            request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
+            run = submit(pipeline, runs, request, [parse_method(text) for text in methods.split(",")])
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        try:
+            while not runs.wait(run, POLL_SECONDS):
+                yield {"state": run.state, **{name: event.step for name, event in run.progress.items()}}, None
+        finally:
+            runs.cancel(run.id)
+        if run.state != "done":
+            raise gr.Error(run.error or "The run was cancelled.", print_exception=False)
+        yield run.result, str(run.folder / "side_by_side.mp4")
+
+    return compare_methods

@@ -1,0 +1,103 @@
+"""Pieces of HTML the tabs are made of: plain functions from values to text; whatever comes from outside is escaped."""
+
+import base64
+import io
+from html import escape
+
+from PIL import Image
+
+
+def hero() -> str:
+    return """<header class="tr-hero">
+      <p class="tr-brand"><span class="tr-mark" aria-hidden="true"></span>TimeRipple</p>
+      <h1>Video diffusion that reuses what neighbours share</h1>
+      <p>Neighbouring tokens of a video are often nearly alike, so attention need not compute each of them anew:
+      watch dense attention and reuse turn the same noise into video, and measure the difference on this machine.</p>
+    </header>"""
+
+
+def welcome() -> str:
+    return f"""<section class="tr-card tr-welcome">
+      <div class="tr-grids" aria-hidden="true">
+        <figure>{_grid(merged=False)}<figcaption>Dense: every token</figcaption></figure>
+        <figure>{_grid(merged=True)}<figcaption>Reuse: neighbours share</figcaption></figure>
+      </div>
+      <h2>Two methods, one noise, side by side</h2>
+      <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A, one by
+      method B. Then compare how close they are, how many seconds each stage took and how much attention was saved.</p>
+    </section>"""
+
+
+def _grid(merged: bool) -> str:
+    """Tokens of a frame as squares; with `merged`, those of calm regions stand together in blocks of 2×2."""
+    moving = {(2, 2), (2, 4), (4, 2), (4, 4)}
+    squares = []
+    for y in range(0, 8, 2):
+        for x in range(0, 8, 2):
+            calm = merged and (y, x) not in moving
+            tone = "tr-moving" if (y, x) in moving else "tr-calm"
+            for dy, dx in [(0, 0)] if calm else [(0, 0), (0, 1), (1, 0), (1, 1)]:
+                side = 21 if calm else 9
+                squares.append(
+                    f'<rect class="{tone}" x="{12 * (x + dx)}" y="{12 * (y + dy)}" width="{side}" height="{side}" rx="2"/>'
+                )
+    return f'<svg viewBox="0 0 93 93">{"".join(squares)}</svg>'
+
+
+def progress(note: str, sides: list[tuple[str, object | None]]) -> str:
+    """Both sides of a run under way.
+
+    sides: (label, latest step event or None before the first) of A and B; they run one after the other.
+    """
+    panels = [_side(name, label, event) for name, (label, event) in zip("AB", sides)]
+    return f'<section class="tr-run"><p class="tr-note" role="status">{escape(note)}</p>{"".join(panels)}</section>'
+
+
+def _side(name: str, label: str, event) -> str:
+    step, steps = (event.step, event.steps) if event else (0, 1)
+    if event is None:
+        detail, share = "waiting", 0
+    elif step < steps:
+        detail, share = f"step {step} of {steps} · about {event.eta_seconds:.0f} s left", 100 * step / steps
+    else:
+        detail, share = f"{steps} steps in {event.seconds:.1f} s", 100
+    picture = '<div class="tr-noise" aria-hidden="true"></div>'
+    if event and event.preview is not None:
+        picture = f'<img src="{_data_uri(event.preview)}" alt="Preview of {escape(label)} after step {step}">'
+    return f"""<article class="tr-card tr-side tr-{name.lower()}">
+      {_title(name, label)}
+      <div class="tr-picture">{picture}</div>
+      <div class="tr-bar" role="progressbar" aria-label="{escape(label)}" aria-valuemin="0" aria-valuemax="100"
+        aria-valuenow="{share:.0f}" aria-valuetext="{detail}"><i style="width:{share:.1f}%"></i></div>
+      <p class="tr-detail">{detail}</p>
+    </article>"""
+
+
+def _title(name: str, label: str) -> str:
+    return f'<h3 class="tr-{name.lower()}"><span class="tr-badge">{name}</span>{escape(label)}</h3>'
+
+
+def _data_uri(picture) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def notice(title: str, sentence: str, alert: bool = False) -> str:
+    role, style = ("alert", "tr-alert") if alert else ("status", "")
+    return f"""<section class="tr-card tr-notice {style}" role="{role}">
+      <h2>{escape(title)}</h2><p>{escape(sentence)}</p></section>"""
+
+
+def heading(prompt: str, detail: str) -> str:
+    return f'<div class="tr-heading"><h2>“{escape(prompt)}”</h2><p>{escape(detail)}</p></div>'
+
+
+def cards(numbers: list[tuple[str, str, str, str]]) -> str:
+    """Metric cards: (name, value, kind, what it means) each."""
+    items = [
+        f"""<div class="tr-card tr-metric"><dt>{escape(name)}<span class="tr-kind tr-{kind.split()[0]}">{kind}</span></dt>
+        <dd><strong>{escape(value)}</strong><span>{escape(meaning)}</span></dd></div>"""
+        for name, value, kind, meaning in numbers
+    ]
+    return f'<dl class="tr-metrics">{"".join(items)}</dl>'
