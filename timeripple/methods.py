@@ -23,7 +23,7 @@ class Method:
     """A way to compute self-attention. text: as the user wrote it; config: None for dense."""
 
     text: str
-    config: ReuseConfig | OutputCacheConfig | SkipConfig | None
+    config: ReuseConfig | OutputCacheConfig | None
 
     @property
     def label(self) -> str:

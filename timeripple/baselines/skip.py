@@ -9,42 +9,36 @@ back on the steps between, as DiTFastAttn (NeurIPS 2024) does for window attenti
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from timeripple.attention import ReuseRun
 from timeripple.attention.plan import TileCurve, window_probability, window_shape
-from timeripple.config import ConfigError, ReuseConfig, Step
+from timeripple.config import ConfigError, ReuseConfig
 from timeripple.grid import TokenGrid
 
 SETTINGS = ("budget", "theta", "refresh", "dense_first", "dense_last", "ramp", "theta_min", "query_tile")
 
 
 @dataclass(frozen=True)
-class SkipConfig:
-    """tile: the settings of tile reuse; theta there is the attention probability a tile of queries may miss."""
+class SkipConfig(ReuseConfig):
+    """Settings of tile reuse, for skipping; theta is the attention probability a tile of queries may miss."""
 
-    tile: ReuseConfig = field(default_factory=lambda: ReuseConfig("tile", refresh=None))
-    granularity = "skip"
-
-    @property
-    def budget(self) -> float | None:
-        return self.tile.budget
+    granularity: str = "tile"
+    refresh: int | str | None = None
 
     @property
-    def theta(self) -> float | None:
-        return self.tile.theta
+    def ceiling(self) -> float:
+        """There are no representatives to visit, and a tile keeps one window of many."""
+        return 1.0
 
     @property
     def label(self) -> str:
-        return "skip" + self.tile.label.removeprefix("tile").replace("-refresh=none", "")
-
-    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
-        return self.tile.schedule(num_inference_steps)
+        return "skip" + super().label.removeprefix(self.granularity)
 
     def start(self, num_inference_steps: int) -> ReuseRun:
-        return ReuseRun(self.tile, num_inference_steps, measure=measure)
+        return ReuseRun(self, num_inference_steps, measure=measure)
 
     @classmethod
     def parse(cls, text: str) -> SkipConfig:
@@ -53,9 +47,7 @@ class SkipConfig:
         for name in (part.split("=")[0] for part in settings if "=" in part):
             if name not in SETTINGS:
                 raise ConfigError(f"setting {name!r} in {text!r} is unknown; choose from {', '.join(SETTINGS)}.")
-        tile = ReuseConfig.parse(":".join(("tile", *settings)))
-        given = any(part.startswith("refresh=") for part in settings)
-        return cls(tile if given else replace(tile, refresh=None))
+        return super().parse(":".join(("tile", *settings)))
 
 
 def measure(

@@ -33,9 +33,9 @@ def enable(target, config: ReuseConfig | None, *, num_inference_steps: int | Non
     """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
 
     target: a diffusers pipeline, of which every supported transformer is taken, or a transformer. config: None keeps
-    attention dense and only measures its time. Anything else than a `ReuseConfig` needs a `label`, a `granularity`
-    and `start(num_inference_steps)`, which returns what a `ReuseRun` is: the baselines have that. num_inference_steps:
-    for pipelines that tell the transformer neither this nor `num_timesteps`.
+    attention dense and only measures its time. Baselines bring configs of their own, which have a `label`, a
+    `granularity` and `start(num_inference_steps)`, to be used like a `ReuseRun`. num_inference_steps: for pipelines
+    that tell the transformer neither this nor `num_timesteps`.
 
     Attention stays dense, with one warning, where gradients are recorded, the step is unknown or the sequence is not
     the token grid. Raises ConfigError where nothing is supported, and at the first forward pass if the config does
@@ -148,15 +148,12 @@ class TransformerHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         try:
             output = self.fn_ref.original_forward(*args, **kwargs)
-            start = now(next(module.parameters()))
-            self.run.end_forward()
-            self.closing_seconds += now(next(module.parameters())) - start
+            self._end(module)
         except BaseException:
             self.reset_state(module)
             raise
         finally:
             self.active = False
-        self.residual_bytes = max(self.residual_bytes, self.run.residual_bytes)
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
@@ -201,6 +198,7 @@ class TransformerHook(ModelHook):
             "records": records,
         }
 
+    @torch.compiler.disable
     def _begin(self, module: nn.Module, args: tuple, kwargs: dict) -> bool:
         """Opens a forward pass of the run; False where attention has to stay dense."""
         if torch.is_grad_enabled():
@@ -227,9 +225,17 @@ class TransformerHook(ModelHook):
         self.run.begin_forward(name, step, self.grid)
         return True
 
+    @torch.compiler.disable
+    def _end(self, module: nn.Module) -> None:
+        on_device = next(module.parameters())
+        start = now(on_device)
+        self.run.end_forward()
+        self.closing_seconds += now(on_device) - start
+        self.residual_bytes = max(self.residual_bytes, self.run.residual_bytes)
+
     def _start(self, total: int) -> None:
         config = ReuseConfig(budget=0) if self.config is None else self.config
-        self.run = ReuseRun(config, total) if isinstance(config, ReuseConfig) else config.start(total)
+        self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
         self.residual_bytes, self.closing_seconds = 0, 0.0
 
     def _context(self):
