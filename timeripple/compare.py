@@ -48,7 +48,7 @@ class Comparison:
         request = asdict(self.request)
         return {
             **request,
-            "model": Path(pipeline.config._name_or_path or type(pipeline).__name__).name,
+            "model": Path(pipeline.name_or_path or type(pipeline).__name__).name,
             "grid": _grid(self.request, pipeline),
             "methods": [
                 {

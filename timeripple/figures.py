@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-STAGES = ("text", "attention", "plan", "rest of denoising", "decode")
+STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
 INK, GRID = "#808080", "rgba(128, 128, 128, 0.25)"
 
 
@@ -37,10 +37,19 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     """Where the time of every method went, as stacked bars.
 
     runs: (label, seconds) per method, in order from the top; seconds as in `Generation.seconds`: text, denoise,
-    attention and plan (both parts of denoise), decode. The bars add up to text + denoise + decode.
+    attention (a part of denoise), plan (a part of attention), decode. The bars add up to text + denoise + decode.
     """
     labels = [label for label, _ in runs]
-    parts = [{**s, "rest of denoising": s["denoise"] - s["attention"] - s["plan"]} for _, s in runs]
+    parts = [
+        {
+            "text": seconds["text"],
+            "attention": seconds["attention"] - seconds["plan"],
+            "planning": seconds["plan"],
+            "rest of denoising": seconds["denoise"] - seconds["attention"],
+            "decode": seconds["decode"],
+        }
+        for _, seconds in runs
+    ]
     figure = go.Figure()
     for colour, stage in zip(PALETTE, STAGES, strict=False):
         figure.add_bar(

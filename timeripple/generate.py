@@ -67,8 +67,8 @@ class Generation:
     """A clip and what it took.
 
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
-    included) + denoise + decode; attention and plan (deciding what to reuse) are parts of denoise. Previews and
-    callbacks are not counted. saving: as the method's summary has it; None for dense.
+    included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
+    what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
     """
 
     method: Method

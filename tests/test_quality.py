@@ -1,0 +1,48 @@
+import math
+
+import numpy as np
+import pytest
+from skimage.metrics import peak_signal_noise_ratio
+
+from timeripple import quality
+
+
+@pytest.fixture
+def clip() -> np.ndarray:
+    return np.random.default_rng(0).integers(20, 235, (3, 24, 32, 3), dtype=np.uint8)
+
+
+def test_psnr_of_a_constant_error(clip):
+    assert quality.psnr(clip + np.uint8(5), clip) == pytest.approx(20 * math.log10(255 / 5))
+
+
+def test_psnr_agrees_with_scikit_image(clip):
+    other = np.random.default_rng(1).integers(0, 255, clip.shape, dtype=np.uint8)
+    assert quality.psnr(other, clip) == pytest.approx(peak_signal_noise_ratio(clip, other))
+
+
+def test_psnr_is_that_of_the_mean_error_not_the_mean_over_frames(clip):
+    other = clip.copy()
+    other[0] += 10
+    assert quality.psnr(other, clip) == pytest.approx(10 * math.log10(255**2 / (100 / 3)))
+    per_frame = quality.psnr_per_frame(other, clip)
+    assert per_frame[0] == pytest.approx(20 * math.log10(25.5)) and np.isinf(per_frame[1:]).all()
+
+
+def test_identical_clips(clip):
+    assert quality.psnr(clip, clip) == math.inf
+    assert quality.measure(clip, clip) == {"psnr": quality.PSNR_CAP, "ssim": pytest.approx(1)}
+
+
+def test_ssim_of_constant_clips_is_the_luminance_term():
+    a, b = np.full((2, 16, 16, 3), 100, np.uint8), np.full((2, 16, 16, 3), 120, np.uint8)
+    c1 = (0.01 * 255) ** 2
+    assert quality.ssim(a, b) == pytest.approx((2 * 100 * 120 + c1) / (100**2 + 120**2 + c1))
+    assert quality.ssim_per_frame(a, b).shape == (2,)
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 24, 31, 3), np.uint8), np.zeros((3, 24, 32, 3), np.float32)])
+def test_clips_that_cannot_be_compared(clip, other):
+    for function in (quality.psnr, quality.ssim):
+        with pytest.raises(ValueError, match="cannot be compared"):
+            function(clip, other)

@@ -1,0 +1,92 @@
+import errno
+import json
+import re
+import subprocess
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from timeripple.quality import psnr
+from timeripple.video import FPS, enlarge, read_mp4, side_by_side, write_mp4
+
+
+def smooth_clip(frames: int = 10, height: int = 128, width: int = 160) -> np.ndarray:
+    t, y, x = np.mgrid[:frames, :height, :width] / np.array([frames, height, width]).reshape(3, 1, 1, 1)
+    return (255 * np.stack([x, y, (t + x) / 2], axis=-1)).astype(np.uint8)
+
+
+def read_with_opencv(path) -> np.ndarray:
+    capture = cv2.VideoCapture(str(path))
+    frames = []
+    while (result := capture.read())[0]:
+        frames.append(result[1][..., ::-1])
+    return np.stack(frames)
+
+
+def probe(path) -> str:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "ffmetadata", "-"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.stderr + result.stdout
+
+
+def test_round_trip_through_both_readers(tmp_path):
+    clip = smooth_clip()
+    write_mp4(tmp_path / "clip.mp4", clip)
+    for frames in (read_mp4(tmp_path / "clip.mp4"), read_with_opencv(tmp_path / "clip.mp4")):
+        assert frames.shape == (10, 384, 480, 3)
+        assert psnr(frames, enlarge(clip)) > 38
+
+
+def test_codec_colours_rate_and_faststart(tmp_path):
+    path = tmp_path / "clip.mp4"
+    write_mp4(path, smooth_clip(), metadata={"prompt": 'a "red" ball; = #\n', "seed": 3})
+    text = probe(path)
+    assert re.search(r"Video: h264 .*yuv420p\(tv, bt709", text) and f"{FPS} fps" in text
+    data = path.read_bytes()
+    assert data.index(b"moov") < data.index(b"mdat")
+    comment = re.search(rb'{"prompt.*?}', data)[0]
+    assert json.loads(comment) == {"prompt": 'a "red" ball; = #\n', "seed": 3}
+
+
+def test_odd_sizes_become_even(tmp_path):
+    write_mp4(tmp_path / "odd.mp4", smooth_clip(2, 301, 299))
+    assert read_mp4(tmp_path / "odd.mp4").shape == (2, 302, 300, 3)
+
+
+@pytest.mark.parametrize(("size", "factor"), [(32, 4), (128, 4), (192, 2), (256, 2), (320, 1), (1024, 1)])
+def test_enlarge(size, factor):
+    assert enlarge(np.zeros((1, size, 32, 3), np.uint8)).shape == (1, size * factor, 32 * factor, 3)
+
+
+def test_side_by_side_keeps_the_clips_and_writes_captions():
+    left, right = np.full((2, 64, 64, 3), 40, np.uint8), np.full((2, 64, 64, 3), 200, np.uint8)
+    frames = side_by_side([left, right], ["dense · 1.0 s", "a caption far too long for the width of a clip " * 2])
+    assert frames.shape == (2, 32 + 256, 256 + 8 + 256, 3)
+    assert (frames[:, 32:, :256] == 40).all() and (frames[:, 32:, 264:] == 200).all()
+    assert frames[:, :32, :256].max() > 200 and frames[:, :32, 264:].max() > 200
+    assert (frames[:, :, 256:264] == 0).all()
+
+
+def test_side_by_side_of_unequal_clips():
+    with pytest.raises(ValueError, match="do not fit side by side"):
+        side_by_side([np.zeros((1, 32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)], ["a", "b"])
+
+
+def test_full_disk():
+    with pytest.raises(OSError, match="No space left on device") as error:
+        write_mp4("/dev/full", smooth_clip(2))
+    assert error.value.errno == errno.ENOSPC
+
+
+def test_unwritable_path_leaves_nothing(tmp_path):
+    with pytest.raises(OSError, match="No such file or directory"):
+        write_mp4(tmp_path / "missing" / "clip.mp4", smooth_clip(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_reading_what_is_no_video(tmp_path):
+    (tmp_path / "clip.mp4").write_text("no video")
+    with pytest.raises(OSError, match="cannot be read as a video"):
+        read_mp4(tmp_path / "clip.mp4")

@@ -1,0 +1,5 @@
+"""`python -m timeripple`."""
+
+from timeripple.cli import main
+
+main()

@@ -1,0 +1,154 @@
+"""Quality over saving: every method at equal savings, against dense clips of the same prompts and noise."""
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from timeripple.config import ConfigError
+from timeripple.generate import Request, generate
+from timeripple.methods import Method, parse_method
+from timeripple.pond.pipeline import PondPipeline
+from timeripple.pond.prompts import describe, random_description
+from timeripple.quality import measure
+from timeripple.timing import environment
+
+SAVINGS = (0.5, 0.6, 0.7, 0.75, 0.85)
+METHODS = (
+    "channel:{}:refresh=none",
+    "token:{}:refresh=none",
+    "token:{}",
+    "tile:{}:refresh=none",
+    "tile:{}",
+    "skip:{}:refresh=none",
+    "skip:{}:refresh=auto",
+    "output-cache:{}",
+)
+"""Methods of the benchmark with a place for the saving; those without refresh=none give their error back."""
+
+
+@dataclass(frozen=True)
+class QualityBench:
+    """What is run. The default size, 2304 tokens, is what fits in 40 minutes on two cores at four prompts."""
+
+    prompts: int = 4
+    steps: int = 20
+    num_frames: int = 16
+    height: int = 96
+    width: int = 96
+
+    def requests(self) -> list[Request]:
+        """One request per prompt: combinations that training never shows, each with noise of its own."""
+        if self.prompts < 1:
+            raise ValueError(f"The number of prompts is {self.prompts}; give at least 1, such as 4.")
+        rng = random.Random(0)
+        size = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
+        return [
+            Request(describe(random_description(rng, held_out=True)), seed=seed, steps=self.steps, **size)
+            for seed in range(self.prompts)
+        ]
+
+    def check(self, pipeline: PondPipeline) -> None:
+        """Raise ValueError, one sentence, for what cannot be run."""
+        for request in self.requests():
+            request.check(pipeline)
+
+
+def quality(
+    pipeline: PondPipeline,
+    bench: QualityBench,
+    log: Path | None = None,
+    on_run: Callable[[int, int], None] | None = None,
+) -> dict:
+    """`{"rows", "kind", "environment", "weights", ...settings}`; each row the mean over prompts of a method.
+
+    Row: method, granularity, feedback, target, saving (reached over the reuse window, not the target), saving_kind,
+    psnr (mean of dB), ssim; where a method cannot save that much, psnr and ssim are None and `reason` says why.
+    log: a JSON-lines file to which finished runs are added, and from which runs of the same settings and weights are
+    taken up; delete it after changing code. on_run(finished, all) is called after every run.
+    """
+    bench.check(pipeline)
+    methods = {(text, target): _method(text.format(target), bench.steps) for text in METHODS for target in SAVINGS}
+    feasible = [method for method in methods.values() if isinstance(method, Method)]
+    finished = _read(log)
+    identity = _fingerprint(pipeline)
+    measured: dict[str, list[dict]] = {method.text: [] for method in feasible}
+    runs = 0
+    for request in bench.requests():
+        reference = None
+        for method in feasible:
+            key = json.dumps({**asdict(request), "method": method.text, "weights": identity}, sort_keys=True)
+            if key not in finished:
+                if reference is None:
+                    reference = generate(pipeline, request, parse_method("dense")).frames
+                finished[key] = _run(pipeline, request, method, reference)
+                if log is not None:
+                    with log.open("a") as file:
+                        file.write(json.dumps({"key": key, **finished[key]}) + "\n")
+            measured[method.text].append(finished[key])
+            runs += 1
+            if on_run is not None:
+                on_run(runs, len(feasible) * bench.prompts)
+    rows = [_row(text, target, method, measured) for (text, target), method in methods.items()]
+    return {
+        "rows": rows,
+        **asdict(bench),
+        "weights": identity,
+        "kind": "measured here",
+        "environment": environment(pipeline.device),
+    }
+
+
+def _method(text: str, steps: int) -> Method | str:
+    """The method, or the sentence that says why there is none."""
+    try:
+        method = parse_method(text)
+        method.config.schedule(steps)
+    except ConfigError as error:
+        return str(error)
+    return method
+
+
+def _run(pipeline: PondPipeline, request: Request, method: Method, reference: np.ndarray) -> dict:
+    generation = generate(pipeline, request, method)
+    saving = generation.saving
+    return {**measure(generation.frames, reference), "saving": saving["reuse_steps"], "saving_kind": saving["kind"]}
+
+
+def _row(text: str, target: float, method: Method | str, measured: dict[str, list[dict]]) -> dict:
+    name = text.split(":")[0]
+    row = {
+        "method": text.format(target),
+        "granularity": name,
+        "feedback": "refresh=none" not in text and name != "output-cache",
+        "target": target,
+    }
+    if isinstance(method, str):
+        return row | dict.fromkeys(("saving", "saving_kind", "psnr", "ssim")) | {"reason": method}
+    runs = measured[method.text]
+    means = {name: float(np.mean([run[name] for run in runs])) for name in ("saving", "psnr", "ssim")}
+    return row | means | {"saving_kind": runs[0]["saving_kind"]}
+
+
+def _read(log: Path | None) -> dict[str, dict]:
+    """Finished runs by key; a last line cut short by a crash is passed over."""
+    runs = {}
+    for line in log.read_text().splitlines() if log is not None and log.exists() else ():
+        try:
+            run = json.loads(line)
+            runs[run.pop("key")] = run
+        except (json.JSONDecodeError, KeyError):
+            continue
+    return runs
+
+
+def _fingerprint(pipeline: PondPipeline) -> str:
+    """Short hash of the denoiser's weights, so that runs of different weights are never mixed."""
+    digest = hashlib.sha256()
+    for tensor in pipeline.transformer.state_dict().values():
+        digest.update(tensor.float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,205 @@
+"""The command line: `python -m timeripple compare` and `bench quality`.
+
+Everything heavy is imported inside the commands, so that help and wrong options answer at once.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from timeripple.compare import Comparison
+
+USER_ERROR = 2
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Reuse of attention in video diffusion, measured.")
+bench_app = typer.Typer(no_args_is_help=True, help="Benchmarks.")
+app.add_typer(bench_app, name="bench")
+
+Steps = Annotated[int, typer.Option(help="Denoising steps.")]
+Frames = Annotated[int, typer.Option(help="Frames of the clip.")]
+Size = Annotated[str, typer.Option(help="Pixels: N or WxH, multiples of 8.")]
+Model = Annotated[str, typer.Option(help='"pond" or the folder of a model.')]
+
+
+@app.command()
+def compare(
+    prompt: Annotated[str, typer.Option(help='Such as "a red ball rolling left across the ocean at sunset".')],
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Separated by commas, the first is the reference; each name[:budget][:key=value...].")
+    ] = "dense,token",
+    theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "128",
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 3.0,
+    model: Model = "pond",
+    out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
+) -> None:
+    """Generate one prompt with several methods from the same noise, and write videos and a report.
+
+    Names are dense, channel, token, tile and those of the baselines; a budget is the share of attention to save.
+    """
+    with _one_sentence(ValueError, OSError):
+        from timeripple import compare as comparing
+        from timeripple.generate import Request, load_pipeline
+        from timeripple.methods import parse_method
+
+        chosen = [parse_method(_with_theta(text.strip(), theta)) for text in methods.split(",")]
+        width, height = _parse_size(size)
+        request = Request(prompt, negative_prompt, seed, steps, frames, height, width, guidance)
+        comparing.check_folder(out)
+        pipeline = load_pipeline(model)
+        comparing.check(pipeline, request, chosen)
+
+    with _progress() as progress:
+        tasks = {method.label: progress.add_task(method.label, total=steps, start=False) for method in chosen}
+
+        def show(event):
+            progress.start_task(tasks[event.method])
+            progress.update(tasks[event.method], completed=event.step)
+
+        comparison = comparing.compare(pipeline, request, chosen, on_step=show)
+    with _one_sentence(OSError):
+        paths = comparing.save(comparison, out, pipeline)
+    console = _console()
+    console.print(_comparison_table(comparison))
+    console.print(
+        f"Wrote {', '.join(path.name for path in paths)} to {out}", highlight=False, markup=False, soft_wrap=True
+    )
+
+
+@bench_app.command()
+def quality(
+    prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 4,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: Model = "pond",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON-lines file of finished runs; a later call takes up from there.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
+    with _one_sentence(ValueError, OSError):
+        from timeripple import bench
+        from timeripple.generate import load_pipeline
+
+        width, height = _parse_size(size)
+        settings = bench.QualityBench(prompts, steps, frames, height, width)
+        if out is not None:
+            out.open("a").close()
+        pipeline = load_pipeline(model)
+        settings.check(pipeline)
+
+    with _one_sentence(OSError), _progress() as progress:
+        task = progress.add_task("runs", total=None)
+        result = bench.quality(
+            pipeline, settings, out, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _console().print(_quality_table(result["rows"]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error of the user is one sentence on stderr and exit code 2."""
+    from typer import _click
+
+    try:
+        code = app(arguments, prog_name="timeripple", standalone_mode=False)
+    except _click.exceptions.UsageError as error:
+        _fail(error.format_message())
+    except (KeyboardInterrupt, typer.Abort):
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)
+
+
+def _fail(message: str) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(USER_ERROR)
+
+
+@contextmanager
+def _one_sentence(*errors: type[Exception]) -> Iterator[None]:
+    """Turn `errors` into their message on stderr and exit code 2."""
+    try:
+        yield
+    except errors as error:
+        message = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else str(error)
+        typer.echo(message, err=True)
+        raise typer.Exit(USER_ERROR) from None
+
+
+def _with_theta(method: str, theta: float | None) -> str:
+    return method if theta is None or method == "dense" else f"{method}:theta={theta}"
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    """ "128" or "192x128" to (width, height)."""
+    parts = text.lower().split("x")
+    if not all(part.isascii() and part.isdigit() for part in parts) or len(parts) > 2:
+        raise ValueError(f'The size is "{text}"; give N or WxH in pixels, such as 128 or 192x128.')
+    return int(parts[0]), int(parts[-1])
+
+
+def _progress() -> Progress:
+    """On stderr, so that stdout holds results only."""
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _console() -> Console:
+    """For results; files and pipes are as wide as the tables need."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _comparison_table(comparison: "Comparison") -> Table:
+    table = Table(title="Quality is measured against the first method", box=SIMPLE)
+    table.add_column("method", no_wrap=True)
+    for title in ("seconds\nmeasured", "speed-up\nmeasured", "attention s\nmeasured", "saving\n(kind)", "all\nsteps"):
+        table.add_column(title, justify="right")
+    table.add_column("PSNR\ndB", justify="right")
+    table.add_column("SSIM", justify="right")
+    for generation, speedup, score in zip(comparison.generations, comparison.speedups, comparison.quality, strict=True):
+        seconds, saving = generation.seconds, generation.saving
+        table.add_row(
+            generation.method.label,
+            *(f"{seconds['total']:.1f}", f"{speedup:.2f}x", f"{seconds['attention']:.1f}"),
+            *((f"{saving['reuse_steps']:.1%}\n{saving['kind']}", f"{saving['all_steps']:.1%}") if saving else "--"),
+            *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}") if score else "--"),
+        )
+    return table
+
+
+def _quality_table(rows: list[dict]) -> Table:
+    title = "Measured here, against dense clips of the same noise; saving over the reuse window"
+    table = Table(title=title, box=SIMPLE)
+    for title in ("method", "feedback", "saving", "kind", "PSNR dB", "SSIM"):
+        table.add_column(title, justify="left" if title in ("method", "kind") else "right")
+    for row in rows:
+        measured = ("-", "out of reach", "-", "-")
+        if row["psnr"] is not None:
+            measured = f"{row['saving']:.1%}", row["saving_kind"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
+        table.add_row(row["method"], "yes" if row["feedback"] else "no", *measured)
+    return table
