@@ -135,9 +135,13 @@ def _row(text: str, target: float, method: Method | str, measured: dict[str, lis
 
 
 def _read(log: Path | None) -> dict[str, dict]:
-    """Finished runs by key; a last line cut short by a crash is passed over."""
+    """Finished runs by key; a last line that a crash cut short is closed and passed over."""
     runs = {}
-    for line in log.read_text().splitlines() if log is not None and log.exists() else ():
+    text = log.read_text() if log is not None and log.exists() else ""
+    if text and not text.endswith("\n"):
+        with log.open("a") as file:
+            file.write("\n")
+    for line in text.splitlines():
         try:
             run = json.loads(line)
             runs[run.pop("key")] = run

@@ -90,7 +90,7 @@ def load_pipeline(model: str = "pond", device: str = "auto") -> PondPipeline:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         pipeline = PondPipeline.from_pretrained(folder, local_files_only=True).to(device)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever a folder that is no model makes diffusers raise
         raise ValueError(f"The model at {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,0 +1,159 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from timeripple import bench, cli, compare
+
+SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
+
+
+@pytest.fixture
+def run(tiny_pipeline, monkeypatch, tmp_path, capsys):
+    """Runs the command line in an empty folder, the tiny model in place of any other: (exit code, stdout, stderr)."""
+    monkeypatch.setattr("timeripple.generate.load_pipeline", lambda model: tiny_pipeline)
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(list(arguments))
+        return exit_.value.code, *capsys.readouterr()
+
+    return call
+
+
+def compare_with(run, **options):
+    options = {"prompt": "a red ball", "steps": "5", "frames": "2", "size": "40x32", "out": "run"} | options
+    return run("compare", *(word for name, value in options.items() for word in (f"--{name}", value)))
+
+
+def test_compare_writes_files_and_a_table(run, tmp_path):
+    code, out, _ = compare_with(run, methods="dense, channel:0.6,token:0.6")
+    assert code == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [method["label"] for method in report["methods"]] == ["dense", "channel-0.6", "token-0.6"]
+    assert report["grid"] == [2, 4, 5]
+    assert {path.name for path in (tmp_path / "run").iterdir()} >= {"dense.mp4", "token-0.6.mp4", "side_by_side.mp4"}
+    assert "theoretical" in out and "realised" in out and "measured" in out and "token-0.6.mp4" in out
+
+
+def test_defaults_and_theta(run, tmp_path):
+    assert compare_with(run)[0] == 0
+    assert (tmp_path / "run" / "token-0.75.mp4").exists()
+    assert compare_with(run, theta="0.5", out="other")[0] == 0
+    report = json.loads((tmp_path / "other" / "report.json").read_text())
+    assert [(method["budget"], method["theta"]) for method in report["methods"]] == [(None, None), (None, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "ball " * 1000}, "5000 characters"),
+        ({"prompt": "a red elephant"}, 'the word "elephant"'),
+        ({"seed": "-1"}, "seed is -1"),
+        ({"seed": "one"}, "--seed"),
+        ({"steps": "0"}, "steps is 0"),
+        ({"size": "100"}, "multiple of 8"),
+        ({"size": "100x100x3"}, "N or WxH"),
+        ({"size": ""}, "N or WxH"),
+        ({"frames": "0"}, "num_frames is 0"),
+        ({"guidance": "inf"}, "guidance scale is inf"),
+        ({"methods": "dense,token:1"}, "budget 1"),
+        ({"methods": "dense,token:-0.1"}, "budget -0.1"),
+        ({"methods": "dense,tile:0.9"}, "above the ceiling 0.8750"),
+        ({"methods": "dense,token:0.97:refresh=1"}, "out of reach"),
+        ({"methods": "dense,magic:0.5"}, "'magic' is unknown"),
+        ({"methods": "dense,token:colour=red"}, "'colour'"),
+        ({"methods": "dense,dense"}, "given twice"),
+        ({"methods": ""}, "method '' is unknown"),
+        ({"methods": "dense,token:0.5", "theta": "0.3"}, "exclude each other"),
+        ({"theta": "-1"}, "theta -1.0 is negative"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(run, tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(compare, "compare", lambda *args, **kwargs: pytest.fail("computed"))
+    code, out, err = compare_with(run, **options)
+    assert code == 2 and out == ""
+    assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [("comprae",), ("compare",), ("compare", "--bogus", "1"), ("bench", "speed")])
+def test_wrong_usage(run, arguments):
+    code, out, err = run(*arguments)
+    assert code == 2 and out == "" and err.count("\n") == 1
+
+
+def test_unwritable_folder_is_told_before_computing(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(compare, "compare", lambda *args, **kwargs: pytest.fail("computed"))
+    (tmp_path / "file").write_text("")
+    code, _, err = compare_with(run, out="file/run")
+    assert code == 2 and err == "Cannot write to file/run: not a directory.\n"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_full_disk_is_told_before_computing(run, tmp_path, monkeypatch):
+    def full(path, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(compare, "compare", lambda *args, **kwargs: pytest.fail("computed"))
+    monkeypatch.setattr(Path, "write_bytes", full)
+    code, _, err = compare_with(run)
+    assert code == 2 and err == "Cannot write to run: no space left on device.\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_disk_that_fills_up_while_saving(run, tmp_path, monkeypatch):
+    write = compare.write_mp4
+    monkeypatch.setattr(compare, "write_mp4", lambda path, *args, **kwargs: write("/dev/full", *args, **kwargs))
+    code, out, err = compare_with(run)
+    assert code == 2 and out == ""
+    assert err.splitlines()[-1] == "Cannot write to run: no space left on device."
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_model(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["compare", "--prompt", "a red ball", "--model", "nowhere"])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err.startswith("There is no model at nowhere")
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_quality(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "METHODS", ("token:{}", "tile:{}"))
+    monkeypatch.setattr(bench, "SAVINGS", (0.5, 0.9))
+    code, out, _ = run("bench", "quality", "--prompts", "1", *SMALL, "--json", "--out", "runs.jsonl")
+    result = json.loads(out)
+    assert code == 0 and len(result["rows"]) == 4 and (result["width"], result["height"]) == (40, 32)
+    assert len((tmp_path / "runs.jsonl").read_text().splitlines()) == 3
+    code, out, _ = run("bench", "quality", "--prompts", "1", *SMALL, "--out", "runs.jsonl")
+    assert code == 0 and "out of reach" in out and "realised" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--prompts", "0"), "prompts is 0"),
+        (("--size", "50"), "multiple of 8"),
+        (("--out", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_bad_input_of_bench(run, tmp_path, arguments, message):
+    code, out, err = run("bench", "quality", *arguments)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_needs_no_torch():
+    code = "import sys, timeripple.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parent.parent).returncode == 0
+    command = [sys.executable, "-m", "timeripple", "compare", "--help"]
+    result = subprocess.run(command, cwd=Path(cli.__file__).parent.parent, capture_output=True, text=True)
+    assert result.returncode == 0 and "--methods" in result.stdout

@@ -1,0 +1,134 @@
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from timeripple import compare as comparing
+from timeripple.compare import check_folder, compare, save
+from timeripple.config import ConfigError
+from timeripple.generate import Cancelled, Request
+from timeripple.methods import parse_method
+from timeripple.quality import PSNR_CAP
+from timeripple.video import read_mp4
+
+REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
+METHODS = ("dense", "token:0.6", "channel:0.6")
+
+
+@pytest.fixture(scope="module")
+def comparison(tiny_pipeline):
+    return compare(tiny_pipeline, REQUEST, [parse_method(text) for text in METHODS])
+
+
+def test_every_method_starts_from_the_same_noise(tiny_pipeline):
+    inputs = []
+    hook = tiny_pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    try:
+        compare(tiny_pipeline, REQUEST, [parse_method(text) for text in METHODS])
+    finally:
+        hook.remove()
+    per_step = 2  # guidance passes
+    runs = inputs[per_step :: REQUEST.steps * per_step]  # the first step is the warm-up
+    assert len(runs) == 3 and all(torch.equal(run, runs[0]) for run in runs)
+
+
+def test_dense_against_dense_is_identical(tiny_pipeline):
+    result = compare(tiny_pipeline, REQUEST, [parse_method("dense"), parse_method("channel:0")])
+    first, second = result.generations
+    assert np.array_equal(first.frames, second.frames)
+    assert result.quality == [None, {"psnr": PSNR_CAP, "ssim": pytest.approx(1)}]
+
+
+def test_report(tiny_pipeline, comparison):
+    report = json.loads(json.dumps(comparison.report(tiny_pipeline), allow_nan=False))
+    assert {name: report[name] for name in ("prompt", "seed", "steps", "grid")} == {
+        "prompt": "a green cube",
+        "seed": 3,
+        "steps": 5,
+        "grid": [3, 4, 5],
+    }
+    assert {"model", "environment", "versions"} <= report.keys()
+    dense, token, channel = report["methods"]
+    assert (dense["saving"], dense["quality"], dense["budget"], dense["speedup"]) == (None, None, None, 1)
+    assert (token["method"], token["label"], token["budget"], token["theta"]) == ("token:0.6", "token-0.6", 0.6, None)
+    assert token["saving"]["kind"] == "realised" and channel["saving"]["kind"] == "theoretical"
+    assert set(token["saving"]) == {"kind", "reuse_steps", "all_steps", "per_step"}
+    assert set(token["quality"]) == {"psnr", "ssim"}
+    assert {"total", "denoise", "attention", "plan", "decode"} <= token["seconds"].keys()
+    assert token["speedup"] == pytest.approx(dense["seconds"]["total"] / token["seconds"]["total"])
+
+
+def test_saved_files(tiny_pipeline, comparison, tmp_path):
+    folder = tmp_path / "new" / "run"
+    paths = save(comparison, folder, tiny_pipeline)
+    names = ["channel-0.6.mp4", "dense.mp4", "report.json", "side_by_side.mp4", "token-0.6.mp4"]
+    assert [path.name for path in paths] == sorted(os.listdir(folder)) == names
+    assert os.listdir(tmp_path) == ["new"]
+    assert read_mp4(folder / "dense.mp4").shape == (3, 128, 160, 3)
+    assert read_mp4(folder / "side_by_side.mp4").shape == (3, 160, 3 * 160 + 2 * 8, 3)
+
+
+def test_saving_twice_replaces_and_spares_other_files(tiny_pipeline, comparison, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "report.json").write_text("old")
+    save(comparison, tmp_path, tiny_pipeline)
+    assert len(list(tmp_path.iterdir())) == 6 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert json.loads((tmp_path / "report.json").read_text())["seed"] == 3
+
+
+@pytest.mark.parametrize("existing", [True, False])
+def test_disk_full_while_saving_leaves_nothing(tiny_pipeline, comparison, tmp_path, monkeypatch, existing):
+    folder = tmp_path / "run"
+    if existing:
+        folder.mkdir()
+    write = comparing.write_mp4
+
+    def fail_at_the_last(path, *args, **kwargs):
+        write(path, *args, **kwargs)
+        if path.name == "side_by_side.mp4":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(comparing, "write_mp4", fail_at_the_last)
+    with pytest.raises(OSError) as error:
+        save(comparison, folder, tiny_pipeline)
+    assert str(error.value) == f"Cannot write to {folder}: no space left on device."
+    assert [path for path in tmp_path.rglob("*") if path != folder] == [] and folder.exists() == existing
+
+
+def test_check_folder(tmp_path):
+    check_folder(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(OSError, match="Cannot write to"):
+            check_folder(folder)
+
+
+def test_what_is_checked_before_anything_is_computed(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(comparing, "generate", lambda *args, **kwargs: pytest.fail("computed"))
+    with pytest.raises(ValueError, match="no method"):
+        compare(tiny_pipeline, REQUEST, [])
+    with pytest.raises(ValueError, match=r"token-0\.75 is given twice"):
+        compare(tiny_pipeline, REQUEST, [parse_method("token"), parse_method("token:0.75")])
+    with pytest.raises(ConfigError, match="out of reach"):
+        compare(tiny_pipeline, REQUEST, [parse_method("dense"), parse_method("token:0.95:refresh=1")])
+    with pytest.raises(Cancelled):
+        compare(tiny_pipeline, REQUEST, [parse_method("dense")], should_stop=lambda: True)
+
+
+def test_cancel_in_the_second_method(tiny_pipeline):
+    events = []
+    with pytest.raises(Cancelled):
+        compare(
+            tiny_pipeline,
+            REQUEST,
+            [parse_method("dense"), parse_method("token:0.6")],
+            on_step=events.append,
+            should_stop=lambda: len(events) == 7,
+        )
+    assert [event.method for event in events] == ["dense"] * 5 + ["token-0.6"] * 2
