@@ -18,17 +18,17 @@ def port_from_environment() -> int:
 
 
 def main() -> None:
-    host = os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1")
-    port = port_from_environment()
-    limits = Limits.from_environment(os.environ)
-    pipeline = load_pipeline("pond")
-    from ui.build import LAUNCH, build_app  # only now: Gradio reads the environment when it is imported
+    try:
+        port = port_from_environment()
+        limits = Limits.from_environment(os.environ)
+        pipeline = load_pipeline("pond")
+        from ui.build import LAUNCH, build_app  # only now: Gradio reads the port when it is imported
 
-    build_app(pipeline, limits).launch(server_name=host, server_port=port, **LAUNCH)
+        app = build_app(pipeline, limits)
+        app.launch(server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), server_port=port, **LAUNCH)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"TimeRipple cannot start: {error}") from None
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"TimeRipple cannot start: {error}") from None
+    main()

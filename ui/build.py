@@ -44,8 +44,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     runs = Runs(limits or Limits(), get_upload_folder())
     with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(markup.hero())
-        with gr.Tabs():
-            with gr.Tab("Compare"):
-                compare_tab(app, pipeline, runs)
+        with gr.Tabs(), gr.Tab("Compare"):
+            compare_tab(app, pipeline, runs)
         gr.api(comparison_api(pipeline, runs), api_name="compare", concurrency_limit=None)
     return app

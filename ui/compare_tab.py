@@ -26,6 +26,8 @@ METHODS = [(name, method) for method, name in NAMES.items()]
 SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
 REFRESH = {"Automatic": "auto", "Off": "none", **{f"Every {n} steps": str(n) for n in (2, 3, 4, 5, 6, 8)}}
 POLL_SECONDS = 0.5
+SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
+"""On a phone the stage lies below the form."""
 
 
 def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
@@ -123,7 +125,8 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
 
     dice.click(lambda: random.randrange(10_000), None, seed, **quiet)
     for trigger in (generate.click, prompt.submit):
-        trigger(start, form, [saved_id, timer, shown], **quiet).success(show, [saved_id, shown], view, **quiet)
+        started = trigger(start, form, [saved_id, timer, shown], **quiet)
+        started.success(show, [saved_id, shown], view, **quiet).then(None, js=SHOW_STAGE)
     cancel.click(runs.cancel, saved_id, None, **quiet).then(show, [saved_id, shown], view, **quiet)
     timer.tick(show, [saved_id, shown], view, trigger_mode="once", **quiet)
     app.load(restore, saved_id, [*form, timer, shown], **quiet)
@@ -176,29 +179,33 @@ def describe(run: Run, ahead: int) -> str:
         note = "Decoding the videos and measuring how close they are."
     else:
         note = f"Method {'B' if events[1] or events[0].step == events[0].steps else 'A'} is running."
-    return markup.progress(note, [(title(method), event) for method, event in zip(methods, events)])
+    return markup.progress(note, [(title(method), event) for method, event in zip(methods, events, strict=True)])
 
 
 def present(run: Run) -> list:
     """The result: heading, videos, cards, plots and files, from the run's report."""
     request, methods = read_form(run.settings)
-    rows, names = run.result["methods"], [f"{side} · {title(method)}" for side, method in zip("AB", methods)]
+    rows, names = (
+        run.result["methods"],
+        [f"{side} · {title(method)}" for side, method in zip("AB", methods, strict=True)],
+    )
     detail = f"{request.num_frames} frames of {request.width} × {request.height} · {request.steps} steps"
-    savings = [(name, row["saving"]) for name, row in zip(names, rows) if row["saving"]]
-    curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in savings]
+    dense = {"kind": "no reuse", "per_step": [0] * request.steps}
+    savings = [row["saving"] or dense for row in rows]
+    curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
         markup.heading(request.prompt, f"{detail} · seed {request.seed}"),
-        *(gr.Video(run.folder / f"{row['label']}.mp4", label=name) for row, name in zip(rows, names)),
-        markup.cards(measured(rows, savings)),
-        figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows)]),
+        *(gr.Video(run.folder / f"{row['label']}.mp4", label=name) for row, name in zip(rows, names, strict=True)),
+        markup.cards(measured(rows)),
+        figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)]),
         figures.saving_per_step(curves),
         gr.DownloadButton(value=run.folder / "side_by_side.mp4"),
         gr.DownloadButton(value=run.folder / "report.json"),
     ]
 
 
-def measured(rows: list[dict], savings: list[tuple[str, dict]]) -> list[tuple[str, str, str, str]]:
-    """The numbers of the cards, each with its kind."""
+def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
+    """The numbers of the cards, each with its kind and what it means."""
     seconds, quality = [f"{row['seconds']['total']:.1f} s" for row in rows], rows[1]["quality"]
     took = f"A took {seconds[0]}, B {seconds[1]}, from prompt to pixels"
     numbers = [
@@ -206,16 +213,17 @@ def measured(rows: list[dict], savings: list[tuple[str, dict]]) -> list[tuple[st
         ("PSNR", f"{quality['psnr']:.1f} dB", "measured here", "B against A; higher is closer"),
         ("SSIM", f"{quality['ssim']:.3f}", "measured here", "B against A; 1 is identical"),
     ]
-    for name, saving in savings:
-        meaning = f"{name.split(' · ')[0]}, over the reuse steps; {saving['all_steps']:.0%} over all steps"
-        numbers.append(("Attention saved", f"{saving['reuse_steps']:.0%}", saving["kind"], meaning))
+    for side, saving in zip("AB", (row["saving"] for row in rows), strict=True):
+        if saving:
+            meaning = f"{side}, on the steps that reuse; {saving['all_steps']:.0%} of all steps together"
+            numbers.append(("Attention saved", f"{saving['reuse_steps']:.0%}", saving["kind"], meaning))
     return numbers
 
 
 def title(method: Method) -> str:
-    """What the page calls a method, for example "Token reuse 75 %"."""
+    """What the page calls a method, for example "Token reuse · 75%"."""
     name = NAMES[method.text.split(":")[0]]
-    return name if method.config is None else f"{name} {method.config.budget:.0%}"
+    return name if method.config is None else f"{name} · {method.config.budget:.0%}"
 
 
 def comparison_api(pipeline, runs: Runs):

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from html import escape
 
 from PIL import Image
@@ -23,8 +24,9 @@ def welcome() -> str:
         <figure>{_grid(merged=True)}<figcaption>Reuse: neighbours share</figcaption></figure>
       </div>
       <h2>Two methods, one noise, side by side</h2>
-      <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A, one by
-      method B. Then compare how close they are, how many seconds each stage took and how much attention was saved.</p>
+      <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A,
+      one by method B. Then compare how close they are, how many seconds each stage took and how much attention was
+      saved.</p>
     </section>"""
 
 
@@ -32,15 +34,13 @@ def _grid(merged: bool) -> str:
     """Tokens of a frame as squares; with `merged`, those of calm regions stand together in blocks of 2×2."""
     moving = {(2, 2), (2, 4), (4, 2), (4, 4)}
     squares = []
-    for y in range(0, 8, 2):
-        for x in range(0, 8, 2):
-            calm = merged and (y, x) not in moving
-            tone = "tr-moving" if (y, x) in moving else "tr-calm"
-            for dy, dx in [(0, 0)] if calm else [(0, 0), (0, 1), (1, 0), (1, 1)]:
-                side = 21 if calm else 9
-                squares.append(
-                    f'<rect class="{tone}" x="{12 * (x + dx)}" y="{12 * (y + dy)}" width="{side}" height="{side}" rx="2"/>'
-                )
+    for y, x in itertools.product(range(0, 8, 2), repeat=2):
+        tone = "tr-moving" if (y, x) in moving else "tr-calm"
+        whole = merged and (y, x) not in moving
+        side = 21 if whole else 9
+        for dy, dx in [(0, 0)] if whole else itertools.product(range(2), repeat=2):
+            place = f'x="{12 * (x + dx)}" y="{12 * (y + dy)}"'
+            squares.append(f'<rect class="{tone}" {place} width="{side}" height="{side}" rx="2"/>')
     return f'<svg viewBox="0 0 93 93">{"".join(squares)}</svg>'
 
 
@@ -49,7 +49,7 @@ def progress(note: str, sides: list[tuple[str, object | None]]) -> str:
 
     sides: (label, latest step event or None before the first) of A and B; they run one after the other.
     """
-    panels = [_side(name, label, event) for name, (label, event) in zip("AB", sides)]
+    panels = [_side(name, label, event) for name, (label, event) in zip("AB", sides, strict=True)]
     return f'<section class="tr-run"><p class="tr-note" role="status">{escape(note)}</p>{"".join(panels)}</section>'
 
 
@@ -96,8 +96,8 @@ def heading(prompt: str, detail: str) -> str:
 def cards(numbers: list[tuple[str, str, str, str]]) -> str:
     """Metric cards: (name, value, kind, what it means) each."""
     items = [
-        f"""<div class="tr-card tr-metric"><dt>{escape(name)}<span class="tr-kind tr-{kind.split()[0]}">{kind}</span></dt>
-        <dd><strong>{escape(value)}</strong><span>{escape(meaning)}</span></dd></div>"""
+        f"""<div class="tr-card tr-metric"><dt>{escape(name)}</dt><dd><strong>{escape(value)}</strong>
+        <em class="tr-kind tr-{kind.split()[0]}">{escape(kind)}</em><span>{escape(meaning)}</span></dd></div>"""
         for name, value, kind, meaning in numbers
     ]
     return f'<dl class="tr-metrics">{"".join(items)}</dl>'

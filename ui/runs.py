@@ -61,7 +61,8 @@ class Run:
     """One piece of work, its progress and its outcome.
 
     state: queued, running, done, cancelled or failed. progress: the latest event of each method. result: what the
-    work returned, once done; error: one sentence, if it failed; bytes: size of its folder. version: grows with every change that shows.
+    work returned, once done; error: one sentence, if it failed; bytes: size of its folder. version: grows with every
+    change that shows.
     """
 
     id: str

@@ -1,0 +1,68 @@
+"""The app as programs see it, and how it starts."""
+
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+
+import app
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+def test_compare_over_the_api(client):
+    job = client.submit("a red ball rolling left", "dense,token:0.75", seed=3, **SMALL, api_name="/compare")
+    report, video = job.result(timeout=120)
+    assert [method["label"] for method in report["methods"]] == ["dense", "token-0.75"]
+    assert (report["seed"], report["grid"]) == (3, [8, 8, 8]) and report["methods"][1]["quality"]["psnr"] > 0
+    assert Path(video).stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"prompt": ""}, "The prompt is empty"),
+        ({"prompt": "a zebra"}, 'does not know the word "zebra"'),
+        ({"prompt": "a ball " * 700}, "shorten it to at most"),
+        ({"seed": -1}, "The seed is -1"),
+        ({"steps": 0}, "give 1 to"),
+        ({"steps": 41}, "the limit here is 40"),
+        ({"pixels": 60}, "give a multiple of 8"),
+        ({"num_frames": 200}, "the limit here is 10,000"),
+        ({"methods": "dense,magic"}, "'magic' is unknown"),
+        ({"methods": "dense,token:1.5"}, "budget 1.5 is not a share"),
+        ({"methods": "dense,dense"}, "given twice"),
+        ({"methods": ""}, "is unknown"),
+    ],
+)
+def test_bad_input_is_one_sentence(client, change, sentence):
+    with pytest.raises(AppError) as error:
+        client.predict(**{"prompt": "a red ball", **SMALL, **change}, api_name="/compare")
+    assert sentence in str(error.value) and "Traceback" not in str(error.value)
+
+
+def test_the_api_has_one_named_endpoint(client):
+    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/compare"]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "app.py"), "../../etc/passwd"])
+def test_no_file_outside_the_cache_is_served(url, path):
+    with pytest.raises(HTTPError) as error:
+        urlopen(f"{url}gradio_api/file={path}")
+    assert error.value.code in (403, 404)
+
+
+@pytest.mark.parametrize("variable", ["GRADIO_SERVER_PORT", "TIMERIPPLE_MAX_TOKENS", "TIMERIPPLE_MAX_QUEUE"])
+def test_a_bad_setting_ends_the_start_with_one_sentence(variable, monkeypatch):
+    monkeypatch.setenv(variable, "plenty")
+    with pytest.raises(SystemExit, match=f"^TimeRipple cannot start: {variable} is 'plenty'; give [^.]*[.]$"):
+        app.main()

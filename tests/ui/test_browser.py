@@ -1,0 +1,184 @@
+"""The page in headless Chromium: a visitor generates, cancels, reloads and mistypes."""
+
+import re
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+pytestmark = pytest.mark.browser
+
+PICTURES = Path(__file__).parents[2] / "test-artifacts"
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.fail("The page tests need Chromium: install the package 'chromium'.")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_page(browser, url):
+    """Opens the page as a new visitor; at the end there must be no error in any page's console."""
+    contexts, errors = [], []
+
+    def open_page(width=1440, theme="light"):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
+        page = contexts[-1].new_page()
+        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(f"{url}?__theme={theme}")
+        page.get_by_role("button", name="Generate").wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def prompt_box(page):
+    return page.get_by_label(re.compile("^Prompt"))
+
+
+def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):
+    prompt_box(page).fill(prompt)
+    page.get_by_label("Size").click()
+    page.get_by_role("option", name=size).click()
+    number = page.get_by_label("number input for Denoising steps")
+    number.fill(str(steps))
+    number.press("Tab")
+
+
+def generate(page):
+    page.get_by_role("button", name="Generate").click()
+
+
+def start_long_run(page):
+    """A run of many steps, seen through its first step."""
+    settings(page, "Large", 40)
+    generate(page)
+    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
+
+
+def fits(page):
+    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_a_video_is_generated_through_the_page(open_page, width, theme):
+    PICTURES.mkdir(exist_ok=True)
+    page = open_page(width, theme)
+    expect(page.locator(".tr-welcome")).to_be_visible()
+    assert fits(page)
+    page.screenshot(path=PICTURES / f"compare-idle-{width}-{theme}.png", full_page=True)
+
+    settings(page, "Tiny", 4)
+    generate(page)
+    expect(page.locator(".tr-metric")).to_have_count(4, timeout=60_000)
+    for side in "ab":
+        video = page.locator(f"#video-{side} video")
+        page.wait_for_function("video => video.readyState >= 3 && !video.error", arg=video.element_handle())
+        assert video.evaluate("video => video.loop && video.videoWidth >= 64 && Math.abs(video.duration - 1) < .2")
+        expect(video).to_have_js_property("paused", False)
+    text = page.locator(".tr-metrics").inner_text()
+    assert re.search(r"Speed-up\s+\d+\.\d\d×\s+measured here", text)
+    assert re.search(r"PSNR\s+\d+\.\d dB\s+measured here", text)
+    assert re.search(r"Attention saved\s+\d+%\s+realised", text)
+    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    expect(page.locator(".tr-plot .js-plotly-plot")).to_have_count(2)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download report.json").or_(
+            page.get_by_text("Download report.json")
+        ).first.click()
+    assert download.value.suggested_filename == "report.json"
+    assert fits(page)
+    page.screenshot(path=PICTURES / f"compare-done-{width}-{theme}.png", full_page=True)
+
+
+def test_channel_reuse_is_labelled_theoretical(open_page):
+    page = open_page()
+    settings(page, "Tiny", 4)
+    page.get_by_label("Method B").click()
+    page.get_by_role("option", name="Channel").click()
+    generate(page)
+    expect(page.locator(".tr-kind.tr-theoretical")).to_have_text("theoretical", timeout=60_000)
+
+
+def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page):
+    page = open_page(390, "dark")
+    start_long_run(page)
+    page.screenshot(path=PICTURES / "compare-running-390-dark.png")
+    page.get_by_role("button", name="Cancel").click()
+    start = time.monotonic()
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
+    assert time.monotonic() - start < 15  # of a run of minutes: 80 steps at 9,216 tokens
+    settings(page, "Tiny", 4)
+    generate(page)
+    expect(page.locator(".tr-metric")).to_have_count(4, timeout=60_000)
+
+
+def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page):
+    page = open_page()
+    start_long_run(page)
+    page.screenshot(path=PICTURES / "compare-running-1440-light.png", full_page=True)
+    page.reload()
+    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=20_000)
+    expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")
+    stranger = open_page()
+    expect(stranger.locator(".tr-welcome")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
+
+
+def test_a_result_is_still_there_after_a_reload(open_page):
+    page = open_page()
+    settings(page, "Tiny", 4)
+    generate(page)
+    expect(page.locator(".tr-metric")).to_have_count(4, timeout=60_000)
+    page.reload()
+    expect(page.locator(".tr-metric")).to_have_count(4, timeout=20_000)
+    expect(page.locator(".tr-heading")).to_contain_text("a red ball rolling left across the ocean")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("", "The prompt is empty"),
+        ("a red zebra", 'Pond does not know the word "zebra"'),
+        ("<img src=x onerror=alert(1)> ball", "does not know the word"),
+        ("a red ball " * 500, "shorten it to at most 400"),
+    ],
+)
+def test_bad_input_shows_one_sentence(open_page, prompt, sentence):
+    page = open_page()
+    settings(page, "Tiny", 4, prompt)
+    generate(page)
+    toast = page.get_by_test_id("toast-body")
+    expect(toast).to_contain_text(sentence)
+    expect(toast).not_to_contain_text("Traceback")
+    expect(page.locator(".tr-welcome")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
+    page = open_page()
+    name = "at => at.getAttribute('aria-label') || at.labels?.[0]?.innerText || at.innerText || at.tagName"
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(f"({name})(document.activeElement)").strip())
+    for name in ("Prompt", "Ball at sunset", "Generate", "Method A", "Method B", "Budget", "Size", "Seed", "Advanced"):
+        assert name in " | ".join(reached)
