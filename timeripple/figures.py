@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
-INK, GRID = "#808080", "rgba(128, 128, 128, 0.25)"
+INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
 
 
 def saving_per_step(curves: list[tuple[str, list[float]]]) -> go.Figure:
@@ -68,7 +68,7 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
 
 def _styled(figure: go.Figure, title: str) -> go.Figure:
     figure.update_layout(
-        title=title,
+        title={"text": title, "x": 0.02},
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
