@@ -125,7 +125,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
 
     dice.click(lambda: random.randrange(10_000), None, seed, **quiet)
     for trigger in (generate.click, prompt.submit):
-        started = trigger(start, form, [saved_id, timer, shown], **quiet)
+        started = trigger(start, form, [saved_id, timer, shown], **(quiet | {"queue": True, "concurrency_limit": None}))
         started.success(show, [saved_id, shown], view, **quiet).then(None, js=SHOW_STAGE)
     cancel.click(runs.cancel, saved_id, None, **quiet).then(show, [saved_id, shown], view, **quiet)
     timer.tick(show, [saved_id, shown], view, trigger_mode="once", **quiet)

@@ -36,6 +36,7 @@ def open_page(browser, url):
 
     def open_page(width=1440, theme="light"):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
+        contexts[-1].set_default_timeout(10_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -50,7 +51,7 @@ def open_page(browser, url):
 
 
 def prompt_box(page):
-    return page.get_by_label(re.compile("^Prompt"))
+    return page.get_by_role("textbox", name=re.compile("^Prompt"))
 
 
 def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):
