@@ -62,7 +62,7 @@ class TokenGrid:
         Returns (index [video_tokens], sizes [blocks]), both int64.
         """
         index = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
-        for dim, (size, step) in enumerate(zip(self.shape, block)):
+        for dim, (size, step) in enumerate(zip(self.shape, block, strict=True)):
             position = torch.arange(size, device=device).div(step, rounding_mode="floor")
             shape = [1, 1, 1]
             shape[dim] = size

@@ -28,6 +28,7 @@ from timeripple.similarity import reuse_threshold, snap
 
 # Positions in a 2 x 2 x 2 window, and subsets of the axes, are three bits: t, y, x from high to low.
 AXIS_BIT = {"t": 4, "y": 2, "x": 1}
+HAAR = torch.tensor([[(-1.0) ** (row & position).bit_count() for position in range(8)] for row in range(8)])
 CHANNEL_SAMPLES = 2048  # tokens per channel from which the channel curve is estimated
 
 
@@ -198,7 +199,9 @@ def _measure_token(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseCon
         weights = [scale**2 * other.square().mean(1) for other in (video_key, video_query)]
     else:
         weights = [torch.full_like(video_query[:, 0], 1 / query.shape[-1])] * 2
-    sides = [_merges(side, weight, grid, config.axes) for side, weight in zip((video_query, video_key), weights)]
+    sides = [
+        _merges(side, weight, grid, config.axes) for side, weight in zip((video_query, video_key), weights, strict=True)
+    ]
     return TokenCurve(*sides, batch=len(query))
 
 
@@ -215,11 +218,8 @@ def _merges(video: Tensor, weight: Tensor, grid: TokenGrid, axes: Sequence[str])
         if size % 2:
             x = torch.cat([x, x.narrow(dim, size - 1, 1)], dim)
             occupied = torch.cat([occupied, torch.zeros_like(occupied.narrow(dim, 0, 1))], dim)
-    parts = [x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))]
-    for dim in (2, 3, 4):  # the position in the window along t, y, x; index of a part: the bits it changes along
-        pairs = [(part.select(dim, 0), part.select(dim, 1)) for part in parts]
-        parts = [part for first, second in pairs for part in (first + second, first - second)]
-    energy = torch.stack([(part.square().flatten(1, 3) @ weight[..., None])[..., 0] for part in parts], dim=-1) / 64
+    parts = HAAR.to(x) @ _positions(x).flatten(1)  # [8, ...]: the bits of a part are the axes it changes along
+    energy = torch.einsum("phwd,hd->hwp", parts.square_().view(8, len(x), -1, x.shape[-1]), weight) / 64
 
     bits = torch.arange(8, device=x.device)
     thresholds, subsets = [], []
@@ -231,7 +231,7 @@ def _merges(video: Tensor, weight: Tensor, grid: TokenGrid, axes: Sequence[str])
         thresholds.append(smallest)
         subsets.append(masks[best])
     thresholds = torch.stack(thresholds, -1).flip(-1).cummin(-1).values.flip(-1)  # rising, whatever the rounding
-    return Merges(thresholds.sqrt(), torch.stack(subsets, -1), _positions(occupied)[0], grid)
+    return Merges(thresholds.sqrt(), torch.stack(subsets, -1), _positions(occupied)[:, 0, :, 0].T, grid)
 
 
 def _leads(device) -> Tensor:
@@ -241,9 +241,9 @@ def _leads(device) -> Tensor:
 
 
 def _positions(x: Tensor) -> Tensor:
-    """[n, t, y, x, 1] of even sizes -> [n, windows, 8]."""
+    """[n, t, y, x, d] of even sizes -> [8, n, windows, d]."""
     x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
-    return x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4).flatten(1, 3)
+    return x.permute(2, 4, 6, 0, 1, 3, 5, 7).flatten(4, 6).flatten(0, 2)
 
 
 def _tokens(x: Tensor, grid: TokenGrid) -> Tensor:

@@ -56,7 +56,7 @@ def token_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[T
     bias = torch.stack([math.log(len(group)) + hidden[group[0]] for group in key_groups])
     result = softmax_attention(rows, keys, values, bias, scale)
     output = torch.empty_like(query)
-    for group, row in zip(query_groups, result):
+    for group, row in zip(query_groups, result, strict=True):
         output[group] = row
     return output, 1 - len(query_groups) * len(key_groups) / grid.tokens**2
 
@@ -80,7 +80,7 @@ def merge_window(window: dict, x: Tensor, weight: Tensor, axes, theta: float) ->
         for subset in combinations(axes, level):
             groups = {}
             for position, token in window.items():
-                leader = tuple(p for axis, p in zip(AXES, position) if axis not in subset)
+                leader = tuple(p for axis, p in zip(AXES, position, strict=True) if axis not in subset)
                 groups.setdefault(leader, []).append(token)
             variance = [(x[group].var(0, correction=0) * weight).sum() for group in groups.values()]
             candidates.append((math.sqrt(sum(variance) / len(variance)), list(groups.values())))
@@ -118,7 +118,7 @@ def reused_windows(query: Tensor, key: Tensor, windows: list, text: list, theta:
     logits += [scale * query.mean(0) @ key[token] + hidden[token] for token in text]
     probability = torch.stack(logits).softmax(0)
     spread = [(query.square().mean(0) * key[window].var(0, correction=0)).sum().sqrt() for window in windows]
-    error = [(float(p * scale * s), w) for w, (p, s) in enumerate(zip(probability, spread))]
+    error = [(float(p * scale * s), w) for w, (p, s) in enumerate(zip(probability, spread, strict=True))]
     reused, total = set(), 0.0
     for e, w in sorted(error):
         total += e

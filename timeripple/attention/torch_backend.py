@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -22,7 +24,7 @@ def attention(
     if isinstance(plan, TokenPlan):
         return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
     if isinstance(plan, TilePlan):
-        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask, skip=plan.skip)
+        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
     return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask)
 
 
@@ -51,9 +53,8 @@ def token_attention(
         hidden = ~key_mask.repeat_interleave(query.shape[1], dim=0)
         bias[plan.key.owner[hidden]] = float("-inf")
     output = torch.empty_like(query_rows)
-    bounds = zip(plan.query.offsets, plan.query.offsets[1:], plan.key.offsets, plan.key.offsets[1:])
-    for query_start, query_stop, key_start, key_stop in bounds:
-        queries, keys = slice(query_start, query_stop), slice(key_start, key_stop)
+    for query_bounds, key_bounds in zip(pairwise(plan.query.offsets), pairwise(plan.key.offsets), strict=True):
+        queries, keys = slice(*query_bounds), slice(*key_bounds)
         output[queries] = _attend(query_rows[queries], key_rows[keys], value_rows[keys], bias[keys], scale)
     return output.index_select(0, plan.query.owner.flatten()).view(query.shape)
 
@@ -66,12 +67,11 @@ def tile_attention(
     *,
     scale: float | None = None,
     key_mask: Tensor | None = None,
-    skip: bool = False,
 ) -> Tensor:
     """Each query tile attends to text keys, the keys of its computed windows and one representative of each other.
 
-    A representative is the mean key, with log(window size) added to its logit, and the mean value. skip leaves the
-    reused windows out instead; every tile must then compute a window.
+    A representative is the mean key, with log(window size) added to its logit, and the mean value. A plan
+    that skips leaves the reused windows out instead; every tile must then compute a window.
     """
     grid, text = plan.grid, ~plan.grid.with_text(torch.ones_like(plan.tile, dtype=torch.bool), False)
     flat_query, flat_key, flat_value = (x.flatten(0, 1) for x in (query, key, value))
@@ -87,7 +87,7 @@ def tile_attention(
         text_rows = seen[head // query.shape[1]].expand(len(computed), -1)
         visited = text_rows.clone()
         visited[:, grid.video] = computed[:, plan.window]
-        visited = torch.cat([visited, torch.zeros_like(computed) if skip else ~computed], dim=1)
+        visited = torch.cat([visited, torch.zeros_like(computed) if plan.skip else ~computed], dim=1)
         for tile, rows in enumerate(members):
             chosen = visited[tile].nonzero()[:, 0]
             output[head, rows] = _attend(
