@@ -116,7 +116,7 @@ def reused_windows(query: Tensor, key: Tensor, windows: list, text: list, theta:
     """As many windows as leave a summed predicted error below theta, the smallest errors first."""
     logits = [scale * query.mean(0) @ key[window].mean(0) + math.log(len(window)) for window in windows]
     logits += [scale * query.mean(0) @ key[token] + hidden[token] for token in text]
-    probability = torch.stack(logits).softmax(0)
+    probability = torch.stack(logits).softmax(0)[: len(windows)]
     spread = [(query.square().mean(0) * key[window].var(0, correction=0)).sum().sqrt() for window in windows]
     error = [(float(p * scale * s), w) for w, (p, s) in enumerate(zip(probability, spread, strict=True))]
     reused, total = set(), 0.0
