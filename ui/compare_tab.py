@@ -98,7 +98,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
         try:
             run = submit(pipeline, runs, *read_form(settings), settings)
         except ValueError as error:
-            raise gr.Error(str(error), title="This cannot be generated", print_exception=False) from None
+            raise gr.Error(str(error), print_exception=False) from None
         return run.id, gr.Timer(active=True), None
 
     def restore(run_id):

@@ -9,6 +9,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
+from timeripple.pond.prompts import parse_prompt
+from ui.compare_tab import PRESETS
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
@@ -48,6 +50,11 @@ def test_bad_input_is_one_sentence(client, change, sentence):
     with pytest.raises(AppError) as error:
         client.predict(**{"prompt": "a red ball", **SMALL, **change}, api_name="/compare")
     assert sentence in str(error.value) and "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS.values())
+def test_presets_say_what_pond_understands(preset):
+    assert parse_prompt(preset).motion
 
 
 def test_the_api_has_one_named_endpoint(client):
