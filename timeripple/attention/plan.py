@@ -442,7 +442,7 @@ def _measure_channel(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseC
 
     def reused(x: Tensor) -> Staircase:
         thresholds = reuse_threshold(x, grid, config.axes, config.window)[..., sample, :]
-        return Staircase.build(thresholds.mT.flatten(0, 2), gain)
+        return Staircase.build(thresholds.mT.contiguous().flatten(0, 2), gain)
 
     return ChannelCurve(reused(query), reused(key), grid, config, len(query), query.shape[-1])
 

@@ -1,0 +1,137 @@
+"""Every backend and granularity against the loops of reference.py, through the one door."""
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from timeripple.attention import reference, ripple_attention
+from timeripple.attention.plan import measure
+from timeripple.attention.torch_backend import tile_attention
+from timeripple.config import ReuseConfig
+from timeripple.grid import TokenGrid
+
+GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2), TokenGrid(2, 3, 3, 3, 2), TokenGrid(1, 4, 3, 0, 4)]
+CONFIGS = [
+    ReuseConfig("token", theta=0.2),
+    ReuseConfig("token", theta=0.2, metric="rms", axes="ty"),
+    ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)),
+    ReuseConfig("tile", theta=0.1, axes="yx", query_tile=(4, 8, 8)),
+    ReuseConfig("channel", theta=0.3),
+    ReuseConfig("channel", theta=0.3, window=3, axes="xt"),
+]
+
+
+def inputs(grid, batch=2, heads=2, channels=6, dtype=torch.float64):
+    torch.manual_seed(0)
+    shape = (batch, heads, grid.tokens)
+    query, key = (
+        torch.randn(batch, heads, 1, channels) + 0.6 * torch.rand(*shape, 1) * torch.randn(*shape, channels)
+        for _ in range(2)
+    )
+    value = torch.randn(*shape, channels)
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def text_mask(grid, batch=2):
+    """Hides the last text token of the first batch entry, and all but the first of the others."""
+    text = [i for i in range(grid.tokens) if not grid.video.start <= i < grid.video.stop]
+    mask = torch.ones(batch, grid.tokens, dtype=torch.bool)
+    mask[0, text[-1]] = False
+    mask[1:, text[1:]] = False
+    return mask
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
+@pytest.mark.parametrize("theta", [0.02, 0.1, 0.3, 1e9])
+def test_torch_backend_is_the_reference(grid, config, theta):
+    query, key, value = inputs(grid)
+    masks = [None, text_mask(grid)] if grid.tokens > grid.video_tokens else [None]
+    for key_mask, scale in [(mask, scale) for mask in masks for scale in (None, 0.7)]:
+        arguments = {"theta": theta, "scale": scale, "key_mask": key_mask}
+        output, statistics = ripple_attention(query, key, value, grid, config, backend="torch", **arguments)
+        expected, reference_statistics = ripple_attention(
+            query, key, value, grid, config, backend="reference", **arguments
+        )
+        torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+        torch.testing.assert_close(statistics.saving, reference_statistics.saving)
+
+
+@pytest.mark.parametrize("config", CONFIGS[::2], ids=lambda config: config.label)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_other_precisions_and_strided_inputs(config, dtype, tolerance):
+    grid = TokenGrid(2, 4, 4, 2)
+    query, key, value = inputs(grid)
+    expected, _ = ripple_attention(query, key, value, grid, config, theta=1e9)
+    strided = [x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
+    output, _ = ripple_attention(*strided, grid, config, theta=1e9)
+    assert output.dtype == dtype
+    torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
+@pytest.mark.parametrize("amount", [{"theta": 0}, {"saving": 0.0}])
+def test_nothing_reused_is_dense_to_the_bit(config, amount):
+    grid = TokenGrid(3, 4, 2, 1, 2)
+    query, key, value = inputs(grid, dtype=torch.float32)
+    output, statistics = ripple_attention(query, key, value, grid, config, **amount)
+    assert torch.equal(output, scaled_dot_product_attention(query, key, value))
+    assert statistics.saving.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
+def test_a_tiny_threshold_on_unequal_tokens_is_dense(config):
+    grid = TokenGrid(2, 4, 4, 1, 2)
+    query, key, value = inputs(grid)
+    output, _ = ripple_attention(query, key, value, grid, config, theta=1e-12)
+    torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))
+
+
+@pytest.mark.parametrize("config", CONFIGS[::2], ids=lambda config: config.label)
+def test_equal_tokens_collapse_and_stay_exact(config):
+    """Identical q and k of the video: everything is reused, whatever the values, and the output is still dense."""
+    grid = TokenGrid(4, 4, 4, 2, 1)
+    query, key, value = inputs(grid)
+    query[:, :, grid.video], key[:, :, grid.video] = query[:, :, 5:6], key[:, :, 7:8]
+    output, statistics = ripple_attention(query, key, value, grid, config, theta=1e-6)
+    torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))
+    text, video = 3, 64
+    rows = text + video / 8
+    visited = {"tile": (text * (text + video) + video * rows) / (text + video) ** 2}
+    expected = 1 - visited.get(config.granularity, (rows / (text + video)) ** 2)
+    torch.testing.assert_close(statistics.saving, torch.full((2,), expected, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("config", CONFIGS[::2], ids=lambda config: config.label)
+def test_masked_text_does_not_enter(config):
+    grid = TokenGrid(2, 4, 4, 2, 3)
+    query, key, value = inputs(grid)
+    mask = text_mask(grid)
+    expected, _ = ripple_attention(query, key, value, grid, config, theta=0.2, key_mask=mask)
+    for x, change in ((key, 5.0), (value, 100.0)):
+        x += change * ~mask[:, None, :, None]
+    output, _ = ripple_attention(query, key, value, grid, config, theta=0.2, key_mask=mask)
+    torch.testing.assert_close(output, expected)
+
+
+def test_skipping_leaves_windows_out():
+    grid = TokenGrid(2, 4, 4, 1)
+    query, key, value = inputs(grid, batch=1, heads=1)
+    curve = measure(query, key, grid, ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)))
+    plan = curve.plan(query, key, 0.1)
+    assert 0 < plan.computed.float().mean() < 1
+    plan.computed[..., 0] = True
+    skipping = type(plan)(**{**vars(plan), "skip": True})
+    output = tile_attention(query, key, value, skipping)
+    for tile in range(len(plan.tile_sizes)):
+        rows = grid.with_text(plan.tile, -1) == tile
+        keys = grid.with_text(plan.computed[0, tile, plan.window], True)
+        expected = scaled_dot_product_attention(query[:, :, rows], key[:, :, keys], value[:, :, keys])
+        torch.testing.assert_close(output[:, :, rows], expected)
+    assert not torch.allclose(output, tile_attention(query, key, value, plan))
+
+
+def test_reference_attention_is_softmax():
+    query, key, value = (x[0, 0] for x in inputs(GRIDS[0]))
+    output = reference.softmax_attention(query, key, value, torch.zeros(64), 6**-0.5)
+    torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))

@@ -1,0 +1,180 @@
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from timeripple.attention import ReuseRun, ripple_attention
+from timeripple.config import ReuseConfig
+from timeripple.grid import TokenGrid
+
+GRID = TokenGrid(4, 4, 4)
+
+
+def tensors(seed, drift=0.0, step=0):
+    """q, k, v of a layer, moving slowly from step to step."""
+    generator = torch.Generator().manual_seed(seed)
+    start, direction = (torch.randn(3, 1, 2, GRID.tokens, 8, generator=generator) for _ in range(2))
+    return (start + drift * step * direction).unbind(0)
+
+
+def generate(config, steps, drift=0.0, passes=("cond",), layers=2, run=None):
+    """One generation: the run, and per step, pass and layer the outputs and the dense ones."""
+    run = run or ReuseRun(config, steps)
+    outputs = {}
+    for step in range(steps):
+        for number, name in enumerate(passes):
+            run.begin_forward(name, step, GRID)
+            for layer in range(layers):
+                qkv = tensors(10 * number + layer, drift, step)
+                dense = scaled_dot_product_attention(*qkv)
+                outputs[step, name, layer] = run.attention(f"layer{layer}", *qkv), dense
+            run.end_forward()
+    return run, outputs
+
+
+@pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
+@pytest.mark.parametrize("steps", [1, 2, 3, 8])
+def test_the_same_inputs_give_the_dense_output_with_feedback(granularity, steps):
+    theta = {"token": 1.0, "tile": 0.3, "channel": 0.5}[granularity]
+    run, outputs = generate(ReuseConfig(granularity, theta=theta, refresh=3, ramp=0, query_tile=(2, 2, 2)), steps)
+    for output, dense in outputs.values():
+        torch.testing.assert_close(output, dense)
+    for record in run.records:
+        assert record["kind"] != "reuse" or min(record["saving"]) > 0.1
+
+
+def test_without_feedback_the_error_stays():
+    run, outputs = generate(ReuseConfig(theta=1.0, refresh=None, ramp=0), 6)
+    for (step, _, layer), (output, dense) in outputs.items():
+        if run.steps[step].kind == "reuse":
+            expected, _ = ripple_attention(*tensors(layer), GRID, run.config, theta=1.0)
+            torch.testing.assert_close(output, expected)
+            assert not torch.allclose(output, dense, atol=1e-2)
+        else:
+            assert torch.equal(output, dense)
+    assert run.residual_bytes == 0
+
+
+def test_a_reuse_step_adds_the_error_of_the_last_refresh():
+    config = ReuseConfig(theta=1.0, refresh=2, ramp=0, dense_first=0, dense_last=0)
+    run, outputs = generate(config, 4, drift=0.05)
+    assert [step.kind for step in run.steps] == ["refresh", "reuse", "refresh", "reuse"]
+    for step, refresh in ((1, 0), (3, 2)):
+        reused, _ = ripple_attention(*tensors(0, 0.05, step), GRID, config, theta=1.0)
+        then_reused, _ = ripple_attention(*tensors(0, 0.05, refresh), GRID, config, theta=1.0)
+        residual = outputs[refresh, "cond", 0][1] - then_reused
+        assert residual.abs().max() > 0.1
+        torch.testing.assert_close(outputs[step, "cond", 0][0], reused + residual)
+    for step in (0, 2):
+        assert torch.equal(*outputs[step, "cond", 0])
+
+
+def test_residual_bytes_count_passes_and_layers():
+    run, _ = generate(ReuseConfig(theta=0.5, refresh=3), 6, passes=("cond", "uncond"))
+    assert run.residual_bytes == 2 * 2 * (2 * GRID.tokens * 8 * 4)
+
+
+@pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
+@pytest.mark.parametrize("refresh", ["auto", None])
+def test_the_window_meets_its_budget(granularity, refresh):
+    config = ReuseConfig(granularity, budget=0.5, refresh=refresh, query_tile=(2, 2, 2))
+    run, _ = generate(config, 10, drift=0.02, passes=("cond", "uncond"))
+    saving = run.saving()
+    window = [step.index for step in run.steps if step.in_window]
+    assert saving["kind"] == ("theoretical" if granularity == "channel" else "realised")
+    assert saving["reuse_steps"] == pytest.approx(0.5, abs=0.02)
+    assert saving["reuse_steps"] == pytest.approx(sum(saving["per_step"][i] for i in window) / len(window))
+    assert saving["all_steps"] == pytest.approx(sum(saving["per_step"]) / 10)
+    assert len(saving["per_step"]) == 10
+    dense = [step.index for step in run.steps if step.kind == "dense"]
+    assert all(saving["per_step"][i] == 0 for i in dense)
+
+
+def test_a_shortfall_is_made_up_for_within_the_ceiling():
+    run, _ = generate(ReuseConfig(budget=0.5, refresh=None, ramp=0), 10)
+    state = run._passes["cond"]
+    step = run.steps[5]  # steps 2 to 8 are the window
+    state.savings = dict.fromkeys(range(2, 5), 0.5)
+    assert run._target(step) == pytest.approx(0.5)
+    state.savings = dict.fromkeys(range(2, 5), 0.4)
+    assert run._target(step) == pytest.approx(0.5 + 0.3 / 4)
+    state.savings = dict.fromkeys(range(2, 5), -1.0)
+    assert run._target(step) == run.config.ceiling
+    state.savings = dict.fromkeys(range(2, 5), 1.5)
+    assert run._target(step) == 0
+
+
+def test_one_threshold_serves_all_layers_of_a_step_and_pass():
+    run, _ = generate(ReuseConfig(budget=0.6), 8, drift=0.1, passes=("cond", "uncond"))
+    thetas = {}
+    for record in run.records:
+        thetas.setdefault((record["step"], record["pass"]), set()).add(record["theta"])
+    for (step, _), found in thetas.items():
+        assert len(found) == 1
+        assert (None in found) == (run.steps[step].kind == "dense")
+    assert thetas[3, "cond"] != thetas[3, "uncond"]
+
+
+def test_records():
+    run, _ = generate(ReuseConfig(theta=0.5, refresh=2, dense_last=1), 5)
+    assert [r["kind"] for r in run.records[::2]] == [step.kind for step in run.steps]
+    assert [(r["step"], r["pass"], r["layer"]) for r in run.records[:3]] == [
+        (0, "cond", "layer0"),
+        (0, "cond", "layer1"),
+        (1, "cond", "layer0"),
+    ]
+    for record in run.records:
+        assert len(record["saving"]) == 2
+        assert record["plan_seconds"] >= 0 and record["attention_seconds"] > 0
+    by_kind = {record["kind"]: record for record in run.records if record["layer"] == "layer0"}
+    assert by_kind["dense"]["saving"] == [0, 0]
+    assert by_kind["refresh"]["saving"] == pytest.approx([saving - 1 for saving in by_kind["reuse"]["saving"]])
+
+
+@pytest.mark.parametrize("refresh", ["auto", None])
+def test_passes_do_not_see_each_other(refresh):
+    config = ReuseConfig(budget=0.6, refresh=refresh)
+    _, alone = generate(config, 8, drift=0.1)
+    _, together = generate(config, 8, drift=0.1, passes=("cond", "uncond"))
+    for place, (output, _) in alone.items():
+        assert torch.equal(output, together[place][0])
+
+
+@pytest.mark.parametrize("refresh", ["auto", None])
+def test_dense_steps_far_from_the_window_measure_nothing(refresh):
+    calls = []
+    config = ReuseConfig(budget=0.6, dense_first=0.5, dense_last=2, refresh=refresh)
+
+    def measure(*arguments, **keywords):
+        from timeripple.attention.plan import measure
+
+        calls.append(run._step.index)
+        return measure(*arguments, **keywords)
+
+    run = ReuseRun(config, 10, measure=measure)
+    generate(config, 10, run=run)
+    busy = [step.index for step in run.steps if step.kind != "dense"]
+    assert sorted(set(calls)) == [busy[0] - 1, *busy]
+
+
+def test_a_pass_that_starts_late_finds_its_own_threshold():
+    run = ReuseRun(ReuseConfig(budget=0.6), 8)
+    run.begin_forward("late", 5, GRID)
+    qkv = tensors(0)
+    output = run.attention("layer", *qkv)
+    run.end_forward()
+    assert run.steps[5].kind == "reuse"
+    expected, _ = ripple_attention(*qkv, GRID, run.config, saving=run.steps[5].saving_target)
+    assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("config", [ReuseConfig(budget=0), ReuseConfig(theta=0)])
+def test_nothing_to_reuse_is_dense_to_the_bit(config):
+    run, outputs = generate(config, 5, drift=0.1)
+    assert all(torch.equal(output, dense) for output, dense in outputs.values())
+    assert run.saving() == {"kind": "realised", "reuse_steps": 0, "all_steps": 0, "per_step": [0] * 5}
+
+
+def test_steps_outside_the_run_are_refused():
+    run = ReuseRun(ReuseConfig(), 4)
+    with pytest.raises(ValueError, match="step 4 is outside the run's 4 steps; start a new"):
+        run.begin_forward("cond", 4, GRID)
