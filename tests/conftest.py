@@ -8,6 +8,8 @@ from timeripple.pond.autoencoder import build_autoencoder
 from timeripple.pond.model import PROMPT_DIM, PondPromptEncoder
 from timeripple.pond.pipeline import PondPipeline
 
+torch.set_num_threads(1)  # the tensors are small: more threads wait for each other longer than they work
+
 
 @pytest.fixture(scope="session")
 def tiny_pipeline() -> PondPipeline:

@@ -93,7 +93,7 @@ def test_unknown_words_never_give_a_video(tiny_pipeline):
 
 
 def test_latent_basis_is_the_principal_components():
-    """On patches made of 8 known orthonormal patterns, projecting and rebuilding loses nothing, and latents are white."""
+    """On patches made of 8 orthonormal patterns, projecting and rebuilding loses nothing, and latents are white."""
     torch.manual_seed(0)
     patterns = torch.linalg.qr(torch.randn(192, 8)).Q.T
     coefficients = torch.randn(64, 4, 4, 8) * torch.arange(1.0, 9.0)
