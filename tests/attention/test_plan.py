@@ -105,6 +105,7 @@ def test_thresholds_are_strict(config):
     nothing = curve.saving(0.0)
     assert torch.equal(curve.saving(1e-6), nothing)
     assert (curve.saving(curve.highest * 1.01) > nothing).all()
+    torch.testing.assert_close(curve.plan(query, key, curve.highest).saving, curve.saving(curve.highest))
     assert (curve.saving(curve.highest).mean() < curve.saving(curve.highest * 1.01).mean()).item()
     assert torch.equal(
         nothing, torch.full_like(nothing, -len(curve.window_sizes) / 64 if hasattr(curve, "tile") else 0)
