@@ -5,7 +5,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from timeripple.pond.autoencoder import build_autoencoder
-from timeripple.pond.model import PROMPT_DIM, PondPromptEncoder
+from timeripple.pond.model import LATENT_CHANNELS, PROMPT_DIM, PondPromptEncoder
 from timeripple.pond.pipeline import PondPipeline
 
 torch.set_num_threads(1)  # the tensors are small: more threads wait for each other longer than they work
@@ -20,8 +20,8 @@ def tiny_pipeline() -> PondPipeline:
             patch_size=(1, 1, 1),
             num_attention_heads=2,
             attention_head_dim=24,
-            in_channels=8,
-            out_channels=8,
+            in_channels=LATENT_CHANNELS + 3,
+            out_channels=LATENT_CHANNELS,
             text_dim=PROMPT_DIM,
             freq_dim=32,
             ffn_dim=64,

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from timeripple.pond.autoencoder import LatentBasis
+from timeripple.pond.model import with_coordinates
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import PromptError
 
@@ -34,7 +35,7 @@ def test_euler_steps_follow_the_velocity(tiny_pipeline):
     with torch.no_grad():
         for i, timestep in enumerate(pipe.scheduler.timesteps):
             conditional, unconditional = (
-                pipe.transformer(latents, timestep.expand(1), embeds, return_dict=False)[0]
+                pipe.transformer(with_coordinates(latents), timestep.expand(1), embeds, return_dict=False)[0]
                 for embeds in (prompt_embeds, negative_embeds)
             )
             velocity = unconditional + 2.5 * (conditional - unconditional)
@@ -104,3 +105,11 @@ def test_latent_basis_is_the_principal_components():
     rebuilt = (latents.movedim(1, -1) * basis.std) @ basis.components + basis.mean
     torch.testing.assert_close(rebuilt, coefficients @ patterns, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(torch.cov(latents.movedim(1, 0).flatten(1)), torch.eye(8), atol=2e-2, rtol=0)
+
+
+def test_coordinates_are_centres_of_cells_from_minus_one_to_one():
+    seen = with_coordinates(torch.zeros(2, 8, 2, 4, 5))
+    assert seen.shape == (2, 11, 2, 4, 5) and (seen[:, :8] == 0).all()
+    torch.testing.assert_close(seen[1, 8, :, 0, 0], torch.tensor([-0.5, 0.5]))
+    torch.testing.assert_close(seen[0, 9, 1, :, 2], torch.tensor([-0.75, -0.25, 0.25, 0.75]))
+    torch.testing.assert_close(seen[0, 10, 0, 3], torch.tensor([-0.8, -0.4, 0.0, 0.4, 0.8]))

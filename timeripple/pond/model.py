@@ -7,6 +7,7 @@ from diffusers.configuration_utils import register_to_config
 from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids
 
 PROMPT_DIM = 128
+LATENT_CHANNELS = 8
 
 
 class PondPromptEncoder(ModelMixin, ConfigMixin):
@@ -27,14 +28,25 @@ class PondPromptEncoder(ModelMixin, ConfigMixin):
         return self(ids)
 
 
+def with_coordinates(latents: torch.Tensor) -> torch.Tensor:
+    """What the denoiser sees: latents [B, 8, F, h, w] and where each is, t, y, x from -1 to 1, [B, 11, F, h, w].
+
+    RoPE is relative; without this, a small model learns only slowly that a subject starts on the right or a horizon
+    lies in the middle, and learns it anew at every size.
+    """
+    axes = [(2 * torch.arange(n, device=latents.device) + 1) / n - 1 for n in latents.shape[2:]]
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij")).to(latents.dtype)
+    return torch.cat([latents, coordinates.expand(len(latents), -1, -1, -1, -1)], dim=1)
+
+
 def build_transformer() -> WanTransformer3DModel:
-    """The untrained denoiser: Wan's architecture with 6 layers of 4 heads of 48, patch size 1, 8 latent channels."""
+    """The untrained denoiser: Wan's architecture with 6 layers of 4 heads of 48 and patch size 1."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=4,
         attention_head_dim=48,
-        in_channels=8,
-        out_channels=8,
+        in_channels=LATENT_CHANNELS + 3,
+        out_channels=LATENT_CHANNELS,
         text_dim=PROMPT_DIM,
         freq_dim=128,
         ffn_dim=768,

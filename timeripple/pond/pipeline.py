@@ -9,7 +9,7 @@ from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from timeripple.pond import autoencoder
-from timeripple.pond.model import PondPromptEncoder
+from timeripple.pond.model import PondPromptEncoder, with_coordinates
 from timeripple.pond.prompts import Description, parse_prompt
 
 SPATIAL_FACTOR = 8
@@ -107,7 +107,7 @@ class PondPipeline(DiffusionPipeline):
         prompt_embeds, negative_embeds = self.encode_prompt(prompt, negative_prompt)
         device, dtype = self._execution_device, self.transformer.dtype
         prompt_embeds, negative_embeds = prompt_embeds.to(device, dtype), negative_embeds.to(device, dtype)
-        shape = (len(prompt_embeds), self.transformer.config.in_channels, num_frames)
+        shape = (len(prompt_embeds), self.transformer.config.out_channels, num_frames)
         shape += (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -144,7 +144,7 @@ class PondPipeline(DiffusionPipeline):
         def forward(name, embeds):
             with self.transformer.cache_context(name, **context):
                 return self.transformer(
-                    hidden_states=latents.to(self.transformer.dtype),
+                    hidden_states=with_coordinates(latents).to(self.transformer.dtype),
                     timestep=timestep.expand(len(latents)),
                     encoder_hidden_states=embeds,
                     return_dict=False,

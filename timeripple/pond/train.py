@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from timeripple.pond import autoencoder
 from timeripple.pond.autoencoder import LatentBasis
-from timeripple.pond.model import PondPromptEncoder, build_transformer
+from timeripple.pond.model import PondPromptEncoder, build_transformer, with_coordinates
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import concept_ids, random_description
 from timeripple.pond.scenes import render
@@ -49,9 +49,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("512", num_frames=8, size=64, clips=4000, batch=8, iterations=2000, lr=1.0, final_lr=1.0),
-    Stage("1024", num_frames=16, size=64, clips=1200, batch=8, iterations=250, lr=1.0, final_lr=0.8),
-    Stage("4096", num_frames=16, size=128, clips=400, batch=2, iterations=300, lr=0.6, final_lr=0.0),
+    Stage("512", num_frames=8, size=64, clips=4000, batch=8, iterations=3200, lr=1.0, final_lr=0.6),
+    Stage("4096", num_frames=16, size=128, clips=400, batch=2, iterations=250, lr=0.6, final_lr=0.0),
 )
 MUON_LR, ADAM_LR = 2e-2, 2e-3
 WARMUP = 50
@@ -107,7 +106,7 @@ def flow_matching_loss(
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
     embeds = denoiser["prompt_encoder"](drop_concepts(ids))
     with torch.autocast("cpu", torch.bfloat16):
-        velocity = transformer(noisy, sigma * 1000, embeds, return_dict=False)[0]
+        velocity = transformer(with_coordinates(noisy), sigma * 1000, embeds, return_dict=False)[0]
     error = (velocity.float() - (noise - clean)).pow(2).mean((0, 2, 3, 4))
     return (error * weight).mean()
 
