@@ -118,7 +118,7 @@ def generate(
         nonlocal text_seconds, step_input
         if text_seconds is None:
             text_seconds = watch.seconds
-        step_input = kwargs["hidden_states"]
+        step_input = kwargs["hidden_states"][:, : pipeline.transformer.config.out_channels]  # without coordinates
 
     def after_step(pipe: DiffusionPipeline, index: int, timestep: torch.Tensor, tensors: dict) -> dict:
         nonlocal stopped
