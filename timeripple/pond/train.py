@@ -49,8 +49,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("512", num_frames=8, size=64, clips=4000, batch=8, iterations=3200, lr=1.0, final_lr=0.6),
-    Stage("4096", num_frames=16, size=128, clips=400, batch=2, iterations=250, lr=0.6, final_lr=0.0),
+    Stage("512", num_frames=8, size=64, clips=4000, batch=8, iterations=3000, lr=1.0, final_lr=0.6),
+    Stage("4096", num_frames=16, size=128, clips=500, batch=2, iterations=270, lr=0.7, final_lr=0.0),
 )
 MUON_LR, ADAM_LR = 2e-2, 2e-3
 WARMUP = 50
