@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +13,7 @@ from timeripple.attention import reference, torch_backend
 from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
+from timeripple.timing import now
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,23 @@ def ripple_attention(
     if backend not in ("auto", "torch", "reference"):
         raise ValueError(f"backend {backend!r} is unknown; choose auto, torch or reference.")
 
-    start = now(query)
+    start = now(query.device)
     curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
     if theta is None:
         theta = theta_for_saving([curve], saving)
     if theta <= 0:
-        planned = now(query)
+        planned = now(query.device)
         output = torch_backend.dense_attention(query, key, value, scale=scale, key_mask=key_mask)
         realised = torch.zeros(query.shape[1], dtype=torch.float64)
     elif backend == "reference":
-        planned = now(query)
+        planned = now(query.device)
         output, realised = reference.attention(query, key, value, grid, config, theta, scale=scale, key_mask=key_mask)
     else:
         plan = curve.plan(query, key, theta)
-        planned = now(query)
+        planned = now(query.device)
         output = torch_backend.attention(query, key, value, plan, scale=scale, key_mask=key_mask)
         realised = plan.saving
-    return output, AttentionStatistics(realised, curve.kind, theta, planned - start, now(query) - planned, curve)
+    return output, AttentionStatistics(realised, curve.kind, theta, planned - start, now(query.device) - planned, curve)
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:
@@ -94,10 +94,3 @@ def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key
     if not key_mask[:, grid.video].all():
         raise ValueError("key_mask hides video tokens, but reuse needs the whole grid; mask text tokens only.")
     return key_mask
-
-
-def now(x: Tensor) -> float:
-    """Wall clock in seconds once the device of `x` has finished what it was given."""
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return time.perf_counter()

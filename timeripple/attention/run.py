@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from timeripple.attention.dispatch import check_inputs, now, ripple_attention
+from timeripple.attention.dispatch import check_inputs, ripple_attention
 from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import ReuseConfig, Step
 from timeripple.grid import TokenGrid
+from timeripple.timing import now
 
 
 @dataclass
@@ -97,14 +98,14 @@ class ReuseRun:
         if self._measures:
             self._curves.append(statistics.curve)
         saving = statistics.saving
-        start = now(query)
+        start = now(query.device)
         if self._step.kind == "refresh":
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
             self._pass.residuals[layer] = dense - output
             output, saving = dense, saving - 1
         elif layer in self._pass.residuals:
             output += self._pass.residuals[layer]
-        seconds = statistics.attention_seconds + now(query) - start
+        seconds = statistics.attention_seconds + now(query.device) - start
         self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, seconds)
         return output
 
@@ -128,13 +129,13 @@ class ReuseRun:
         return summarise_saving(self.records, self.steps, kind)
 
     def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
-        start = now(query)
+        start = now(query.device)
         if self._measures:
             key_mask = check_inputs(query, key, value, self._grid, key_mask)
             self._curves.append(self.measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
-        measured = now(query)
+        measured = now(query.device)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._record(layer, None, [0.0] * query.shape[1], measured - start, now(query) - measured)
+        self._record(layer, None, [0.0] * query.shape[1], measured - start, now(query.device) - measured)
         return output
 
     def _target(self, step: Step) -> float:

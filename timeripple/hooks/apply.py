@@ -22,9 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from timeripple.attention import ReuseRun
-from timeripple.attention.dispatch import now
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.hooks.families import FAMILIES, Family
+from timeripple.timing import now
 
 HOOK = "timeripple"
 
@@ -227,10 +227,10 @@ class TransformerHook(ModelHook):
 
     @torch.compiler.disable
     def _end(self, module: nn.Module) -> None:
-        on_device = next(module.parameters())
-        start = now(on_device)
+        device = next(module.parameters()).device
+        start = now(device)
         self.run.end_forward()
-        self.closing_seconds += now(on_device) - start
+        self.closing_seconds += now(device) - start
         self.residual_bytes = max(self.residual_bytes, self.run.residual_bytes)
 
     def _start(self, total: int) -> None:
