@@ -67,7 +67,7 @@ class LatentBasis:
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """The untrained autoencoder, 1.1 M parameters: RGB in [-1, 1] [B, 3, H, W] to latents / 2 [B, 8, H/8, W/8].
+    """The untrained autoencoder, 0.9 M parameters: RGB in [-1, 1] [B, 3, H, W] to latents / 2 [B, 8, H/8, W/8].
 
     Latents are halved inside (`scaling_factor` 2) because AutoencoderTiny's decoder squashes them with 3·tanh(x / 3).
     """

@@ -21,6 +21,7 @@ from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import Description, describe, random_description
 from timeripple.pond.scenes import render
 
+CLIP_SEED = 20_000
 ASPECTS = ("colour", "motion", "background", "subject")
 
 
@@ -32,10 +33,16 @@ def shares(pairs: list[tuple[Description, Sighting]]) -> dict[str, float]:
     }
 
 
+def held_out_descriptions(count: int, rng: random.Random | None = None) -> list[Description]:
+    """Descriptions of held-out combinations, the same for every call."""
+    rng = rng or random.Random(CLIP_SEED)
+    return [random_description(rng, held_out=True) for _ in range(count)]
+
+
 def held_out_clips(count: int, num_frames: int, size: int) -> list[tuple[Description, np.ndarray]]:
     """Rendered clips of held-out descriptions, the same for every call."""
-    rng = random.Random(20_000)
-    descriptions = [random_description(rng, held_out=True) for _ in range(count)]
+    rng = random.Random(CLIP_SEED)
+    descriptions = held_out_descriptions(count, rng)
     return [(d, render(d, rng.getrandbits(31), num_frames, size, size)) for d in descriptions]
 
 
@@ -45,7 +52,7 @@ def evaluate(
     """Generate held-out prompts and judge them; returns shares per aspect, the autoencoder's PSNR and the settings."""
     pipeline.set_progress_bar_config(disable=True)
     pairs, misses, started = [], [], time.perf_counter()
-    for index, (asked, _) in enumerate(track(held_out_clips(prompts, num_frames, size), "Generating")):
+    for index, asked in enumerate(track(held_out_descriptions(prompts), "Generating")):
         generator = torch.Generator().manual_seed(index)
         frames = pipeline(
             describe(asked), None, num_frames, size, size, steps, guidance_scale, generator=generator
