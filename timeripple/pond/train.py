@@ -190,14 +190,15 @@ def train(out: Path, minutes: float | None, init: Path | None) -> None:
             continue
         cache = cached_latents(stage, basis, out)
         transformer = torch.compile(denoiser["transformer"], dynamic=False)
-        loss_sum = 0.0
+        weight = basis.std / basis.std.mean()
+        losses = []
         for iteration in range(done - first, stage.iterations):
             progress = iteration / stage.iterations
             factor = stage.lr + (stage.final_lr - stage.lr) * progress
             set_learning_rate(optimizers, factor * min(1, (done + 1) / WARMUP))
             picked = torch.randint(len(cache["latents"]), (stage.batch,))
             clean, ids = cache["latents"][picked].float(), cache["ids"][picked]
-            loss = flow_matching_loss(denoiser, transformer, clean, ids, basis.std / basis.std.mean())
+            loss = flow_matching_loss(denoiser, transformer, clean, ids, weight)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
             for optimizer in optimizers:
@@ -207,10 +208,11 @@ def train(out: Path, minutes: float | None, init: Path | None) -> None:
             decay = min(EMA_DECAY, 1 - 1 / (0.1 * done + 1))
             for name, tensor in denoiser.state_dict().items():
                 average[name].lerp_(tensor, 1 - decay)
-            loss_sum += loss.item()
+            losses.append(loss.item())
             if done % 100 == 0 or iteration + 1 == stage.iterations:
-                row = {"iteration": done, "stage": stage.name, "loss": loss_sum / 100, "seconds": time.time() - started}
-                loss_sum = 0.0
+                mean = sum(losses) / len(losses)
+                row = {"iteration": done, "stage": stage.name, "loss": mean, "seconds": time.time() - started}
+                losses.clear()
                 print(json.dumps(row), flush=True)
                 with (out / "loss.jsonl").open("a") as log:
                     log.write(json.dumps(row) + "\n")
