@@ -1,7 +1,12 @@
 """Fixtures for all tests: a pipeline like Pond's with tiny random weights."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
 from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
 
 from timeripple.pond.autoencoder import build_autoencoder

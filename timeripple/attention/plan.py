@@ -14,6 +14,7 @@ Heads of all batch entries are planned at once and independently, as `heads` = b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -104,15 +105,15 @@ class Staircase:
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one side of attention, for all heads one after the other.
+    """The rows of one side of attention, numbered from 0 in every head.
 
-    owner: [heads, tokens] the row that stands for a token; sizes: [rows] tokens per row, whose log is a key's bias;
-    offsets: heads + 1 numbers, where the rows of each head begin and the last ones end.
+    owner: [heads, tokens] the row that stands for a token; sizes: [heads, tokens] tokens per row, whose log is a key's
+    bias, and 0 beyond the rows in use; counts: [heads] rows in use.
     """
 
     owner: Tensor
     sizes: Tensor
-    offsets: tuple[int, ...]
+    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,8 @@ class TokenPlan:
     @property
     def saving(self) -> Tensor:
         """Share of (query, key) pairs not computed, 1 - (1 - rho_q)(1 - rho_k), per head, mean over the batch."""
-        rows = [torch.tensor(side.offsets, dtype=torch.float64).diff() for side in (self.query, self.key)]
-        saving = 1 - rows[0] * rows[1] / self.query.owner.shape[1] ** 2
-        return saving.view(self.batch, -1).mean(0)
+        pairs = self.query.counts.double() * self.key.counts.double()
+        return _batch_mean(1 - pairs / self.query.owner.shape[1] ** 2, self.batch)
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,13 @@ class Merges:
         subset = torch.nn.functional.pad(self.subsets, (1, 0)).gather(-1, level)  # level 0: along no axis
         leads = _leads(device)[subset[..., 0]] & self.occupied
         leads = torch.cat([leads.flatten(1), leads.new_ones(heads, grid.tokens - grid.video_tokens)], dim=1)
-        number = leads.flatten().cumsum(0).sub(1).view(heads, -1)  # of the row, where a position leads one
+        number = leads.cumsum(1) - 1  # of the row, where a position leads one
         windows, before, after = number.split([self.occupied.numel(), grid.text_before, grid.text_after], dim=1)
         leader = torch.arange(8, device=device) & ~subset
         owner = _tokens(windows.view(leader.shape).gather(-1, leader), grid)
-        offsets = (0, *leads.sum(1).cumsum(0).tolist())
         owner = torch.cat([before, owner, after], dim=1)
-        return Rows(owner, torch.bincount(owner.flatten(), minlength=offsets[-1]), offsets)
+        sizes = torch.zeros_like(owner).scatter_add_(1, owner, torch.ones_like(owner))
+        return Rows(owner, sizes, leads.sum(1))
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,8 @@ class TilePlan:
     """Tile reuse: for every tile of queries, the key windows to compute; the others are reused by one representative.
 
     computed: bool [heads, tiles, windows]; tile, window: [video_tokens] where a query, a key belongs; tile_sizes
-    [tiles], window_sizes [windows] in tokens. Text queries compute everything and text keys are always computed.
+    [tiles], window_sizes [windows] in tokens; tile_tokens: of the largest tile, known without asking the device. Text
+    queries compute everything and text keys are always computed.
     skip: windows that are not computed are left out, without a representative; no reuse, but what it is compared to.
     """
 
@@ -270,6 +271,7 @@ class TilePlan:
     tile_sizes: Tensor
     window: Tensor
     window_sizes: Tensor
+    tile_tokens: int
     grid: TokenGrid
     batch: int
     skip: bool = False
@@ -297,6 +299,7 @@ class TileCurve:
     tile_sizes: Tensor
     window: Tensor
     window_sizes: Tensor
+    tile_tokens: int
     grid: TokenGrid
     batch: int
     skip: bool = False
@@ -318,7 +321,7 @@ class TileCurve:
         return self.reused.highest
 
     def plan(self, query: Tensor, key: Tensor, theta: float) -> TilePlan:
-        layout = (self.tile, self.tile_sizes, self.window, self.window_sizes)
+        layout = (self.tile, self.tile_sizes, self.window, self.window_sizes, self.tile_tokens)
         return TilePlan(self.thresholds >= theta, *layout, self.grid, self.batch, self.skip)
 
 
@@ -356,8 +359,7 @@ def _measure_tile(
 ) -> TileCurve:
     """Predicted error of reuse, e(T, w) = p(T, w) * sqrt(sum_c mean_T(q_c^2) var_w(k_c)) * scale, summed from the
     smallest: reusing the windows whose sum is below theta computes the fewest that leave an error below theta."""
-    tile, tile_sizes = grid.block_index(config.query_tile, query.device)
-    window, window_sizes = grid.block_index(window_shape(config), query.device)
+    layout = tile, tile_sizes, window, window_sizes, _ = tile_layout(grid, config, query.device)
     video_query, video_key = _video(query, grid), _video(key, grid)
     centred = video_key - block_mean(video_key, window, window_sizes)[:, window]
     variance = block_mean(centred.square(), window, window_sizes)
@@ -365,7 +367,7 @@ def _measure_tile(
     error = window_probability(query, key, grid, config, scale=scale, key_mask=key_mask) * squared.sqrt()
     error, order = error.sort(dim=-1)
     thresholds = torch.empty_like(error).scatter_(-1, order, error.cumsum(-1))
-    return TileCurve(thresholds, tile, tile_sizes, window, window_sizes, grid, len(query))
+    return TileCurve(thresholds, *layout, grid, len(query))
 
 
 def _tile_saving(pairs: Tensor, windows: int, grid: TokenGrid, batch: int) -> Tensor:
@@ -373,6 +375,12 @@ def _tile_saving(pairs: Tensor, windows: int, grid: TokenGrid, batch: int) -> Te
     text = grid.tokens - grid.video_tokens
     visited = pairs + grid.video_tokens * (windows + text) + text * grid.tokens
     return _batch_mean(1 - visited / grid.tokens**2, batch)
+
+
+def tile_layout(grid: TokenGrid, config: ReuseConfig, device) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """tile, tile_sizes, window, window_sizes and tile_tokens of a `TilePlan`."""
+    tile_tokens = math.prod(map(min, config.query_tile, grid.shape))
+    return *grid.block_index(config.query_tile, device), *grid.block_index(window_shape(config), device), tile_tokens
 
 
 def window_shape(config: ReuseConfig) -> tuple[int, int, int]:

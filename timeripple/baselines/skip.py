@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from timeripple.attention import ReuseRun
-from timeripple.attention.plan import TileCurve, window_probability, window_shape
+from timeripple.attention.plan import TileCurve, tile_layout, window_probability
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.grid import TokenGrid
 
@@ -67,5 +67,5 @@ def measure(
     probability, order = probability.sort(dim=-1)
     missed = probability.cumsum(-1)
     missed[..., -1] = math.inf
-    layout = *grid.block_index(config.query_tile, query.device), *grid.block_index(window_shape(config), query.device)
+    layout = tile_layout(grid, config, query.device)
     return TileCurve(missed.gather(-1, order.argsort(-1)), *layout, grid, len(query), skip=True)

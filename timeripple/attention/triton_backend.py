@@ -1,0 +1,288 @@
+"""Carries plans out with the kernels of `triton_kernels.py`: same signatures and results as `torch_backend.py`.
+
+Nothing here waits for the device: row counts and window lists stay on it, and kernels return early where there is
+nothing to do.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from timeripple.attention import triton_kernels as kernels
+from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan
+
+WINDOW = 8  # tokens of a 2 x 2 x 2 window
+INTERPRETED = not isinstance(kernels.attend, triton.JITFunction)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How `attend` is cut: query rows and key rows per block, warps and pipeline stages."""
+
+    query_rows: int
+    key_rows: int
+    warps: int
+    stages: int
+
+
+def attend_blocks(head_dim: int, dtype: torch.dtype) -> Blocks:
+    """What fits the registers and shared memory of every target (see `timeripple.kernels`)."""
+    if dtype == torch.float32:  # no tensor cores at full precision
+        return Blocks(32, 32, 4, 1) if head_dim <= 128 else Blocks(16, 16, 4, 1)
+    if head_dim <= 64:
+        return Blocks(128, 64, 4, 3)
+    return Blocks(128, 64, 8, 2) if head_dim <= 128 else Blocks(64, 32, 8, 2)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TokenPlan | TilePlan | ChannelPlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `torch_backend.attention`."""
+    if isinstance(plan, TokenPlan):
+        return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask, residual=residual)
+    if isinstance(plan, TilePlan):
+        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask, residual=residual)
+    return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask, residual=residual)
+
+
+def dense_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """The core without reuse: every token a row."""
+    bias = None if key_mask is None else _hidden(key_mask, query.shape[1])
+    keys = KeyRows(key, value, bias, _full_counts(key))
+    return _attend(query, key, value, None, keys, None, scale, residual)
+
+
+def token_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TokenPlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `torch_backend.token_attention`."""
+    tokens = query.shape[2]
+    queries = QueryRows(_row_table(plan.query), plan.query.counts)
+    table = _row_table(plan.key)
+    bias = plan.key.sizes.float().log2()
+    if key_mask is not None:  # masked keys are text, which has rows of its own
+        hidden = torch.zeros_like(bias).scatter_(1, plan.key.owner, _hidden(key_mask, query.shape[1]))
+        bias = bias + hidden
+    keys = KeyRows(
+        _merge(key, table, plan.key.counts, tokens),
+        _merge(value, table, plan.key.counts, tokens),
+        bias,
+        plan.key.counts,
+    )
+    return _attend(query, key, value, queries, keys, None, scale, residual)
+
+
+def tile_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: TilePlan,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """See `torch_backend.tile_attention`."""
+    grid, heads, device = plan.grid, len(plan.computed), query.device
+    windows, tiles = len(plan.window_sizes), len(plan.tile_sizes)
+    text = torch.cat([torch.arange(grid.text_before), torch.arange(grid.video.stop, grid.tokens)]).to(device)
+    window_table = _table(plan.window[None], windows, WINDOW, grid.text_before)[0]
+    text_table = torch.nn.functional.pad(text[:, None], (0, WINDOW - 1), value=-1).to(torch.int32)
+    row_table = torch.cat([window_table, text_table])[None]
+    counts = torch.full((heads,), row_table.shape[1], dtype=torch.int32, device=device)
+    sizes = plan.window_sizes.float()
+    bias = torch.cat([torch.full_like(sizes, -math.inf) if plan.skip else sizes.log2(), sizes.new_zeros(len(text))])
+    bias = bias.repeat(heads, 1)
+    if key_mask is not None:
+        bias[:, windows:] += _hidden(key_mask, query.shape[1])[:, text]
+    keys = KeyRows(
+        _merge(key, row_table, counts, row_table.shape[1]),
+        _merge(value, row_table, counts, row_table.shape[1]),
+        bias,
+        counts,
+    )
+    block = attend_blocks(query.shape[-1], query.dtype).query_rows
+    tile_rows = -(-plan.tile_tokens // block) * block
+    table = _table(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
+    queries = QueryRows(table, torch.full_like(counts, table.shape[1]))
+    output = _attend(query, key, value, queries, keys, Choice(plan.computed, window_table, tile_rows), scale, residual)
+    if len(text):
+        queries = QueryRows(text[None, :, None].to(torch.int32), torch.full_like(counts, len(text)))
+        hidden = None if key_mask is None else _hidden(key_mask, query.shape[1])
+        keys = KeyRows(key, value, hidden, _full_counts(key))
+        _attend(query, key, value, queries, keys, None, scale, residual, output)
+    return output
+
+
+def merge_deviations(x: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """Thresholds and subsets [batch * heads, windows, levels] of `plan.Merges`.
+
+    x: [batch, heads, tokens, d]; weight: [batch * heads, d]; table: int32 [windows, 8] with the tokens of every
+    position, those a ragged window lacks repeated from a neighbour; axes: bits of the axes that may merge.
+    """
+    batch, heads, _, head_dim = x.shape
+    levels, shape = axes.bit_count(), (batch * heads, len(table), axes.bit_count())
+    thresholds = torch.empty(shape, dtype=torch.float32, device=x.device)
+    subsets = torch.empty(shape, dtype=torch.int64, device=x.device)
+    x = _rows_together(x)
+    block = 16
+    kernels.merge_deviations[triton.cdiv(len(table), block), batch * heads](
+        x, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), *x.stride()[:3],
+        HEAD_DIM=head_dim, AXES=axes, LEVELS=levels, BLOCK_W=block, BLOCK_D=_padded(head_dim),
+    )  # fmt: skip
+    return thresholds, subsets
+
+
+# --- what `attend` takes ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class QueryRows:
+    """table: int32 [batch * heads or 1, rows, members], -1 where a row has fewer tokens; counts: rows used."""
+
+    table: Tensor
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class KeyRows:
+    """key, value: [batch, heads, rows, d]; bias: [batch * heads, rows] as log2, or None; counts: rows used."""
+
+    key: Tensor
+    value: Tensor
+    bias: Tensor | None
+    counts: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Windows to compute. computed: bool [batch * heads, tiles, windows]; table: int32 [windows, 8], their tokens;
+    tile_rows: rows of the query table that belong to a tile."""
+
+    computed: Tensor
+    table: Tensor
+    tile_rows: int
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: QueryRows | None,
+    keys: KeyRows,
+    choice: Choice | None,
+    scale: float | None,
+    residual: Tensor | None,
+    output: Tensor | None = None,
+) -> Tensor:
+    batch, heads, tokens, head_dim = query.shape
+    query, key, value = (_rows_together(x) for x in (query, key, value))
+    row_key, row_value = (_rows_together(x) for x in (keys.key, keys.value))
+    output = torch.empty_like(query) if output is None else output
+    if residual is not None and residual.stride() != output.stride():
+        residual = torch.empty_like(output, dtype=residual.dtype).copy_(residual)
+    blocks = attend_blocks(head_dim, query.dtype)
+    rows = tokens if queries is None else queries.table.shape[1]
+    nothing = query.new_empty(0, dtype=torch.int32)
+    chosen, chosen_counts, computed, window_table, windows, tile_rows = nothing, nothing, nothing, nothing, 0, 1
+    if choice is not None:
+        computed, window_table, tile_rows = choice.computed.to(torch.uint8), choice.table, choice.tile_rows
+        chosen, chosen_counts = _list_chosen(computed)
+        windows = computed.shape[-1]
+    kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
+        query, key, value, nothing if residual is None else residual, output,
+        nothing if queries is None else queries.table, nothing if queries is None else queries.counts.to(torch.int32),
+        row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
+        chosen, chosen_counts, computed, window_table,
+        heads, tokens, rows, row_key.shape[2], windows, tile_rows,
+        (head_dim**-0.5 if scale is None else scale) / math.log(2),
+        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
+        *row_key.stride()[:3], *row_value.stride()[:3],
+        0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
+        HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
+        BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
+        BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=_padded(head_dim),
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    return output
+
+
+def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
+    """Mean of the tokens of each row of a table [batch * heads or 1, rows, 8]: -> [batch, heads, rows, d]."""
+    batch, heads, _, head_dim = x.shape
+    x = _rows_together(x)
+    merged = x.new_empty(batch, heads, rows, head_dim)
+    block = 16
+    kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
+        x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
+        0 if len(table) == 1 else table.stride(0),
+        HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=_padded(head_dim),
+    )  # fmt: skip
+    return merged
+
+
+def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 [heads, tiles, windows] -> numbers of the set windows, int32 of the same shape, and counts."""
+    chosen = torch.empty(computed.shape, dtype=torch.int32, device=computed.device)
+    counts = torch.empty(computed.shape[:2], dtype=torch.int32, device=computed.device)
+    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=1024)
+    return chosen, counts
+
+
+def _row_table(rows: Rows) -> Tensor:
+    return _table(rows.owner, rows.owner.shape[1], WINDOW)
+
+
+def _table(owner: Tensor, rows: int, members: int, first: int = 0) -> Tensor:
+    """The inverse of `owner` [heads, tokens]: int32 [heads, rows, members], tokens counted from `first`."""
+    order = owner.argsort(dim=1, stable=True)
+    row = owner.gather(1, order)
+    sizes = owner.new_zeros(len(owner), rows).scatter_add_(1, owner, torch.ones_like(owner))
+    member = torch.arange(owner.shape[1], device=owner.device) - (sizes.cumsum(1) - sizes).gather(1, row)
+    table = torch.full((len(owner), rows * members), -1, dtype=torch.int32, device=owner.device)
+    return table.scatter_(1, row * members + member, (order + first).to(torch.int32)).view(len(owner), rows, members)
+
+
+def _hidden(key_mask: Tensor, heads: int) -> Tensor:
+    """bool [batch, tokens] -> float32 [batch * heads, tokens]: 0 where a key is seen, -inf where not."""
+    bias = torch.zeros(key_mask.shape, device=key_mask.device).masked_fill_(~key_mask, -math.inf)
+    return bias.repeat_interleave(heads, dim=0)
+
+
+def _full_counts(x: Tensor) -> Tensor:
+    return torch.full((x.shape[0] * x.shape[1],), x.shape[2], dtype=torch.int32, device=x.device)
+
+
+def _rows_together(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _padded(head_dim: int) -> int:
+    return max(16, triton.next_power_of_2(head_dim))
