@@ -27,6 +27,8 @@ def test_defaults():
     [
         ("token", ReuseConfig()),
         ("token:0.75:refresh=4", ReuseConfig(refresh=4)),
+        ("token:extrapolate=no", ReuseConfig(extrapolate=False)),
+        ("token:extrapolate=yes", ReuseConfig()),
         ("tile:0.5:refresh=none", ReuseConfig("tile", budget=0.5, refresh=None)),
         ("channel:theta=0.3", ReuseConfig("channel", theta=0.3)),
         ("token:0.7:axes=ty", ReuseConfig(budget=0.7, axes=("t", "y"))),
@@ -80,6 +82,8 @@ def test_dict_and_file_round_trips(config, tmp_path):
         (lambda: ReuseConfig(window=3), ["window 3", "channel", "leave it at 2"]),
         (lambda: ReuseConfig(refresh=0), ["refresh 0", "1 or more"]),
         (lambda: ReuseConfig(refresh="often"), ["'often'", "None or 'auto'"]),
+        (lambda: ReuseConfig(extrapolate=1), ["extrapolate 1", "yes or no"]),
+        (lambda: ReuseConfig.parse("token:extrapolate=maybe"), ["'maybe'", "extrapolate=no"]),
         (lambda: ReuseConfig(dense_first=1.5), ["1.5", "0 to 1"]),
         (lambda: ReuseConfig(dense_last=-1), ["-1", "number of steps"]),
         (lambda: ReuseConfig(ramp=2), ["2", "0 to 1"]),

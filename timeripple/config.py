@@ -54,6 +54,8 @@ class ReuseConfig:
     window: tokens per window along an axis; channel only.
     refresh: every how many steps the error of reuse is measured and from then on given back; None: never;
         "auto": as often as the budget allows, never for channel.
+    extrapolate: between refreshes the error goes on changing as it did from the last but one to the last; False: it
+        stays what it was at the last refresh.
     dense_first: share of the steps computed densely at the start; at least one step is.
     dense_last: number of dense steps at the end.
     ramp: share of the steps over which theta rises to its full value (Eq. 4); "auto": 0.2, or what the budget
@@ -69,6 +71,7 @@ class ReuseConfig:
     axes: tuple[str, ...] = AXES
     window: int = 2
     refresh: int | str | None = "auto"
+    extrapolate: bool = True
     dense_first: float = 0.2
     dense_last: int = 1
     ramp: float | str = "auto"
@@ -104,6 +107,9 @@ class ReuseConfig:
         _require(
             self.refresh in (None, "auto") or (isinstance(self.refresh, int) and self.refresh >= 1),
             f"refresh {self.refresh!r} is not a number of steps; give 1 or more, None or 'auto'",
+        )
+        _require(
+            isinstance(self.extrapolate, bool), f"extrapolate {self.extrapolate!r} is not a choice; give yes or no"
         )
         for name in ("dense_first", "theta_min"):
             value = getattr(self, name)
@@ -248,6 +254,7 @@ _EXAMPLES = {
     "axes": "axes=tyx",
     "window": "window=2",
     "refresh": "refresh=4, refresh=none or refresh=auto",
+    "extrapolate": "extrapolate=yes or extrapolate=no",
     "dense_first": "dense_first=0.2",
     "dense_last": "dense_last=1",
     "ramp": "ramp=0.2 or ramp=auto",
@@ -261,6 +268,8 @@ def _parse(name: str, text: str):
         return text
     if name == "refresh" and text == "none":
         return None
+    if name == "extrapolate":
+        return ("no", "yes").index(text) == 1
     if name == "axes":
         return tuple(text)
     if name == "query_tile":
@@ -270,6 +279,8 @@ def _parse(name: str, text: str):
 
 def _format(name: str, value) -> str:
     """Inverse of `_parse`."""
+    if name == "extrapolate":
+        return "yes" if value else "no"
     if name == "axes":
         return "".join(value)
     if name == "query_tile":

@@ -3,6 +3,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple.attention import ReuseRun, ripple_attention
+from timeripple.attention.plan import measure
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
@@ -54,23 +55,30 @@ def test_without_feedback_the_error_stays():
     assert run.residual_bytes == 0
 
 
-def test_a_reuse_step_adds_the_error_of_the_last_refresh():
-    config = ReuseConfig(theta=1.0, refresh=2, ramp=0, dense_first=0, dense_last=0)
+@pytest.mark.parametrize("extrapolate", [False, True])
+def test_a_reuse_step_adds_the_error_of_the_last_refresh(extrapolate):
+    config = ReuseConfig(theta=1.0, refresh=2, ramp=0, dense_first=0, dense_last=0, extrapolate=extrapolate)
     run, outputs = generate(config, 4, drift=0.05)
     assert [step.kind for step in run.steps] == ["refresh", "reuse", "refresh", "reuse"]
-    for step, refresh in ((1, 0), (3, 2)):
-        reused, _ = ripple_attention(*tensors(0, 0.05, step), GRID, config, theta=1.0)
-        then_reused, _ = ripple_attention(*tensors(0, 0.05, refresh), GRID, config, theta=1.0)
-        residual = outputs[refresh, "cond", 0][1] - then_reused
-        assert residual.abs().max() > 0.1
-        torch.testing.assert_close(outputs[step, "cond", 0][0], reused + residual)
+
+    def reused(step):
+        return ripple_attention(*tensors(0, 0.05, step), GRID, config, theta=1.0)[0]
+
+    errors = {step: outputs[step, "cond", 0][1] - reused(step) for step in (0, 2)}
+    assert errors[0].abs().max() > 0.1
+    expected = errors[2] + (errors[2] - errors[0]) / 2 if extrapolate else errors[2]  # one step on, of two
+    torch.testing.assert_close(outputs[1, "cond", 0][0], reused(1) + errors[0])
+    torch.testing.assert_close(outputs[3, "cond", 0][0], reused(3) + expected)
     for step in (0, 2):
         assert torch.equal(*outputs[step, "cond", 0])
 
 
 def test_residual_bytes_count_passes_and_layers():
     run, _ = generate(ReuseConfig(theta=0.5, refresh=3), 6, passes=("cond", "uncond"))
-    assert run.residual_bytes == 2 * 2 * (2 * GRID.tokens * 8 * 4)
+    tensor = 2 * GRID.tokens * 8 * 4
+    assert run.residual_bytes == 2 * 2 * 2 * tensor  # passes, layers, an error and its slope
+    run, _ = generate(ReuseConfig(theta=0.5, refresh=3, extrapolate=False), 6, passes=("cond", "uncond"))
+    assert run.residual_bytes == 2 * 2 * tensor
 
 
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
@@ -103,15 +111,39 @@ def test_a_shortfall_is_made_up_for_within_the_ceiling():
     assert run._target(step) == 0
 
 
-def test_one_threshold_serves_all_layers_of_a_step_and_pass():
-    run, _ = generate(ReuseConfig(budget=0.6), 8, drift=0.1, passes=("cond", "uncond"))
+@pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
+def test_one_threshold_serves_all_layers_of_a_step(granularity):
+    run, _ = generate(ReuseConfig(granularity, budget=0.6), 8, drift=0.1, passes=("cond", "uncond"))
     thetas = {}
     for record in run.records:
         thetas.setdefault((record["step"], record["pass"]), set()).add(record["theta"])
     for (step, _), found in thetas.items():
         assert len(found) == 1
         assert (None in found) == (run.steps[step].kind == "dense")
-    assert thetas[3, "cond"] != thetas[3, "uncond"]
+    assert (thetas[3, "cond"] == thetas[3, "uncond"]) == (granularity != "channel")
+
+
+@pytest.mark.parametrize(("granularity", "refresh"), [("token", None), ("tile", None), ("token", 3)])
+def test_later_passes_carry_out_the_plans_of_the_first(granularity, refresh):
+    config = ReuseConfig(granularity, theta={"token": 1.0, "tile": 0.3}[granularity], refresh=refresh, ramp=0)
+    run, outputs = generate(config, 4, drift=0.05, passes=("cond", "uncond"))
+    savings = {(r["step"], r["pass"], r["layer"]): r["saving"] for r in run.records}
+    for step in (2, 3):
+        for layer in range(2):
+            assert savings[step, "cond", f"layer{layer}"] == savings[step, "uncond", f"layer{layer}"]
+    if refresh is None:
+        curve = measure(*tensors(1, 0.05, 2)[:2], GRID, config)
+        plan = curve.plan(*tensors(1, 0.05, 2)[:2], config.theta)
+        expected, _ = ripple_attention(*tensors(11, 0.05, 2), GRID, config, plan=plan)
+        torch.testing.assert_close(outputs[2, "uncond", 1][0], expected)
+        own, _ = ripple_attention(*tensors(11, 0.05, 2), GRID, config)
+        assert not torch.allclose(own, expected)
+    assert not run._plans
+
+
+def test_a_single_pass_keeps_no_plans():
+    run, _ = generate(ReuseConfig(theta=1.0), 6)
+    assert not run._plans
 
 
 def test_records():
@@ -131,7 +163,7 @@ def test_records():
 
 
 @pytest.mark.parametrize("refresh", ["auto", None])
-def test_passes_do_not_see_each_other(refresh):
+def test_the_first_pass_does_not_see_the_others(refresh):
     config = ReuseConfig(budget=0.6, refresh=refresh)
     _, alone = generate(config, 8, drift=0.1)
     _, together = generate(config, 8, drift=0.1, passes=("cond", "uncond"))

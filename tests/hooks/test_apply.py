@@ -214,9 +214,8 @@ def test_tensors_are_released_and_numbers_kept(transformer):
     transformer._reset_stateful_cache()
     assert hook.run is None
     assert summary(transformer) == during
-    assert (
-        during["residual_bytes"] == 2 * len(LAYERS) * (3 * 4 * 6) * 48 * 4
-    )  # passes, layers, tokens, channels, float32
+    tensor = (3 * 4 * 6) * 48 * 4  # tokens, channels, float32
+    assert during["residual_bytes"] == 2 * len(LAYERS) * 2 * tensor  # passes, layers, an error and its slope
 
 
 def test_enabling_again_replaces(transformer):

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from timeripple.attention import reference, torch_backend
-from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
+from timeripple.attention.plan import (
+    ChannelCurve,
+    ChannelPlan,
+    TileCurve,
+    TilePlan,
+    TokenCurve,
+    TokenPlan,
+    measure,
+    theta_for_saving,
+)
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 from timeripple.timing import now
@@ -21,15 +30,17 @@ class AttentionStatistics:
     """What one call of attention saved and took.
 
     saving: [heads], mean over the batch; kind: whether rows were really left out or, for channel reuse, could be;
-    theta: the threshold used; plan_seconds, attention_seconds: wall clock; curve: saving at any other threshold.
+    theta: the threshold used; plan_seconds, attention_seconds: wall clock; curve: saving at any other threshold; plan:
+    what was carried out. Curve and plan are None where there was none: for a plan that was given, for dense attention.
     """
 
     saving: Tensor
     kind: Literal["realised", "theoretical"]
-    theta: float
+    theta: float | None
     plan_seconds: float
     attention_seconds: float
-    curve: TokenCurve | TileCurve | ChannelCurve
+    curve: TokenCurve | TileCurve | ChannelCurve | None
+    plan: TokenPlan | TilePlan | ChannelPlan | None
 
 
 def ripple_attention(
@@ -41,6 +52,7 @@ def ripple_attention(
     *,
     theta: float | None = None,
     saving: float | None = None,
+    plan: TokenPlan | TilePlan | None = None,
     scale: float | None = None,
     key_mask: Tensor | None = None,
     backend: Literal["auto", "torch", "reference"] = "auto",
@@ -50,8 +62,9 @@ def ripple_attention(
 
     query, key, value: [batch, heads, tokens, d], as the model hands them to attention (after RoPE). theta: the
     threshold, or saving: the share to save, averaged over heads, from which the threshold of this call follows; by
-    default what the config says. scale: of the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False
-    for text keys that no query sees. measure: replaces `plan.measure`, for baselines.
+    default what the config says. plan: one made before, for as many heads on this grid, in place of both. scale: of
+    the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False for text keys that no query sees. measure:
+    replaces `plan.measure`, for baselines.
     Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
     a mask that hides video tokens, or both theta and saving.
     """
@@ -63,23 +76,23 @@ def ripple_attention(
     if backend not in ("auto", "torch", "reference"):
         raise ValueError(f"backend {backend!r} is unknown; choose auto, torch or reference.")
 
-    start = now(query.device)
-    curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
-    if theta is None:
-        theta = theta_for_saving([curve], saving)
-    if theta <= 0:
-        planned = now(query.device)
+    start, curve = now(query.device), None
+    if plan is None:
+        curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
+        theta = theta_for_saving([curve], saving) if theta is None else theta
+        plan = curve.plan(query, key, theta) if theta > 0 else None
+    planned = now(query.device)
+    if plan is None:
         output = torch_backend.dense_attention(query, key, value, scale=scale, key_mask=key_mask)
         realised = torch.zeros(query.shape[1], dtype=torch.float64)
     elif backend == "reference":
-        planned = now(query.device)
         output, realised = reference.attention(query, key, value, grid, config, theta, scale=scale, key_mask=key_mask)
     else:
-        plan = curve.plan(query, key, theta)
-        planned = now(query.device)
         output = torch_backend.attention(query, key, value, plan, scale=scale, key_mask=key_mask)
         realised = plan.saving
-    return output, AttentionStatistics(realised, curve.kind, theta, planned - start, now(query.device) - planned, curve)
+    seconds = planned - start, now(query.device) - planned
+    kind = "theoretical" if config.granularity == "channel" else "realised"
+    return output, AttentionStatistics(realised, kind, theta, *seconds, curve, plan)
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:

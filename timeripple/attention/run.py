@@ -8,22 +8,50 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from timeripple.attention.dispatch import check_inputs, ripple_attention
-from timeripple.attention.plan import ChannelCurve, TileCurve, TokenCurve, measure, theta_for_saving
+from timeripple.attention.plan import (
+    ChannelCurve,
+    TileCurve,
+    TilePlan,
+    TokenCurve,
+    TokenPlan,
+    measure,
+    theta_for_saving,
+)
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import ReuseConfig, Step
 from timeripple.grid import TokenGrid
 from timeripple.timing import now
 
 
+@dataclass(frozen=True)
+class Residual:
+    """The error of reuse in one layer: dense minus reused output when it was measured, at `step`.
+
+    slope: its change per step since the time before; None if there is none or it is not wanted.
+    """
+
+    step: int
+    value: Tensor
+    slope: Tensor | None = None
+
+    def at(self, step: int) -> Tensor:
+        """The error to expect at a later step."""
+        return self.value if self.slope is None else self.value + (step - self.step) * self.slope
+
+    @property
+    def nbytes(self) -> int:
+        return self.value.nbytes + (0 if self.slope is None else self.slope.nbytes)
+
+
 @dataclass
 class PassState:
     """What one guidance pass (conditional, unconditional) carries from step to step.
 
-    residuals: dense minus reused output of each layer at the last refresh; theta: threshold of the next step, None
-    as long as nothing has been measured; savings: mean over layers and heads of every step of the reuse window.
+    residuals: of each layer, as measured at the last refresh; theta: threshold of the next step, None as long as
+    nothing has been measured; savings: mean over layers and heads of every step of the reuse window.
     """
 
-    residuals: dict[str, Tensor] = field(default_factory=dict)
+    residuals: dict[str, Residual] = field(default_factory=dict)
     theta: float | None = None
     savings: dict[int, float] = field(default_factory=dict)
 
@@ -37,9 +65,13 @@ class ReuseRun:
 
     measure: replaces `plan.measure`, for baselines that choose otherwise.
 
-    Under a budget, one threshold per step and pass serves all layers and heads, so that each reuses as much as it
-    can bear; it is found from what the layers measured one step earlier. Residual feedback: a refresh step keeps
-    R = dense - reused output of each layer, a reuse step adds it to its reused output.
+    Under a budget, one threshold per step serves all layers and heads, so that each reuses as much as it can bear; it
+    is found from what the layers measured one step earlier. Residual feedback: a refresh step keeps R = dense - reused
+    output of each layer, a reuse step adds it to its reused output, extrapolated from the last two.
+
+    The first pass of a step plans, and the passes after it carry out its plans: guidance takes the difference of two
+    passes times its scale, and an error that both make alike stays out of it. (Channel plans hold the values of their
+    pass, so there every pass plans for itself.)
 
     records: one dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
     1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
@@ -56,6 +88,7 @@ class ReuseRun:
         self.steps = config.schedule(num_inference_steps)
         self.records: list[dict] = []
         self._passes: dict[str, PassState] = {}
+        self._plans: dict[str, tuple[TokenPlan | TilePlan | None, float]] = {}
 
     def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
         """Raises ValueError for a step the schedule does not have."""
@@ -63,6 +96,7 @@ class ReuseRun:
             raise ValueError(f"step {step_index} is outside the run's {len(self.steps)} steps; start a new ReuseRun.")
         self._name, self._step, self._grid = pass_name, self.steps[step_index], grid
         self._pass = self._passes.setdefault(pass_name, PassState())
+        self._follows = pass_name != next(iter(self._passes)) and self.config.granularity != "channel"
         self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
         self._first_record = len(self.records)
         self._measures = self.config.theta is None and any(
@@ -83,28 +117,34 @@ class ReuseRun:
         if self._step.kind == "dense":
             return self._dense(layer, query, key, value, scale, key_mask)
         theta = self._step.theta if self.config.budget is None else self._pass.theta
+        plan, planned_theta = self._plans.pop(layer, (None, None)) if self._follows else (None, None)
+        if plan is not None and plan.batch != len(query):
+            plan = None
         output, statistics = ripple_attention(
             query,
             key,
             value,
             self._grid,
             self.config,
-            theta=theta,
-            saving=self._step.saving_target if theta is None else None,
+            theta=theta if plan is None else planned_theta,
+            saving=self._step.saving_target if plan is theta is None else None,
+            plan=plan,
             scale=scale,
             key_mask=key_mask,
             measure=self.measure,
         )
-        if self._measures:
+        if not self._follows and len(self._passes) > 1 and self.config.granularity != "channel":
+            self._plans[layer] = statistics.plan, statistics.theta
+        if self._measures and statistics.curve is not None:
             self._curves.append(statistics.curve)
         saving = statistics.saving
         start = now(query.device)
         if self._step.kind == "refresh":
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-            self._pass.residuals[layer] = dense - output
+            self._keep(layer, dense - output)
             output, saving = dense, saving - 1
         elif layer in self._pass.residuals:
-            output += self._pass.residuals[layer]
+            output += self._pass.residuals[layer].at(self._step.index)
         seconds = statistics.attention_seconds + now(query.device) - start
         self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, seconds)
         return output
@@ -128,9 +168,15 @@ class ReuseRun:
         kind = "theoretical" if self.config.granularity == "channel" else "realised"
         return summarise_saving(self.records, self.steps, kind)
 
+    def _keep(self, layer: str, error: Tensor) -> None:
+        last, slope = self._pass.residuals.get(layer), None
+        if self.config.extrapolate and last is not None:
+            slope = (error - last.value) / (self._step.index - last.step)
+        self._pass.residuals[layer] = Residual(self._step.index, error, slope)
+
     def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
         start = now(query.device)
-        if self._measures:
+        if self._measures and not self._follows:
             key_mask = check_inputs(query, key, value, self._grid, key_mask)
             self._curves.append(self.measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
         measured = now(query.device)

@@ -17,6 +17,11 @@ from timeripple.attention import triton_kernels as kernels
 from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan
 
 WINDOW = 8  # tokens of a 2 x 2 x 2 window
+LAUNCH = {  # how the small kernels are cut
+    "merge_rows": {"MEMBERS": WINDOW, "BLOCK_ROWS": 16},
+    "merge_deviations": {"AXES": 7, "LEVELS": 3, "BLOCK_W": 16},
+    "list_chosen": {"BLOCK_W": 1024},
+}
 INTERPRETED = not isinstance(kernels.attend, triton.JITFunction)
 
 
@@ -33,9 +38,7 @@ class Blocks:
 def attend_blocks(head_dim: int, dtype: torch.dtype) -> Blocks:
     """What fits the registers and shared memory of every target (see `timeripple.kernels`)."""
     if dtype == torch.float32:  # no tensor cores at full precision
-        return Blocks(32, 32, 4, 1) if head_dim <= 128 else Blocks(16, 16, 4, 1)
-    if head_dim <= 64:
-        return Blocks(128, 64, 4, 3)
+        return Blocks(32, 32, 4, 1) if head_dim <= 64 else Blocks(16, 16, 4, 1)
     return Blocks(128, 64, 8, 2) if head_dim <= 128 else Blocks(64, 32, 8, 2)
 
 
@@ -152,10 +155,10 @@ def merge_deviations(x: Tensor, weight: Tensor, table: Tensor, axes: int) -> tup
     thresholds = torch.empty(shape, dtype=torch.float32, device=x.device)
     subsets = torch.empty(shape, dtype=torch.int64, device=x.device)
     x = _rows_together(x)
-    block = 16
-    kernels.merge_deviations[triton.cdiv(len(table), block), batch * heads](
+    constants = LAUNCH["merge_deviations"] | {"AXES": axes, "LEVELS": levels}
+    kernels.merge_deviations[triton.cdiv(len(table), constants["BLOCK_W"]), batch * heads](
         x, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), *x.stride()[:3],
-        HEAD_DIM=head_dim, AXES=axes, LEVELS=levels, BLOCK_W=block, BLOCK_D=_padded(head_dim),
+        HEAD_DIM=head_dim, BLOCK_D=padded(head_dim), **constants,
     )  # fmt: skip
     return thresholds, subsets
 
@@ -228,7 +231,7 @@ def _attend(
         0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
         HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
         BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
-        BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=_padded(head_dim),
+        BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
     return output
@@ -239,11 +242,10 @@ def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
     batch, heads, _, head_dim = x.shape
     x = _rows_together(x)
     merged = x.new_empty(batch, heads, rows, head_dim)
-    block = 16
-    kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
+    kernels.merge_rows[triton.cdiv(rows, LAUNCH["merge_rows"]["BLOCK_ROWS"]), batch * heads](
         x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
         0 if len(table) == 1 else table.stride(0),
-        HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=_padded(head_dim),
+        HEAD_DIM=head_dim, BLOCK_D=padded(head_dim), **LAUNCH["merge_rows"],
     )  # fmt: skip
     return merged
 
@@ -252,7 +254,7 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 [heads, tiles, windows] -> numbers of the set windows, int32 of the same shape, and counts."""
     chosen = torch.empty(computed.shape, dtype=torch.int32, device=computed.device)
     counts = torch.empty(computed.shape[:2], dtype=torch.int32, device=computed.device)
-    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=1024)
+    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], **LAUNCH["list_chosen"])
     return chosen, counts
 
 
@@ -284,5 +286,6 @@ def _rows_together(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _padded(head_dim: int) -> int:
+def padded(head_dim: int) -> int:
+    """The power of two that holds a head."""
     return max(16, triton.next_power_of_2(head_dim))

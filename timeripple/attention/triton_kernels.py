@@ -121,7 +121,7 @@ def attend(
     if MEMBERS > 0:
         mean = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
         size = tl.zeros([BLOCK_M], tl.float32)
-        for member in tl.static_range(MEMBERS):
+        for member in range(MEMBERS):  # not unrolled: that would need more registers than there are
             source = tl.load(query_table + row * MEMBERS + member, mask=row < used_rows, other=-1)
             mean += load_tokens(query, source, column, query_stride_token, HEAD_DIM).to(tl.float32)
             size += tl.where(source >= 0, 1.0, 0.0)
@@ -167,7 +167,7 @@ def attend(
 
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     offset = head_offset(head, heads, output_stride_batch, output_stride_head)
-    for member in tl.static_range(MEMBERS if MEMBERS > 0 else 1):
+    for member in range(MEMBERS if MEMBERS > 0 else 1):
         if MEMBERS > 0:
             target = tl.load(query_table + row * MEMBERS + member, mask=row < used_rows, other=-1)
         else:
