@@ -62,3 +62,41 @@ def test_a_mask_that_hides_nothing_is_none():
     mask = torch.ones(2, GRID.tokens, dtype=torch.bool)
     output, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4), key_mask=mask)
     assert torch.equal(output, ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4))[0])
+
+
+def test_a_residual_is_added():
+    residual = torch.randn(2, 3, GRID.tokens, 8)
+    for backend in ("torch", "triton", "reference"):
+        for theta in (0.0, 0.9):
+            plain, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=theta), backend=backend)
+            added, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=theta), backend=backend, residual=residual)
+            torch.testing.assert_close(added, plain + residual)
+
+
+def test_a_plan_made_before_is_carried_out():
+    query, key, value = inputs()
+    config = ReuseConfig(budget=0.5)
+    _, statistics = ripple_attention(query, key, value, GRID, config)
+    output, again = ripple_attention(query.flip(1), key, value, GRID, config, plan=statistics.plan)
+    torch.testing.assert_close(again.saving, statistics.saving)
+    assert again.saving.mean().item() == pytest.approx(0.5, abs=0.02)
+    assert again.curve is None and again.plan is statistics.plan
+    own, _ = ripple_attention(query.flip(1), key, value, GRID, config)
+    assert not torch.allclose(output, own)
+
+
+def test_auto_falls_back_with_one_warning_where_triton_fails(monkeypatch):
+    from timeripple.attention import dispatch, triton_backend
+
+    def fail(*arguments, **keywords):
+        raise RuntimeError("out of\nshared memory")
+
+    monkeypatch.setattr(triton_backend, "attention", fail)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    config = ReuseConfig(theta=0.9)
+    expected, statistics = ripple_attention(*inputs(), GRID, config, backend="torch")
+    with pytest.warns(UserWarning, match="PyTorch's attention is used instead: out of shared memory"):
+        output, fallen = dispatch.ripple_attention(*inputs(), GRID, config)
+    assert torch.equal(output, expected) and fallen.backend == statistics.backend == "torch"
+    with pytest.raises(RuntimeError, match="shared memory"):
+        ripple_attention(*inputs(), GRID, config, backend="triton")

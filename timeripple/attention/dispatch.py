@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -24,14 +25,17 @@ from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 from timeripple.timing import now
 
+BACKENDS = ("auto", "torch", "triton", "reference")
+
 
 @dataclass(frozen=True)
 class AttentionStatistics:
     """What one call of attention saved and took.
 
     saving: [heads], mean over the batch; kind: whether rows were really left out or, for channel reuse, could be;
-    theta: the threshold used; plan_seconds, attention_seconds: wall clock; curve: saving at any other threshold; plan:
-    what was carried out. Curve and plan are None where there was none: for a plan that was given, for dense attention.
+    theta: the threshold used; plan_seconds, attention_seconds: wall clock; backend: which one computed; curve: saving
+    at any other threshold; plan: what was carried out. Curve and plan are None where there was none: for a plan that
+    was given, for dense attention.
     """
 
     saving: Tensor
@@ -39,6 +43,7 @@ class AttentionStatistics:
     theta: float | None
     plan_seconds: float
     attention_seconds: float
+    backend: Literal["torch", "triton", "reference"]
     curve: TokenCurve | TileCurve | ChannelCurve | None
     plan: TokenPlan | TilePlan | ChannelPlan | None
 
@@ -55,7 +60,8 @@ def ripple_attention(
     plan: TokenPlan | TilePlan | None = None,
     scale: float | None = None,
     key_mask: Tensor | None = None,
-    backend: Literal["auto", "torch", "reference"] = "auto",
+    residual: Tensor | None = None,
+    backend: Literal["auto", "torch", "triton", "reference"] = "auto",
     measure: Callable[..., TokenCurve | TileCurve | ChannelCurve] = measure,
 ) -> tuple[Tensor, AttentionStatistics]:
     """Attention with reuse between the video tokens of `grid`; theta 0 or saving 0 is dense attention.
@@ -63,8 +69,9 @@ def ripple_attention(
     query, key, value: [batch, heads, tokens, d], as the model hands them to attention (after RoPE). theta: the
     threshold, or saving: the share to save, averaged over heads, from which the threshold of this call follows; by
     default what the config says. plan: one made before, for as many heads on this grid, in place of both. scale: of
-    the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False for text keys that no query sees. measure:
-    replaces `plan.measure`, for baselines.
+    the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False for text keys that no query sees. residual:
+    shaped like query, is added to the output. backend: "auto" is Triton on CUDA, with a warning and torch where its
+    kernels do not compile or start, and torch elsewhere. measure: replaces `plan.measure`, for baselines.
     Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
     a mask that hides video tokens, or both theta and saving.
     """
@@ -73,8 +80,8 @@ def ripple_attention(
     if theta is None and saving is None:
         theta, saving = config.theta, config.budget
     key_mask = check_inputs(query, key, value, grid, key_mask)
-    if backend not in ("auto", "torch", "reference"):
-        raise ValueError(f"backend {backend!r} is unknown; choose auto, torch or reference.")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")
 
     start, curve = now(query.device), None
     if plan is None:
@@ -82,17 +89,36 @@ def ripple_attention(
         theta = theta_for_saving([curve], saving) if theta is None else theta
         plan = curve.plan(query, key, theta) if theta > 0 else None
     planned = now(query.device)
+    arguments = {"scale": scale, "key_mask": key_mask, "residual": residual}
     if plan is None:
-        output = torch_backend.dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+        output, backend = torch_backend.dense_attention(query, key, value, **arguments), "torch"
         realised = torch.zeros(query.shape[1], dtype=torch.float64)
     elif backend == "reference":
         output, realised = reference.attention(query, key, value, grid, config, theta, scale=scale, key_mask=key_mask)
+        output = output if residual is None else output + residual
     else:
-        output = torch_backend.attention(query, key, value, plan, scale=scale, key_mask=key_mask)
+        output, backend = _carry_out(backend, query, key, value, plan, arguments)
         realised = plan.saving
     seconds = planned - start, now(query.device) - planned
     kind = "theoretical" if config.granularity == "channel" else "realised"
-    return output, AttentionStatistics(realised, kind, theta, *seconds, curve, plan)
+    return output, AttentionStatistics(realised, kind, theta, *seconds, backend, curve, plan)
+
+
+def _carry_out(backend: str, query: Tensor, key: Tensor, value: Tensor, plan, arguments: dict) -> tuple[Tensor, str]:
+    """Output, and the backend that computed it."""
+    if backend == "triton" or (backend == "auto" and query.is_cuda):
+        try:
+            from timeripple.attention import triton_backend  # only where it is wanted: not every platform has Triton
+
+            return triton_backend.attention(query, key, value, plan, **arguments), "triton"
+        except Exception as error:
+            if backend == "triton":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            warnings.warn(
+                f"Triton kernels do not run here, PyTorch's attention is used instead: {reason}", stacklevel=3
+            )
+    return torch_backend.attention(query, key, value, plan, **arguments), "torch"
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:

@@ -87,6 +87,7 @@ class ReuseRun:
         self.measure = measure
         self.steps = config.schedule(num_inference_steps)
         self.records: list[dict] = []
+        self._backend = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, tuple[TokenPlan | TilePlan | None, float]] = {}
 
@@ -116,38 +117,45 @@ class ReuseRun:
         """Output of one layer, [batch, heads, tokens, d] like query; errors as in `ripple_attention`."""
         if self._step.kind == "dense":
             return self._dense(layer, query, key, value, scale, key_mask)
-        theta = self._step.theta if self.config.budget is None else self._pass.theta
-        plan, planned_theta = self._plans.pop(layer, (None, None)) if self._follows else (None, None)
-        if plan is not None and plan.batch != len(query):
-            plan = None
+        start = now(query.device)
+        plan, theta = self._planned(layer, len(query))
+        residual = self._pass.residuals.get(layer) if self._step.kind == "reuse" else None
         output, statistics = ripple_attention(
             query,
             key,
             value,
             self._grid,
             self.config,
-            theta=theta if plan is None else planned_theta,
-            saving=self._step.saving_target if plan is theta is None else None,
+            theta=theta,
+            saving=self._step.saving_target if theta is None else None,
             plan=plan,
             scale=scale,
             key_mask=key_mask,
+            residual=None if residual is None else residual.at(self._step.index),
+            backend=self._backend,
             measure=self.measure,
         )
+        if statistics.plan is not None:
+            self._backend = statistics.backend
         if not self._follows and len(self._passes) > 1 and self.config.granularity != "channel":
             self._plans[layer] = statistics.plan, statistics.theta
         if self._measures and statistics.curve is not None:
             self._curves.append(statistics.curve)
         saving = statistics.saving
-        start = now(query.device)
         if self._step.kind == "refresh":
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
             self._keep(layer, dense - output)
             output, saving = dense, saving - 1
-        elif layer in self._pass.residuals:
-            output += self._pass.residuals[layer].at(self._step.index)
-        seconds = statistics.attention_seconds + now(query.device) - start
-        self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, seconds)
+        attention_seconds = now(query.device) - start - statistics.plan_seconds
+        self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, attention_seconds)
         return output
+
+    def _planned(self, layer: str, batch: int) -> tuple[TokenPlan | TilePlan | None, float | None]:
+        """The plan that the first pass left for this one, and the threshold, both None where there is none yet."""
+        plan, theta = self._plans.pop(layer, (None, None)) if self._follows else (None, None)
+        if plan is not None and plan.batch == batch:
+            return plan, theta
+        return None, self._step.theta if self.config.budget is None else self._pass.theta
 
     def end_forward(self) -> None:
         """Closes the account of this forward pass and sets the threshold of the next step."""

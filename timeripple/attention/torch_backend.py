@@ -17,21 +17,32 @@ def attention(
     *,
     scale: float | None = None,
     key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """Attention as planned: [batch, heads, tokens, d] -> the same shape. key_mask: bool [batch, tokens]."""
-    if isinstance(plan, TokenPlan):
-        return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
-    if isinstance(plan, TilePlan):
-        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask)
-    return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask)
+    """Attention as planned: [batch, heads, tokens, d] -> the same shape.
+
+    key_mask: bool [batch, tokens]; residual: added to the output, of its shape.
+    """
+    if isinstance(plan, ChannelPlan):
+        return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask, residual=residual)
+    carry_out = token_attention if isinstance(plan, TokenPlan) else tile_attention
+    output = carry_out(query, key, value, plan, scale=scale, key_mask=key_mask)
+    return output if residual is None else output.add_(residual)
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, *, scale: float | None = None, key_mask: Tensor | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Attention without reuse; keys where the bool key_mask [batch, tokens] is False are not seen."""
     mask = None if key_mask is None else key_mask[:, None, None, :]
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return output if residual is None else output.add_(residual)
 
 
 def token_attention(
