@@ -1,4 +1,4 @@
-"""The command line: `python -m timeripple compare` and `bench quality`.
+"""The command line: `python -m timeripple compare`, `bench …` and `kernels`.
 
 Everything heavy is imported inside the commands, so that help and wrong options answer at once.
 """
@@ -114,6 +114,27 @@ def quality(
         _console().print(_quality_table(result["rows"]))
 
 
+@app.command()
+def kernels(
+    targets: Annotated[str, typer.Option(help="GPU architectures, separated by commas; by default all.")] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Compile every Triton kernel for real GPUs, without one: registers, spills, shared memory, occupancy."""
+    with _one_sentence(ValueError, ImportError):
+        from timeripple import kernels as compiling
+        from timeripple.timing import environment
+
+        names = tuple(name.strip() for name in targets.split(",") if name.strip()) or tuple(compiling.TARGETS)
+        rows = compiling.report(names)
+    with _progress() as progress:
+        total = sum(len(list(compiling.builds(compiling.TARGETS[name]))) for name in names)
+        rows = list(progress.track(rows, total=total, description="compiling"))
+    if as_json:
+        print(json.dumps({"rows": rows, "environment": environment(), "kind": "compiled here"}, indent=2))
+    else:
+        _console().print(_kernel_table(rows))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of the user is one sentence on stderr and exit code 2."""
     from typer import _click
@@ -189,6 +210,16 @@ def _comparison_table(comparison: "Comparison") -> Table:
             *((f"{saving['reuse_steps']:.1%}\n{saving['kind']}", f"{saving['all_steps']:.1%}") if saving else "--"),
             *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}") if score else "--"),
         )
+    return table
+
+
+def _kernel_table(rows: list[dict]) -> Table:
+    table = Table(title="What the compilers say; occupancy is an estimate", box=SIMPLE)
+    for title in ("kernel", "target", "configuration", "registers", "spills B", "shared B", "occupancy"):
+        table.add_column(title, justify="left" if title in ("kernel", "target", "configuration") else "right")
+    for row in rows:
+        figures = (row["registers"], row["spills"], row["shared_bytes"])
+        table.add_row(row["kernel"], row["target"], row["config"], *map(str, figures), f"{row['occupancy']:.0%}")
     return table
 
 

@@ -19,7 +19,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from timeripple.attention import triton_kernels
-from timeripple.attention.triton_backend import LAUNCH, attend_blocks, padded
+from timeripple.attention.triton_backend import INTERPRETED, LIST_BLOCK, WINDOW, attend_blocks, padded, small_block
 
 
 @dataclass(frozen=True)
@@ -71,28 +71,44 @@ class Build:
     warps: int
     stages: int
 
+    @property
+    def config(self) -> str:
+        """Everything in words, e.g. "token bf16 d128 128x64 8 warps 2 stages"."""
+        blocks = "x".join(str(n) for name, n in self.constants.items() if name in ("BLOCK_M", "BLOCK_N"))
+        parts = self.mode, self.dtype, f"d{self.head_dim}" if self.head_dim else "", blocks
+        return " ".join(part for part in (*parts, f"{self.warps} warps", f"{self.stages} stages") if part)
 
-def builds() -> Iterator[Build]:
-    """Every kernel in every configuration the backend launches, for the head sizes of real models."""
+
+def builds(target: Target) -> Iterator[Build]:
+    """Every kernel in every configuration the backend launches there, for the head sizes of real models."""
+    amd = target.gpu.backend == "hip"
     for dtype, torch_dtype in DTYPES.items():
         for head_dim in HEAD_DIMS:
             size = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim)}
-            blocks = attend_blocks(head_dim, torch_dtype)
+            blocks = attend_blocks(head_dim, torch_dtype, amd)
             cut = {"BLOCK_M": blocks.query_rows, "BLOCK_N": blocks.key_rows, "UPCAST": False}
             for mode, constants in MODES.items():
                 yield Build("attend", mode, dtype, head_dim, size | cut | constants, blocks.warps, blocks.stages)
-            yield Build("merge_rows", "", dtype, head_dim, size | LAUNCH["merge_rows"], 4, 1)
-            yield Build("merge_deviations", "", dtype, head_dim, size | LAUNCH["merge_deviations"], 4, 1)
-    yield Build("list_chosen", "", "", 0, LAUNCH["list_chosen"], 4, 1)
+            merging = {"MEMBERS": WINDOW, "BLOCK_ROWS": small_block(head_dim)}
+            yield Build("merge_rows", "", dtype, head_dim, size | merging, 4, 1)
+            deviations = {"AXES": 7, "LEVELS": 3, "BLOCK_W": small_block(head_dim)}
+            yield Build("merge_deviations", "", dtype, head_dim, size | deviations, 4, 1)
+    yield Build("list_chosen", "", "", 0, {"BLOCK_W": LIST_BLOCK}, 4, 1)
 
 
 def report(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[dict]:
-    """Compiles everything, one row each: kernel, mode, dtype, head_dim, target, warps, stages, registers (a thread),
-    spills (bytes a thread), shared_memory (bytes a block), occupancy (share of the threads a multiprocessor can hold,
-    estimated), tensor_cores."""
+    """Compiles everything, one row each: kernel, target, config (mode, dtype, head_dim, blocks, warps and stages),
+    registers (a thread), spills (bytes a thread), shared_bytes (a block) and shared_limit, occupancy (share of the
+    threads a multiprocessor can hold, estimated), tensor_cores.
+
+    Raises ValueError for an unknown target and where Triton runs interpreted.
+    """
     for name in targets:
-        for build in builds():
-            yield _compile(build, TARGETS[name])
+        if name not in TARGETS:
+            raise ValueError(f"The target {name!r} is unknown; choose from {', '.join(TARGETS)}.")
+    if INTERPRETED:
+        raise ValueError("TRITON_INTERPRET is set, so nothing is compiled; unset it.")
+    return (_compile(build, TARGETS[name]) for name in targets for build in builds(TARGETS[name]))
 
 
 def _compile(build: Build, target: Target) -> dict:
@@ -113,16 +129,12 @@ def _compile(build: Build, target: Target) -> dict:
     code = compiled.asm.get("ptx") or compiled.asm["amdgcn"]
     return {
         "kernel": build.kernel,
-        "mode": build.mode,
-        "dtype": build.dtype,
-        "head_dim": build.head_dim,
         "target": target.name,
-        "warps": build.warps,
-        "stages": build.stages,
+        "config": build.config,
         "registers": registers,
         "spills": spills,
-        "shared_memory": compiled.metadata.shared,
-        "shared_memory_limit": target.shared_memory,
+        "shared_bytes": compiled.metadata.shared,
+        "shared_limit": target.shared_memory,
         "occupancy": resident * threads / target.threads,
         "tensor_cores": bool(re.search(r"wgmma\.mma|mma\.sync|v_mfma", code)),
     }

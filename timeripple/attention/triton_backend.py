@@ -17,11 +17,7 @@ from timeripple.attention import triton_kernels as kernels
 from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan
 
 WINDOW = 8  # tokens of a 2 x 2 x 2 window
-LAUNCH = {  # how the small kernels are cut
-    "merge_rows": {"MEMBERS": WINDOW, "BLOCK_ROWS": 16},
-    "merge_deviations": {"AXES": 7, "LEVELS": 3, "BLOCK_W": 16},
-    "list_chosen": {"BLOCK_W": 1024},
-}
+LIST_BLOCK = 1024  # windows that `list_chosen` reads at once
 INTERPRETED = not isinstance(kernels.attend, triton.JITFunction)
 
 
@@ -35,11 +31,13 @@ class Blocks:
     stages: int
 
 
-def attend_blocks(head_dim: int, dtype: torch.dtype) -> Blocks:
-    """What fits the registers and shared memory of every target (see `timeripple.kernels`)."""
+def attend_blocks(head_dim: int, dtype: torch.dtype, amd: bool = torch.version.hip is not None) -> Blocks:
+    """Blocks that spill no registers and fit the shared memory of every target (`python -m timeripple kernels`)."""
     if dtype == torch.float32:  # no tensor cores at full precision
-        return Blocks(32, 32, 4, 1) if head_dim <= 64 else Blocks(16, 16, 4, 1)
-    return Blocks(128, 64, 8, 2) if head_dim <= 128 else Blocks(64, 32, 8, 2)
+        return Blocks(64, 32, 8, 1) if head_dim <= 64 else Blocks(16, 16, 4, 1)
+    if amd:
+        return Blocks(64, 32, 4, 1)
+    return Blocks(64 if head_dim > 128 else 128, 64 if head_dim <= 64 else 32, 8, 2)
 
 
 def attention(
@@ -155,10 +153,10 @@ def merge_deviations(x: Tensor, weight: Tensor, table: Tensor, axes: int) -> tup
     thresholds = torch.empty(shape, dtype=torch.float32, device=x.device)
     subsets = torch.empty(shape, dtype=torch.int64, device=x.device)
     x = _rows_together(x)
-    constants = LAUNCH["merge_deviations"] | {"AXES": axes, "LEVELS": levels}
-    kernels.merge_deviations[triton.cdiv(len(table), constants["BLOCK_W"]), batch * heads](
+    block = small_block(head_dim)
+    kernels.merge_deviations[triton.cdiv(len(table), block), batch * heads](
         x, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), *x.stride()[:3],
-        HEAD_DIM=head_dim, BLOCK_D=padded(head_dim), **constants,
+        HEAD_DIM=head_dim, AXES=axes, LEVELS=levels, BLOCK_W=block, BLOCK_D=padded(head_dim),
     )  # fmt: skip
     return thresholds, subsets
 
@@ -242,10 +240,11 @@ def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
     batch, heads, _, head_dim = x.shape
     x = _rows_together(x)
     merged = x.new_empty(batch, heads, rows, head_dim)
-    kernels.merge_rows[triton.cdiv(rows, LAUNCH["merge_rows"]["BLOCK_ROWS"]), batch * heads](
+    block = small_block(head_dim)
+    kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
         x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
         0 if len(table) == 1 else table.stride(0),
-        HEAD_DIM=head_dim, BLOCK_D=padded(head_dim), **LAUNCH["merge_rows"],
+        HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
     )  # fmt: skip
     return merged
 
@@ -254,7 +253,7 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 [heads, tiles, windows] -> numbers of the set windows, int32 of the same shape, and counts."""
     chosen = torch.empty(computed.shape, dtype=torch.int32, device=computed.device)
     counts = torch.empty(computed.shape[:2], dtype=torch.int32, device=computed.device)
-    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], **LAUNCH["list_chosen"])
+    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
     return chosen, counts
 
 
@@ -284,6 +283,11 @@ def _full_counts(x: Tensor) -> Tensor:
 
 def _rows_together(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def small_block(head_dim: int) -> int:
+    """Rows or windows that the kernels beside `attend` take at once."""
+    return 1024 // max(64, padded(head_dim))
 
 
 def padded(head_dim: int) -> int:
