@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from timeripple import bench, cli, compare
+from timeripple import cli, compare
+from timeripple.bench import quality as bench
 
 SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 

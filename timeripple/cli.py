@@ -93,7 +93,7 @@ def quality(
 ) -> None:
     """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
     with _one_sentence(ValueError, OSError):
-        from timeripple import bench
+        from timeripple.bench import quality as bench
         from timeripple.generate import load_pipeline
 
         width, height = _parse_size(size)
@@ -112,6 +112,57 @@ def quality(
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
         _console().print(_quality_table(result["rows"]))
+
+
+@bench_app.command()
+def attention(
+    tokens: Annotated[int, typer.Option(help="Length of the sequence, 16 frames of a square.")] = 4096,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of every method.")] = 7,
+    model: Model = "pond",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Milliseconds of attention on q, k and v of real denoising steps, planning included."""
+    with _one_sentence(ValueError):
+        from timeripple.bench import attention as bench
+        from timeripple.generate import load_pipeline
+
+        pipeline = load_pipeline(model)
+        bench.request_for(tokens).check(pipeline)
+    with _progress() as progress:
+        task = progress.add_task("attention", total=None)
+        result = bench.attention(
+            pipeline, tokens, repeats, on_run=lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    _print_result(
+        result,
+        as_json,
+        ("method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share"),
+    )
+
+
+@bench_app.command("end-to-end")
+def end_to_end(
+    tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "4096,9216",
+    methods: Annotated[str, typer.Option(help="As in compare; the first is the reference. By default a choice.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method.")] = 3,
+    model: Model = "pond",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Seconds, speed-up and quality of whole generations, interleaved and repeated."""
+    with _one_sentence(ValueError):
+        from timeripple.bench import end_to_end as bench
+        from timeripple.generate import load_pipeline
+
+        counts = _parse_counts(tokens)
+        chosen = tuple(text.strip() for text in methods.split(",")) if methods else bench.METHODS
+        pipeline = load_pipeline(model)
+    with _one_sentence(ValueError), _progress() as progress:
+        task = progress.add_task("generations", total=None)
+        result = bench.end_to_end(
+            pipeline, counts, chosen, repeats, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "saving", "psnr", "ssim")
+    _print_result(result, as_json, (*columns, "peak_mb"))
 
 
 @app.command()
@@ -175,6 +226,28 @@ def _parse_size(text: str) -> tuple[int, int]:
     if not all(part.isascii() and part.isdigit() for part in parts) or len(parts) > 2:
         raise ValueError(f'The size is "{text}"; give N or WxH in pixels, such as 128 or 192x128.')
     return int(parts[0]), int(parts[-1])
+
+
+def _parse_counts(text: str) -> tuple[int, ...]:
+    """ "4096,9216" to numbers."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise ValueError(f'The numbers of tokens are "{text}"; give whole numbers and commas, such as 4096,9216.')
+    return tuple(map(int, parts))
+
+
+def _print_result(result: dict, as_json: bool, columns: tuple[str, ...]) -> None:
+    """A benchmark as one JSON object, or some columns of its rows as a table."""
+    if as_json:
+        print(json.dumps(result, indent=2, allow_nan=False))
+        return
+    table = Table(title=f"{result['kind'].capitalize()} on {result['environment']['cpu']}", box=SIMPLE)
+    for column in columns:
+        table.add_column(column.replace("_", "\n"), justify="left" if column == "method" else "right")
+    for row in result["rows"]:
+        cells = (row[column] for column in columns)
+        table.add_row(*("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+    _console().print(table)
 
 
 def _progress() -> Progress:

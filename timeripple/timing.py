@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -37,6 +37,25 @@ class Stopwatch:
             yield
         finally:
             self._start += now(self.device) - start
+
+
+@contextmanager
+def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int | None]]:
+    """Yields what returns the most bytes held since: by CUDA tensors, or by the process as Linux counts it.
+
+    None where neither can be asked.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield lambda: torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # sets the process's high-water mark back
+    except OSError:
+        yield lambda: None
+        return
+    status = Path("/proc/self/status")
+    yield lambda: 1024 * int(next(row for row in status.read_text().splitlines() if row.startswith("VmHWM")).split()[1])
 
 
 def environment(device: torch.device | str = "cpu") -> dict:

@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from timeripple import bench
-from timeripple.bench import QualityBench, quality
+from timeripple.bench import quality as bench
+from timeripple.bench.quality import QualityBench, quality
 from timeripple.pond.prompts import is_held_out, parse_prompt
 
 SETTINGS = QualityBench(prompts=2, steps=5, num_frames=2, height=32, width=32)
