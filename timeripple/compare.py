@@ -60,7 +60,7 @@ class Comparison:
                     "speedup": speedup,
                     "saving": generation.saving,
                     "quality": quality,
-                    "residual_bytes": generation.summary["residual_bytes"],
+                    "held_bytes": generation.summary["held_bytes"],
                 }
                 for generation, speedup, quality in zip(self.generations, self.speedups, self.quality, strict=True)
             ],

@@ -80,7 +80,7 @@ class CaptureConfig:
 class CaptureRun:
     """Used by the hooks like a `ReuseRun`."""
 
-    residual_bytes = 0
+    held_bytes = 0
 
     def __init__(self, config: CaptureConfig):
         self.config, self.records = config, []

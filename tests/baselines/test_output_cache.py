@@ -59,7 +59,7 @@ def test_numbers(tiny_pipeline):
     assert saving["all_steps"] == pytest.approx(0.4)
     assert saving["per_step"] == [step.kind == "reuse" for step in OutputCacheConfig(0.57).schedule(10)]
     assert len(numbers["records"]) == 10 * 2 * 2
-    assert numbers["residual_bytes"] == 2 * 2 * (2 * 4 * 6) * 48 * 4  # passes, layers, tokens, channels, float32
+    assert numbers["held_bytes"] == 2 * 2 * (2 * 4 * 6) * 48 * 4  # passes, layers, tokens, channels, float32
     assert not torch.equal(cached, dense) and torch.equal(generate(tiny_pipeline), dense)
 
 

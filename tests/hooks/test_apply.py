@@ -84,7 +84,7 @@ class Spy:
     forwards: list = field(default_factory=list)
     calls: list = field(default_factory=list)
     records = ()
-    residual_bytes = 0
+    held_bytes = 0
 
     def start(self, num_inference_steps):
         self.forwards.append(num_inference_steps)
@@ -215,7 +215,8 @@ def test_tensors_are_released_and_numbers_kept(transformer):
     assert hook.run is None
     assert summary(transformer) == during
     tensor = (3 * 4 * 6) * 48 * 4  # tokens, channels, float32
-    assert during["residual_bytes"] == 2 * len(LAYERS) * 2 * tensor  # passes, layers, an error and its slope
+    plan = 2 * 2 * (2 * (3 * 4 * 6) + 1) * 8  # two sides, two heads, owners and sizes and a count, int64
+    assert during["held_bytes"] == len(LAYERS) * (2 * 2 * tensor + plan)  # passes, an error and its slope
 
 
 def test_enabling_again_replaces(transformer):
@@ -331,7 +332,7 @@ def test_summary_of_dense_and_before_a_run(transformer):
     denoise(transformer)
     numbers = summary(transformer)
     assert numbers["method"] == "dense" and numbers["granularity"] is None and numbers["saving"] is None
-    assert numbers["seconds"]["attention"] > 0 and numbers["residual_bytes"] == 0
+    assert numbers["seconds"]["attention"] > 0 and numbers["held_bytes"] == 0
 
 
 def test_errors(transformer):

@@ -115,6 +115,10 @@ class Rows:
     sizes: Tensor
     counts: Tensor
 
+    @property
+    def nbytes(self) -> int:
+        return self.owner.nbytes + self.sizes.nbytes + self.counts.nbytes
+
 
 @dataclass(frozen=True)
 class TokenPlan:
@@ -129,6 +133,10 @@ class TokenPlan:
         """Share of (query, key) pairs not computed, 1 - (1 - rho_q)(1 - rho_k), per head, mean over the batch."""
         pairs = self.query.counts.double() * self.key.counts.double()
         return _batch_mean(1 - pairs / self.query.owner.shape[1] ** 2, self.batch)
+
+    @property
+    def nbytes(self) -> int:
+        return self.query.nbytes + self.key.nbytes
 
 
 @dataclass(frozen=True)
@@ -285,6 +293,10 @@ class TilePlan:
         """
         pairs = self.computed.double() @ self.window_sizes.double() @ self.tile_sizes.double()
         return _tile_saving(pairs, 0 if self.skip else len(self.window_sizes), self.grid, self.batch)
+
+    @property
+    def nbytes(self) -> int:
+        return self.computed.nbytes + self.tile.nbytes + self.window.nbytes
 
 
 @dataclass(frozen=True)

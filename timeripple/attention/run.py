@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from timeripple.attention.dispatch import check_inputs, ripple_attention
+from timeripple.attention.dispatch import AttentionStatistics, check_inputs, ripple_attention
 from timeripple.attention.plan import (
     ChannelCurve,
     TileCurve,
@@ -43,16 +43,25 @@ class Residual:
         return self.value.nbytes + (0 if self.slope is None else self.slope.nbytes)
 
 
+@dataclass(frozen=True)
+class Kept:
+    """A plan of one layer, the threshold it was made with and the step it was made at."""
+
+    plan: TokenPlan | TilePlan
+    theta: float
+    step: Step
+
+
 @dataclass
 class PassState:
     """What one guidance pass (conditional, unconditional) carries from step to step.
 
-    residuals: of each layer, as measured at the last refresh; theta: threshold of the next step, None as long as
-    nothing has been measured; savings: mean over layers and heads of every step of the reuse window.
+    residuals: of each layer, as measured at the last refresh; curves: of all layers, from the last step that looked at
+    them; savings: mean over layers and heads of every step of the reuse window.
     """
 
     residuals: dict[str, Residual] = field(default_factory=dict)
-    theta: float | None = None
+    curves: list[TokenCurve | TileCurve | ChannelCurve] = field(default_factory=list)
     savings: dict[int, float] = field(default_factory=dict)
 
 
@@ -66,12 +75,13 @@ class ReuseRun:
     measure: replaces `plan.measure`, for baselines that choose otherwise.
 
     Under a budget, one threshold per step serves all layers and heads, so that each reuses as much as it can bear; it
-    is found from what the layers measured one step earlier. Residual feedback: a refresh step keeps R = dense - reused
-    output of each layer, a reuse step adds it to its reused output, extrapolated from the last two.
+    is found from what the layers last measured. Residual feedback: a refresh step keeps R = dense - reused output of
+    each layer, a reuse step adds it to its reused output, extrapolated from the last two.
 
-    The first pass of a step plans, and the passes after it carry out its plans: guidance takes the difference of two
+    An error belongs to its plan, so with feedback a plan is kept from one refresh to the next, as long as the schedule
+    asks for the same. And the first pass of a step plans for the passes after it: guidance takes the difference of two
     passes times its scale, and an error that both make alike stays out of it. (Channel plans hold the values of their
-    pass, so there every pass plans for itself.)
+    pass and step, so there every pass plans for itself, at every step.)
 
     records: one dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
     1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
@@ -89,7 +99,7 @@ class ReuseRun:
         self.records: list[dict] = []
         self._backend = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
-        self._plans: dict[str, tuple[TokenPlan | TilePlan | None, float]] = {}
+        self._plans: dict[str, Kept] = {}
 
     def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
         """Raises ValueError for a step the schedule does not have."""
@@ -100,6 +110,9 @@ class ReuseRun:
         self._follows = pass_name != next(iter(self._passes)) and self.config.granularity != "channel"
         self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
         self._first_record = len(self.records)
+        self._theta = self._step.theta
+        if self._pass.curves and self._step.saving_target is not None:
+            self._theta = theta_for_saving(self._pass.curves, self._target(self._step))
         self._measures = self.config.theta is None and any(
             step.kind != "dense" for step in self.steps[step_index + 1 : step_index + 2]
         )
@@ -118,7 +131,8 @@ class ReuseRun:
         if self._step.kind == "dense":
             return self._dense(layer, query, key, value, scale, key_mask)
         start = now(query.device)
-        plan, theta = self._planned(layer, len(query))
+        kept = self._kept(layer, len(query))
+        theta = kept.theta if kept else self._theta
         residual = self._pass.residuals.get(layer) if self._step.kind == "reuse" else None
         output, statistics = ripple_attention(
             query,
@@ -128,55 +142,65 @@ class ReuseRun:
             self.config,
             theta=theta,
             saving=self._step.saving_target if theta is None else None,
-            plan=plan,
+            plan=kept.plan if kept else None,
             scale=scale,
             key_mask=key_mask,
             residual=None if residual is None else residual.at(self._step.index),
             backend=self._backend,
             measure=self.measure,
         )
-        if statistics.plan is not None:
-            self._backend = statistics.backend
-        if not self._follows and len(self._passes) > 1 and self.config.granularity != "channel":
-            self._plans[layer] = statistics.plan, statistics.theta
-        if self._measures and statistics.curve is not None:
+        if statistics.curve is not None:
             self._curves.append(statistics.curve)
+            self._keep_plan(layer, statistics)
         saving = statistics.saving
         if self._step.kind == "refresh":
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-            self._keep(layer, dense - output)
+            self._keep_residual(layer, dense - output)
             output, saving = dense, saving - 1
         attention_seconds = now(query.device) - start - statistics.plan_seconds
         self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, attention_seconds)
         return output
 
-    def _planned(self, layer: str, batch: int) -> tuple[TokenPlan | TilePlan | None, float | None]:
-        """The plan that the first pass left for this one, and the threshold, both None where there is none yet."""
-        plan, theta = self._plans.pop(layer, (None, None)) if self._follows else (None, None)
-        if plan is not None and plan.batch == batch:
-            return plan, theta
-        return None, self._step.theta if self.config.budget is None else self._pass.theta
-
     def end_forward(self) -> None:
-        """Closes the account of this forward pass and sets the threshold of the next step."""
+        """Closes the account of this forward pass."""
         if self._step.in_window:
             self._pass.savings[self._step.index] = _mean(self.records[self._first_record :])
-        if self._curves:
-            target = self._target(self.steps[self._step.index + 1])
-            self._pass.theta = theta_for_saving(self._curves, target)
+        if self.config.budget is not None and self._curves:
+            self._pass.curves = self._curves
         self._curves = []
+        if not self.config.feedback and self._name == next(reversed(self._passes)):
+            self._plans.clear()
+
+    def _kept(self, layer: str, batch: int) -> Kept | None:
+        """The plan to carry out once more, if there is one for this step and for as many heads."""
+        kept = self._plans.get(layer)
+        if kept is None or kept.plan.batch != batch:
+            return None
+        if self._follows and kept.step.index == self._step.index:
+            return kept
+        asked = (self._step.saving_target, self._step.theta) == (kept.step.saving_target, kept.step.theta)
+        return kept if self.config.feedback and self._step.kind == "reuse" and asked else None
+
+    def _keep_plan(self, layer: str, statistics: AttentionStatistics) -> None:
+        if statistics.plan is None:
+            return
+        self._backend = statistics.backend
+        wanted = self.config.feedback or len(self._passes) > 1
+        if wanted and not self._follows and self.config.granularity != "channel":
+            self._plans[layer] = Kept(statistics.plan, statistics.theta, self._step)
 
     @property
-    def residual_bytes(self) -> int:
-        """Memory held by the residuals of all passes."""
-        return sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
+    def held_bytes(self) -> int:
+        """Memory held for later steps: the residuals of all passes and the plans."""
+        residuals = sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
+        return residuals + sum(kept.plan.nbytes for kept in self._plans.values())
 
     def saving(self) -> dict:
         """See `summarise_saving`."""
         kind = "theoretical" if self.config.granularity == "channel" else "realised"
         return summarise_saving(self.records, self.steps, kind)
 
-    def _keep(self, layer: str, error: Tensor) -> None:
+    def _keep_residual(self, layer: str, error: Tensor) -> None:
         last, slope = self._pass.residuals.get(layer), None
         if self.config.extrapolate and last is not None:
             slope = (error - last.value) / (self._step.index - last.step)

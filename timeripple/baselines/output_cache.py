@@ -118,7 +118,7 @@ class OutputCacheRun:
         """Nothing to close."""
 
     @property
-    def residual_bytes(self) -> int:
+    def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
         return sum(output.nbytes for output in self._outputs.values())
 

@@ -73,8 +73,8 @@ def summary(target) -> dict:
 
     method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; seconds:
     {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
-    alone, which is more than the records' by what chooses thresholds between steps; saving: as `ReuseRun.saving`, None
-    for dense or before the first run; residual_bytes: most memory held for later steps at a time; records: as
+    alone, which is more than the records' by what chooses thresholds; saving: as `ReuseRun.saving`, None
+    for dense or before the first run; held_bytes: most memory held for later steps at a time; records: as
     `ReuseRun.records`. The transformers of a pipeline are added up.
     Raises ConfigError if nothing is enabled.
     """
@@ -106,7 +106,7 @@ def _add(first: dict, second: dict) -> dict:
     return first | {
         "seconds": {name: first["seconds"][name] + second["seconds"][name] for name in first["seconds"]},
         "saving": saving,
-        **{name: first[name] + second[name] for name in ("layers", "residual_bytes", "records")},
+        **{name: first[name] + second[name] for name in ("layers", "held_bytes", "records")},
     }
 
 
@@ -186,7 +186,7 @@ class TransformerHook(ModelHook):
         if self.run is None and self.last_summary is not None:
             return self.last_summary
         records = list(self.run.records) if self.run else []
-        plan = sum(record["plan_seconds"] for record in records) + (self.closing_seconds if self.run else 0)
+        plan = sum(record["plan_seconds"] for record in records) + (self.choosing_seconds if self.run else 0)
         attention = plan + sum(record["attention_seconds"] for record in records)
         return {
             "method": self.config.label if self.config else "dense",
@@ -194,7 +194,7 @@ class TransformerHook(ModelHook):
             "layers": self.layers,
             "seconds": {"attention": attention, "plan": plan},
             "saving": self.run.saving() if self.run and self.config else None,
-            "residual_bytes": self.residual_bytes if self.run else 0,
+            "held_bytes": self.held_bytes if self.run else 0,
             "records": records,
         }
 
@@ -222,7 +222,9 @@ class TransformerHook(ModelHook):
             self._start(total)
             seen = []
         self.sizes, self.step, self.passes = sizes, step, [*seen, name]
+        start = now(hidden_states.device)
         self.run.begin_forward(name, step, self.grid)
+        self.choosing_seconds += now(hidden_states.device) - start
         return True
 
     @torch.compiler.disable
@@ -230,13 +232,13 @@ class TransformerHook(ModelHook):
         device = next(module.parameters()).device
         start = now(device)
         self.run.end_forward()
-        self.closing_seconds += now(device) - start
-        self.residual_bytes = max(self.residual_bytes, self.run.residual_bytes)
+        self.choosing_seconds += now(device) - start
+        self.held_bytes = max(self.held_bytes, self.run.held_bytes)
 
     def _start(self, total: int) -> None:
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
-        self.residual_bytes, self.closing_seconds = 0, 0.0
+        self.held_bytes, self.choosing_seconds = 0, 0.0
 
     def _context(self):
         """What the pipeline said through `cache_context`, or None."""
