@@ -119,6 +119,31 @@ class Rows:
     def nbytes(self) -> int:
         return self.owner.nbytes + self.sizes.nbytes + self.counts.nbytes
 
+    @cached_property
+    def packed(self) -> PackedRows:
+        """The rows of all heads one after the other; looked up once, however often the plan is carried out."""
+        tokens = self.owner.shape[1]
+        bounds = torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
+        owner = (self.owner + bounds[:-1, None]).flatten()
+        used = torch.arange(tokens, device=owner.device) < self.counts[:, None]
+        sizes = self.sizes[used]
+        return PackedRows(owner, owner.argsort(stable=True), sizes.cumsum(0) - sizes, sizes, bounds.tolist())
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Rows of all heads without gaps, of tokens of all heads counted through (head * tokens + token).
+
+    owner: [heads * tokens] row of a token; order: [heads * tokens] the tokens row by row; starts, sizes: [rows] where
+    in `order` a row begins and how many tokens it has; bounds: heads + 1 numbers, where the rows of a head begin.
+    """
+
+    owner: Tensor
+    order: Tensor
+    starts: Tensor
+    sizes: Tensor
+    bounds: list[int]
+
 
 @dataclass(frozen=True)
 class TokenPlan:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, scaled_dot_product_attention
 
-from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan, block_mean
+from timeripple.attention.plan import ChannelPlan, PackedRows, TilePlan, TokenPlan, block_mean
 
 
 def attention(
@@ -55,19 +57,18 @@ def token_attention(
     key_mask: Tensor | None = None,
 ) -> Tensor:
     """Each head attends from its query rows to its key rows, whose logits get log(tokens of the row) added."""
-    query_counts, key_counts = plan.query.counts.tolist(), plan.key.counts.tolist()
-    query_rows = _merge(query, plan.query, max(query_counts))
-    key_rows, value_rows = (_merge(x, plan.key, max(key_counts)) for x in (key, value))
-    bias = plan.key.sizes.to(key.dtype).log()
+    queries, keys = plan.query.packed, plan.key.packed
+    query_rows = _merge(query, queries)
+    key_rows, value_rows = _merge(key, keys), _merge(value, keys)
+    bias = keys.sizes.to(key.dtype).log()
     if key_mask is not None:  # masked keys are text, which has rows of its own
         hidden = ~key_mask.repeat_interleave(query.shape[1], dim=0)
-        bias[hidden.nonzero()[:, 0], plan.key.owner[hidden]] = float("-inf")
+        bias[keys.owner[hidden.flatten()]] = float("-inf")
     output = torch.empty_like(query_rows)
-    for head, (m, n) in enumerate(zip(query_counts, key_counts, strict=True)):
-        output[head, :m] = _attend(
-            query_rows[head, :m], key_rows[head, :n], value_rows[head, :n], bias[head, :n], scale
-        )
-    return output.flatten(0, 1).index_select(0, _flat(plan.query.owner, max(query_counts))).view(query.shape)
+    for query_bounds, key_bounds in zip(pairwise(queries.bounds), pairwise(keys.bounds), strict=True):
+        m, n = slice(*query_bounds), slice(*key_bounds)
+        output[m] = _attend(query_rows[m], key_rows[n], value_rows[n], bias[n], scale)
+    return output.index_select(0, queries.owner).view(query.shape)
 
 
 def tile_attention(
@@ -110,16 +111,9 @@ def tile_attention(
     return output
 
 
-def _merge(x: Tensor, rows: Rows, most: int) -> Tensor:
-    """Mean of the tokens of each row: [batch, heads, tokens, d] -> [batch * heads, most, d], most: rows of a head."""
-    flat = x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
-    total = flat.new_zeros(len(rows.owner) * most, flat.shape[-1]).index_add_(0, _flat(rows.owner, most), flat)
-    return (total.view(-1, most, flat.shape[-1]) / rows.sizes[:, :most, None].clamp(min=1)).to(x.dtype)
-
-
-def _flat(owner: Tensor, most: int) -> Tensor:
-    """Row numbers per head, [heads, tokens], to numbers over all heads where each has `most` rows, [heads * tokens]."""
-    return (owner + most * torch.arange(len(owner), device=owner.device)[:, None]).flatten()
+def _merge(x: Tensor, rows: PackedRows) -> Tensor:
+    """Mean of the tokens of each row: [batch, heads, tokens, d] -> [rows of all heads, d]."""
+    return embedding_bag(rows.order, x.reshape(-1, x.shape[-1]), rows.starts, mode="mean")
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None) -> Tensor:
