@@ -183,7 +183,7 @@ def test_automatic_refresh_is_the_most_frequent_that_is_comfortable(budget, step
         schedule = ReuseConfig(granularity, budget=budget).schedule(steps)
     except ConfigError:
         return
-    limit = {"token": 0.96, "tile": 0.8}[granularity]
+    limit = {"token": 0.984, "tile": 0.8}[granularity]
     refreshes = [step.index for step in schedule if step.kind == "refresh"]
     window = sum(step.in_window for step in schedule)
     period = refreshes[1] - refreshes[0] if len(refreshes) > 1 else window + 1

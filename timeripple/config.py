@@ -14,8 +14,10 @@ METRICS = ("rms", "logit")
 DEFAULT_BUDGET = 0.75
 DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
 DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
-# The share of the ceiling an automatic choice stays below: near it, everything merges and quality falls steeply.
+# The share of the ceiling an automatic choice stays below: near it, everything merges and quality falls steeply. Token
+# reuse with feedback goes up to it, as one more refresh gives back more than merging less does.
 COMFORT = {"channel": 0.975, "token": 0.975, "tile": 0.915}
+COMFORT_WITH_FEEDBACK = COMFORT | {"token": 0.9999}
 
 
 class ConfigError(ValueError):
@@ -190,12 +192,13 @@ class ReuseConfig:
             return self._ramp(window, ramps[0]), DEFAULT_REFRESH if periods[0] == "auto" else periods[0], None
         if periods[0] == "auto":
             periods = range(2, len(window) + 2)
+        comfort = (COMFORT_WITH_FEEDBACK if self.feedback else COMFORT)[self.granularity]
         for ramp in ramps:
             for period in periods:
                 factors = self._ramp(window, ramp)
                 refreshes = len(window) // period if period else 0
                 full = (self.budget * len(window) + refreshes) / sum(factors)
-                if full <= COMFORT[self.granularity] * self.ceiling:
+                if full <= comfort * self.ceiling:
                     return factors, period, full
         highest = (self.ceiling * sum(factors) - refreshes) / len(window)
         _require(

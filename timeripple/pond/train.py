@@ -54,8 +54,8 @@ class Stage:
 STAGES = (
     Stage("small", 8, 64, 4000, seen=8, batch=8, iterations=3000, lr=1.0, final_lr=0.6, subject_weight=1),
     Stage("pairs", 16, 128, 2500, seen=2, batch=16, iterations=1200, lr=0.8, final_lr=0.7, subject_weight=4),
-    Stage("fours", 16, 128, 2500, seen=4, batch=8, iterations=2700, lr=0.7, final_lr=0.3, subject_weight=3),
-    Stage("clips", 16, 128, 2500, seen=16, batch=2, iterations=400, lr=0.3, final_lr=0.0, subject_weight=2),
+    Stage("fours", 16, 128, 2500, seen=4, batch=8, iterations=2500, lr=0.7, final_lr=0.33, subject_weight=3),
+    Stage("clips", 16, 128, 2500, seen=16, batch=2, iterations=350, lr=0.3, final_lr=0.0, subject_weight=2),
 )
 MUON_LR, ADAM_LR = 2e-2, 2e-3
 WARMUP = 50
