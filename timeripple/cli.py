@@ -165,6 +165,32 @@ def end_to_end(
     _print_result(result, as_json, (*columns, "peak_mb"))
 
 
+@bench_app.command()
+def scaling(
+    tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method and length.")] = 1,
+    model: Model = "pond",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """How the time of attention and of whole generations grows with the number of tokens."""
+    with _one_sentence(ValueError):
+        from timeripple.bench import scaling as bench
+        from timeripple.bench.attention import request_for
+        from timeripple.generate import load_pipeline
+
+        counts = _parse_counts(tokens) if tokens else bench.TOKENS
+        pipeline = load_pipeline(model)
+        for count in counts:
+            request_for(count).check(pipeline)
+    with _progress() as progress:
+        task = progress.add_task("lengths", total=None)
+        result = bench.scaling(
+            pipeline, counts, repeats, lambda done, total: progress.update(task, completed=done, total=total)
+        )
+    columns = ("tokens", "method", "attention_ms", "attention_speedup", "seconds", "speedup", "attention_share")
+    _print_result(result, as_json, columns)
+
+
 @app.command()
 def kernels(
     targets: Annotated[str, typer.Option(help="GPU architectures, separated by commas; by default all.")] = "",

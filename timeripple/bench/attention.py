@@ -50,6 +50,8 @@ def attention(
     repeats: int = 7,
     steps: tuple[int, ...] = (4, 10, 16),
     layers: tuple[str, ...] = ("blocks.0.attn1", "blocks.2.attn1", "blocks.5.attn1"),
+    savings: tuple[float, ...] = SAVINGS,
+    granularities: tuple[str, ...] = GRANULARITIES,
     on_run: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, ideal_speedup, saving, relative_error,
@@ -61,7 +63,7 @@ def attention(
     """
     captures = capture(pipeline, request_for(tokens), steps, layers)
     methods = {"dense": (None, None), "core-dense": ("core", None)}
-    methods |= {f"{name}:{saving}": (name, saving) for name in GRANULARITIES for saving in SAVINGS}
+    methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
     totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
     norm = 0.0
     for index, captured in enumerate(captures):

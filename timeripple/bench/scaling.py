@@ -1,0 +1,44 @@
+"""How cost grows with the number of tokens: attention alone and whole generations, dense and with reuse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from timeripple.bench.attention import attention
+from timeripple.bench.end_to_end import end_to_end
+from timeripple.pond.pipeline import PondPipeline
+from timeripple.timing import environment
+
+TOKENS = (576, 1024, 2304, 4096, 9216, 16384)
+METHODS = ("dense", "token:0.75")
+STEP, LAYER = 6, "blocks.2.attn1"
+
+
+def scaling(
+    pipeline: PondPipeline,
+    tokens: Sequence[int] = TOKENS,
+    repeats: int = 1,
+    on_run: Callable[[int, int], None] | None = None,
+) -> dict:
+    """Rows: method, tokens, attention_ms (one layer, one pass), attention_speedup, seconds (a clip of 20 steps),
+    speedup, attention_share; speed-ups against dense attention at the same number of tokens."""
+    rows = []
+    for index, count in enumerate(tokens):
+        calls = attention(
+            pipeline, count, 2 * repeats + 1, (STEP,), (LAYER,), savings=(0.75,), granularities=("token",)
+        )
+        alone = {row["method"]: row for row in calls["rows"]}
+        for row in end_to_end(pipeline, (count,), METHODS, repeats)["rows"]:
+            call = alone[row["method"]]
+            rows.append(
+                {
+                    "method": row["method"],
+                    "tokens": row["tokens"],
+                    "attention_ms": call["ms"],
+                    "attention_speedup": call["speedup"],
+                    **{name: row[name] for name in ("seconds", "speedup", "attention_share")},
+                }
+            )
+        if on_run is not None:
+            on_run(index + 1, len(tokens))
+    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline.device)}
