@@ -202,7 +202,13 @@ def sample_grid(out: Path, weights: dict[str, torch.Tensor], stage: Stage, step:
 
 
 def train(out: Path, minutes: float | None, init: Path | None, start: str) -> None:
-    """Run the stages from `start` on, or from where `out/checkpoint.pt` stands, checkpointing every 100 iterations."""
+    """Run the stages from `start` on, or from where `out/checkpoint.pt` stands, checkpointing every 100 iterations.
+
+    Raises ValueError for an unknown stage.
+    """
+    names = [stage.name for stage in STAGES]
+    if start not in names:
+        raise ValueError(f"The stage {start!r} is unknown; choose from {', '.join(names)}.")
     out.mkdir(parents=True, exist_ok=True)
     if init is not None and not (out / "vae").exists():
         shutil.copytree(init / "vae", out / "vae")
@@ -217,7 +223,6 @@ def train(out: Path, minutes: float | None, init: Path | None, start: str) -> No
         denoiser["prompt_encoder"] = PondPromptEncoder.from_pretrained(init / "prompt_encoder").float()
     optimizers = build_optimizers(denoiser)
     average = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-    names = [stage.name for stage in STAGES]
     done = sum(stage.iterations for stage in STAGES[: names.index(start)])
     if (out / "checkpoint.pt").exists():
         checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
