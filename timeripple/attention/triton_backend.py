@@ -34,7 +34,7 @@ class Blocks:
 def attend_blocks(head_dim: int, dtype: torch.dtype, amd: bool = torch.version.hip is not None) -> Blocks:
     """Blocks that spill no registers and fit the shared memory of every target (`python -m timeripple kernels`)."""
     if dtype == torch.float32:  # no tensor cores at full precision
-        return Blocks(64, 32, 8, 1) if head_dim <= 64 else Blocks(16, 16, 4, 1)
+        return Blocks(16, 32 if head_dim <= 64 else 16, 4, 1)
     if amd:
         return Blocks(64, 32, 4, 1)
     return Blocks(64 if head_dim > 128 else 128, 64 if head_dim <= 64 else 32, 8, 2)

@@ -13,6 +13,7 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from rich.console import Console
 from rich.progress import track
 
 from timeripple.pond.autoencoder import reconstruction_psnr, to_tensor
@@ -51,8 +52,9 @@ def evaluate(
 ) -> dict:
     """Generate held-out prompts and judge them; returns shares per aspect, the autoencoder's PSNR and the settings."""
     pipeline.set_progress_bar_config(disable=True)
+    descriptions = held_out_descriptions(prompts)
     pairs, misses, started = [], [], time.perf_counter()
-    for index, asked in enumerate(track(held_out_descriptions(prompts), "Generating")):
+    for index, asked in enumerate(track(descriptions, "Generating", console=Console(stderr=True))):
         generator = torch.Generator().manual_seed(index)
         frames = pipeline(
             describe(asked), None, num_frames, size, size, steps, guidance_scale, generator=generator
