@@ -9,6 +9,8 @@ import pytest
 
 from timeripple import cli, compare
 from timeripple.bench import quality as bench
+from timeripple.calibrate import BUDGETS
+from timeripple.config import ReuseConfig
 
 SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 
@@ -158,3 +160,41 @@ def test_help_needs_no_torch():
     command = [sys.executable, "-m", "timeripple", "compare", "--help"]
     result = subprocess.run(command, cwd=Path(cli.__file__).parent.parent, capture_output=True, text=True)
     assert result.returncode == 0 and "--methods" in result.stdout
+
+
+def test_calibrated_settings_are_compared(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("timeripple.calibrate.DENSE_FIRST", (0.2,))
+    code, out, err = run("calibrate", "--psnr", "15", "--prompts", "1", *SMALL, "--out", "found.json")
+    assert code == 0, err
+    assert "of all steps" in out and "found.json" in out
+    config = ReuseConfig.load(tmp_path / "found.json")
+    assert config.granularity == "token" and config.budget in BUDGETS
+    assert compare_with(run, settings="found.json")[0] == 0
+    methods = json.loads((tmp_path / "run" / "report.json").read_text())["methods"]
+    assert [method["label"] for method in methods] == ["dense", config.label]
+    assert ReuseConfig.parse(methods[1]["method"]) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Give one target"),
+        (["--psnr", "33", "--saving", "0.5"], "Give one target"),
+        (["--psnr", "33", "--granularity", "pixel"], "'pixel' is unknown"),
+        (["--psnr", "33", "--prompts", "0"], "number of prompts is 0"),
+        (["--psnr", "33", "--out", "missing/settings.json"], "missing/settings.json"),
+    ],
+)
+def test_bad_input_of_calibrate(run, tmp_path, arguments, message):
+    code, out, err = run("calibrate", *arguments)
+    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
+    assert not list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"granularity": "token", "taste": 1}', "\udcff"])
+def test_settings_that_are_none_are_refused(run, tmp_path, text):
+    (tmp_path / "bad.json").write_bytes(text.encode(errors="surrogateescape"))
+    code, _, err = compare_with(run, settings="bad.json")
+    assert code == 2 and ("holds no settings" in err or "'taste' is unknown" in err) and len(err.splitlines()) == 1
+    code, _, err = compare_with(run, settings="nowhere.json")
+    assert code == 2 and "nowhere.json" in err

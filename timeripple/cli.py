@@ -35,9 +35,13 @@ def compare(
     prompt: Annotated[str, typer.Option(help='Such as "a red ball rolling left across the ocean at sunset".')],
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     methods: Annotated[
-        str, typer.Option(help="Separated by commas, the first is the reference; each name[:budget][:key=value...].")
-    ] = "dense,token",
+        str | None,
+        typer.Option(help="Each name[:budget][:key=value...], with commas between; the first is the reference."),
+    ] = None,
     theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="Settings saved by calibrate, as one more method; reads a JSON file.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
     steps: Steps = 20,
     frames: Frames = 16,
@@ -53,9 +57,13 @@ def compare(
     with _one_sentence(ValueError, OSError):
         from timeripple import compare as comparing
         from timeripple.generate import Request, load_pipeline
-        from timeripple.methods import parse_method
+        from timeripple.methods import load_method, parse_method
 
+        if methods is None:
+            methods = "dense" if settings else "dense,token"
         chosen = [parse_method(_with_theta(text.strip(), theta)) for text in methods.split(",")]
+        if settings is not None:
+            chosen.append(load_method(settings))
         width, height = _parse_size(size)
         request = Request(prompt, negative_prompt, seed, steps, frames, height, width, guidance)
         comparing.check_folder(out)
@@ -77,6 +85,43 @@ def compare(
     console.print(
         f"Wrote {', '.join(path.name for path in paths)} to {out}", highlight=False, markup=False, soft_wrap=True
     )
+
+
+@app.command()
+def calibrate(
+    psnr: Annotated[float | None, typer.Option(help="Keep this PSNR in dB and save as much as possible.")] = None,
+    saving: Annotated[float | None, typer.Option(help="Save this share over all steps, at the best quality.")] = None,
+    granularity: Annotated[str, typer.Option(help="channel, token or tile.")] = "token",
+    prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 2,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: Model = "pond",
+    out: Annotated[Path, typer.Option(help="JSON file for the settings.")] = Path("settings.json"),
+) -> None:
+    """Find settings that keep a quality or reach a saving; `compare --settings` takes the file they are saved in."""
+    with _one_sentence(ValueError, OSError):
+        from timeripple import calibrate as calibrating
+        from timeripple.bench.quality import QualityBench
+        from timeripple.config import ReuseConfig
+        from timeripple.generate import load_pipeline
+
+        ReuseConfig(granularity, budget=0)
+        width, height = _parse_size(size)
+        requests = QualityBench(prompts, steps, frames, height, width).requests()
+        calibrating.check_targets(psnr, saving)
+        with out.open("a"):
+            pass
+        pipeline = load_pipeline(model)
+    console = _console()
+
+    def show(trial):
+        console.print(f"{trial.config.label}: {trial.psnr:.2f} dB, {trial.saving:.1%} of all steps", highlight=False)
+
+    with _one_sentence(ValueError):
+        best = calibrating.calibrate(pipeline, requests, psnr=psnr, saving=saving, granularity=granularity, on_run=show)
+    best.config.save(out)
+    console.print(f"Best: {best.config.label}, saved in {out}", highlight=False, soft_wrap=True)
 
 
 @bench_app.command()

@@ -145,13 +145,21 @@ class ReuseConfig:
     @property
     def label(self) -> str:
         """Short name, e.g. "token-0.75" or "channel-theta=0.3-axes=ty"; settings other than the defaults are named."""
+        return "-".join(self._parts())
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads back as these settings, e.g. "token:0.75:refresh=4"."""
+        return ":".join(self._parts())
+
+    def _parts(self) -> list[str]:
         amount = f"theta={self.theta:g}" if self.budget is None else f"{self.budget:g}"
         parts = [self.granularity, amount]
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name not in ("granularity", "budget", "theta") and value != field.default:
                 parts.append(f"{field.name}={_format(field.name, value)}")
-        return "-".join(parts)
+        return parts
 
     def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
         """What each of the denoising steps does: dense, then the reuse window with its ramp and refreshes, then dense.

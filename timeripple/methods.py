@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from timeripple.baselines import OutputCacheConfig, SkipConfig
 from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
@@ -54,3 +56,15 @@ def parse_method(text: str) -> Method:
     if name == "dense" and settings:
         raise ConfigError(f"dense has no settings, but {text!r} gives {settings!r}; write dense.")
     return Method(text, None if name == "dense" else PARSERS[name](text))
+
+
+def load_method(path: str | Path) -> Method:
+    """The method whose settings `ReuseConfig.save` wrote to a JSON file.
+
+    Raises ConfigError, one sentence, for a file that holds no such settings, and OSError where it cannot be read.
+    """
+    try:
+        config = ReuseConfig.load(path)
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} holds no settings of reuse: {error}; give a file that calibrate wrote.") from None
+    return Method(config.text, config)
