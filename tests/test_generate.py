@@ -109,11 +109,19 @@ def test_bad_requests(tiny_pipeline, change, message):
     assert "\n" not in str(error.value)
 
 
-def test_load_pipeline_from_a_folder(tiny_pipeline, tmp_path):
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("avx512_bf16", torch.bfloat16), ("amx_bf16", torch.bfloat16), ("avx2", torch.float32)]
+)
+def test_load_pipeline_from_a_folder(tiny_pipeline, tmp_path, monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
     tiny_pipeline.save_pretrained(tmp_path)
     loaded = load_pipeline(str(tmp_path), device="cpu")
-    for name, weight in tiny_pipeline.transformer.state_dict().items():
-        assert torch.equal(loaded.transformer.state_dict()[name], weight)
+    assert loaded.transformer.blocks[0].ffn.net[0].proj.weight.dtype == dtype
+    for part in ("transformer", "vae", "prompt_encoder"):
+        weights = getattr(loaded, part).state_dict()
+        for name, weight in getattr(tiny_pipeline, part).state_dict().items():
+            assert torch.equal(weights[name], weight.to(weights[name].dtype))
+            assert part == "transformer" or weights[name].dtype == torch.float32
 
 
 def test_load_pipeline_without_a_model(tmp_path):

@@ -64,7 +64,7 @@ class Comparison:
                 }
                 for generation, speedup, quality in zip(self.generations, self.speedups, self.quality, strict=True)
             ],
-            "environment": environment(pipeline.device),
+            "environment": environment(pipeline),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "diffusers", "numpy")},

@@ -81,7 +81,9 @@ class Generation:
 def load_pipeline(model: str = "pond", device: str = "auto") -> PondPipeline:
     """The bundled model ("pond") or one in a local folder; device "auto" is the GPU where there is one.
 
-    Raises ValueError, one sentence, if there is no such model or device.
+    The denoiser computes in bfloat16 where the device has instructions for it, which makes its matrix products
+    several times faster, and in float32 elsewhere. Raises ValueError, one sentence, if there is no such model or
+    device.
     """
     folder = POND if model == "pond" else Path(model)
     if not (folder / "model_index.json").is_file():
@@ -89,11 +91,22 @@ def load_pipeline(model: str = "pond", device: str = "auto") -> PondPipeline:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        pipeline = PondPipeline.from_pretrained(folder, local_files_only=True).to(device)
+        dtypes = {"transformer": fastest_dtype(device), "default": torch.float32}
+        pipeline = PondPipeline.from_pretrained(folder, local_files_only=True, dtype=dtypes).to(device)
     except Exception as error:  # whatever a folder that is no model makes diffusers raise
         raise ValueError(f"The model at {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def fastest_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, float32 elsewhere."""
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if native else torch.float32
 
 
 def generate(

@@ -58,9 +58,12 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int
     yield lambda: 1024 * int(next(row for row in status.read_text().splitlines() if row.startswith("VmHWM")).split()[1])
 
 
-def environment(device: torch.device | str = "cpu") -> dict:
-    """The machine as reports name it: device, cpu, threads, platform, torch, date (UTC, ISO 8601)."""
-    device = torch.device(device)
+def environment(pipeline=None) -> dict:
+    """The machine as reports name it: device, cpu, threads, platform, torch, date (UTC, ISO 8601).
+
+    Of a diffusers pipeline with a transformer, the device it is on and the dtype in which it denoises.
+    """
+    device = torch.device("cpu") if pipeline is None else pipeline.device
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu_model(),
@@ -68,6 +71,7 @@ def environment(device: torch.device | str = "cpu") -> dict:
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "torch": torch.__version__,
+        "dtype": None if pipeline is None else str(pipeline.transformer.dtype).removeprefix("torch."),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
 

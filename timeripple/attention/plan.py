@@ -251,20 +251,20 @@ def _merges(video: Tensor, weight: Tensor, grid: TokenGrid, axes: Sequence[str])
         if size % 2:
             x = torch.cat([x, x.narrow(dim, size - 1, 1)], dim)
             occupied = torch.cat([occupied, torch.zeros_like(occupied.narrow(dim, 0, 1))], dim)
-    parts = HAAR.to(x) @ _positions(x).flatten(1)  # [8, ...]: the bits of a part are the axes it changes along
-    energy = torch.einsum("phwd,hd->hwp", parts.square_().view(8, len(x), -1, x.shape[-1]), weight) / 64
+    weighted = _positions(x) * weight.sqrt()[:, None]
+    parts = HAAR.to(x) @ weighted.flatten(1)  # [8, ...]: the bits of a part are the axes it changes along
+    energy = torch.linalg.vector_norm(parts.view(weighted.shape), dim=-1).square_() / 64
 
-    bits = torch.arange(8, device=x.device)
-    thresholds, subsets = [], []
+    bits, levels = torch.arange(8, device=x.device), []
     for level in range(1, len(axes) + 1):
         masks = [sum(AXIS_BIT[axis] for axis in subset) for subset in combinations(axes, level)]
         masks = torch.tensor(masks, device=x.device)
-        squared = energy @ ((bits[:, None] & masks) != 0).to(energy.dtype)
-        smallest, best = squared.min(-1)
-        thresholds.append(smallest)
-        subsets.append(masks[best])
-    thresholds = torch.stack(thresholds, -1).flip(-1).cummin(-1).values.flip(-1)  # rising, whatever the rounding
-    return Merges(thresholds.sqrt(), torch.stack(subsets, -1), _positions(occupied)[:, 0, :, 0].T, grid)
+        squared = ((bits & masks[:, None]) != 0).to(energy) @ energy.flatten(1)
+        smallest, best = squared.view(-1, *energy.shape[1:]).min(0)
+        levels.append((smallest, masks[best]))
+    thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*levels, strict=True))
+    thresholds = thresholds.flip(-1).cummin(-1).values.flip(-1)  # rising, whatever the rounding
+    return Merges(thresholds.sqrt(), subsets, _positions(occupied)[:, 0, :, 0].T, grid)
 
 
 def _leads(device) -> Tensor:

@@ -6,9 +6,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, scaled_dot_product_attention
+from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
 
 from timeripple.attention.plan import ChannelPlan, PackedRows, TilePlan, TokenPlan, block_mean
+
+ROWS_PER_THREAD = 128  # fewer queries than these are not worth a thread
 
 
 def attention(
@@ -117,6 +119,14 @@ def _merge(x: Tensor, rows: PackedRows) -> Tensor:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None) -> Tensor:
-    """One head: [rows, d] queries, keys with a bias each, values."""
-    query, key, value = query[None, None], key[None, None], value[None, None]
-    return scaled_dot_product_attention(query, key, value, attn_mask=bias[None, None, None], scale=scale)[0, 0]
+    """One head: [rows, d] queries, keys with a bias each, values.
+
+    On the CPU, queries are dealt out to the threads in equal parts: left to itself, PyTorch deals out blocks of 256,
+    and one thread may get one more than the others.
+    """
+    parts = max(1, min(torch.get_num_threads(), len(query) // ROWS_PER_THREAD)) if query.device.type == "cpu" else 1
+    rows = -(-len(query) // parts)
+    queries = pad(query, (0, 0, 0, parts * rows - len(query))).view(parts, 1, rows, -1)
+    keys, values = (x.expand(parts, 1, -1, -1) for x in (key, value))
+    output = scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None, None, None], scale=scale)
+    return output.view(parts * rows, -1)[: len(query)]

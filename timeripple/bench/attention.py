@@ -102,7 +102,7 @@ def attention(
         }
         for method, total in totals.items()
     ]
-    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline.device)}
+    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline)}
 
 
 def _call(captured: Capture, name: str | None, saving: float | None) -> Callable[[], Timed]:

@@ -84,7 +84,7 @@ def end_to_end(
                     "peak_mb": max(peaks) / 1e6 if peaks else None,
                 }
             )
-    return {"rows": rows, "kind": "measured here", "repeats": repeats, "environment": environment(pipeline.device)}
+    return {"rows": rows, "kind": "measured here", "repeats": repeats, "environment": environment(pipeline)}
 
 
 def _median(runs: list[dict], name: str) -> float:

@@ -99,7 +99,7 @@ def quality(
         **asdict(bench),
         "weights": identity,
         "kind": "measured here",
-        "environment": environment(pipeline.device),
+        "environment": environment(pipeline),
     }
 
 

@@ -41,4 +41,4 @@ def scaling(
             )
         if on_run is not None:
             on_run(index + 1, len(tokens))
-    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline.device)}
+    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline)}
