@@ -95,7 +95,7 @@ def test_dict_and_file_round_trips(config, tmp_path):
         (lambda: ReuseConfig.parse("token:half"), ["'half'", "0.75"]),
         (lambda: ReuseConfig.parse("token:budget=auto"), ["'auto'", "0.75"]),
         (lambda: ReuseConfig.parse("token:0.5:budget=0.6"), ["'budget'", "twice"]),
-        (lambda: ReuseConfig(budget=0.9, refresh=2).schedule(20), ["0.9", "7 refreshes", "0.5177"]),
+        (lambda: ReuseConfig(budget=0.9, refresh=2).schedule(20), ["0.9", "9 refreshes", "0.5107"]),
     ],
 )
 def test_errors_name_the_value_and_the_remedy_in_one_sentence(make, words):
@@ -111,15 +111,16 @@ def test_errors_name_the_value_and_the_remedy_in_one_sentence(make, words):
 @pytest.mark.parametrize(
     ("config", "steps", "expected"),
     [
-        (ReuseConfig(), 20, "dddR...R...R...R...d"),
+        (ReuseConfig(), 20, "R...R...R...R...R..."),
+        (ReuseConfig(dense_first=0.2, dense_last=1), 20, "dddR...R...R...R...d"),
         (ReuseConfig(), 1, "d"),
-        (ReuseConfig(), 2, "dd"),
-        (ReuseConfig(), 3, "R.d"),
-        (ReuseConfig(), 4, "R..d"),
+        (ReuseConfig(), 2, "R."),
+        (ReuseConfig(dense_last=1), 2, "dd"),
+        (ReuseConfig(), 3, "R.."),
         (ReuseConfig(refresh=None), 20, "dddd...............d"),
         (ReuseConfig("channel"), 10, "dd.......d"),
-        (ReuseConfig("channel", theta=0.3, refresh=3), 10, "dR..R..R.d"),
-        (ReuseConfig(theta=0.5, refresh=1), 6, "RRRRRd"),
+        (ReuseConfig("channel", theta=0.3, refresh=3), 10, "R..R..R..R"),
+        (ReuseConfig(theta=0.5, refresh=1), 6, "RRRRRR"),
         (ReuseConfig(dense_first=0, dense_last=0, refresh=None), 3, "d.."),
         (ReuseConfig(theta=0), 20, "d" * 20),
         (ReuseConfig(budget=0), 20, "d" * 20),
@@ -131,7 +132,7 @@ def test_schedule_kinds(config, steps, expected):
 
 
 def test_the_refresh_before_the_window_is_outside_the_account():
-    steps = ReuseConfig(refresh=4).schedule(20)
+    steps = ReuseConfig(refresh=4, dense_first=0.2, dense_last=1).schedule(20)
     assert [step.index for step in steps if step.in_window] == list(range(4, 19))
     assert steps[3].kind == "refresh" and not steps[3].in_window
     assert steps[3].saving_target == steps[4].saving_target

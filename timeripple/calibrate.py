@@ -11,7 +11,7 @@ from timeripple.methods import Method, parse_method
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.quality import measure
 
-DENSE_FIRST = (0.1, 0.15, 0.2, 0.25)  # shares of the steps that are dense at the start
+DENSE_FIRST = (0.0, 0.1, 0.2)  # shares of the steps that are dense at the start, at least one step
 BUDGETS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 to 0.95
 
 

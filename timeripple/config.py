@@ -14,6 +14,7 @@ METRICS = ("rms", "logit")
 DEFAULT_BUDGET = 0.75
 DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
 DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
+DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST = 0.2, 1  # the paper: 10 of 50 steps, and the last
 # The share of the ceiling an automatic choice stays below: near it, everything merges and quality falls steeply. Token
 # reuse with feedback goes up to it, as one more refresh gives back more than merging less does.
 COMFORT = {"channel": 0.975, "token": 0.975, "tile": 0.915}
@@ -58,8 +59,9 @@ class ReuseConfig:
         "auto": as often as the budget allows, never for channel.
     extrapolate: between refreshes the error goes on changing as it did from the last but one to the last; False: it
         stays what it was at the last refresh.
-    dense_first: share of the steps computed densely at the start; at least one step is.
-    dense_last: number of dense steps at the end.
+    dense_first: share of the steps computed densely at the start; at least one step is. "auto": 0.2, as in the paper,
+        without refresh, and that one step with it: a step more buys less there than a refresh later on.
+    dense_last: number of dense steps at the end; "auto": 1, as in the paper, without refresh, and 0 with it.
     ramp: share of the steps over which theta rises to its full value (Eq. 4); "auto": 0.2, or what the budget
         allows, without refresh and 0 with it, as the refresh gives back what the ramp would avoid.
     theta_min: start of the ramp as a share of the full theta; the paper's 0.2 -> 0.5 is 0.4.
@@ -74,8 +76,8 @@ class ReuseConfig:
     window: int = 2
     refresh: int | str | None = "auto"
     extrapolate: bool = True
-    dense_first: float = 0.2
-    dense_last: int = 1
+    dense_first: float | str = "auto"
+    dense_last: int | str = "auto"
     ramp: float | str = "auto"
     theta_min: float = 0.4
     query_tile: tuple[int, int, int] = (4, 8, 8)
@@ -113,13 +115,16 @@ class ReuseConfig:
         _require(
             isinstance(self.extrapolate, bool), f"extrapolate {self.extrapolate!r} is not a choice; give yes or no"
         )
-        for name in ("dense_first", "theta_min"):
+        for name in ("dense_first", "ramp"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"{name} {value} is not a share; give a number from 0 to 1")
-        _require(self.dense_last >= 0, f"dense_last {self.dense_last} is negative; give a number of steps")
+            _require(
+                value == "auto" or (not isinstance(value, str) and 0 <= value <= 1),
+                f"{name} {value!r} is not a share of the steps; give a number from 0 to 1 or 'auto'",
+            )
+        _require(0 <= self.theta_min <= 1, f"theta_min {self.theta_min} is not a share; give a number from 0 to 1")
         _require(
-            self.ramp == "auto" or (not isinstance(self.ramp, str) and 0 <= self.ramp <= 1),
-            f"ramp {self.ramp!r} is not a share of the steps; give a number from 0 to 1 or 'auto'",
+            self.dense_last == "auto" or (isinstance(self.dense_last, int) and self.dense_last >= 0),
+            f"dense_last {self.dense_last!r} is not a number of steps; give 0 or more, or 'auto'",
         )
         _require(
             len(self.query_tile) == 3 and min(self.query_tile) >= 1,
@@ -168,8 +173,11 @@ class ReuseConfig:
         s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
         Raises ConfigError if b is above the ceiling.
         """
-        start = min(max(1, round(self.dense_first * num_inference_steps)), num_inference_steps)
-        window = range(start, max(start, num_inference_steps - self.dense_last))
+        first, last = (0, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
+        first = first if self.dense_first == "auto" else self.dense_first
+        last = last if self.dense_last == "auto" else self.dense_last
+        start = min(max(1, round(first * num_inference_steps)), num_inference_steps)
+        window = range(start, max(start, num_inference_steps - last))
         if not window or 0 in (self.budget, self.theta):
             return tuple(Step(i, "dense") for i in range(num_inference_steps))
         factors, period, full = self._fit(window, num_inference_steps)
@@ -266,8 +274,8 @@ _EXAMPLES = {
     "window": "window=2",
     "refresh": "refresh=4, refresh=none or refresh=auto",
     "extrapolate": "extrapolate=yes or extrapolate=no",
-    "dense_first": "dense_first=0.2",
-    "dense_last": "dense_last=1",
+    "dense_first": "dense_first=0.2 or dense_first=auto",
+    "dense_last": "dense_last=1 or dense_last=auto",
     "ramp": "ramp=0.2 or ramp=auto",
     "theta_min": "theta_min=0.4",
     "query_tile": "query_tile=4x8x8",
@@ -275,7 +283,7 @@ _EXAMPLES = {
 
 
 def _parse(name: str, text: str):
-    if name == "metric" or (text == "auto" and name in ("refresh", "ramp")):
+    if name == "metric" or (text == "auto" and name in ("refresh", "ramp", "dense_first", "dense_last")):
         return text
     if name == "refresh" and text == "none":
         return None

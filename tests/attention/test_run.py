@@ -84,7 +84,7 @@ def test_plans_are_kept_between_refreshes_while_the_same_is_asked(ramp, planned)
         calls.append(run._step.index)
         return measure(*arguments, **keywords)
 
-    config = ReuseConfig(theta=1.0, refresh=3, ramp=ramp, dense_first=0.25)
+    config = ReuseConfig(theta=1.0, refresh=3, ramp=ramp, dense_first=0.25, dense_last=1)
     run = ReuseRun(config, 8, measure=counted)
     assert "".join(step.kind[0:3] for step in run.steps) == "denrefreureurefreureuden"
     generate(config, 8, drift=0.05, layers=1, run=run, passes=("cond", "uncond"))
@@ -131,7 +131,7 @@ def test_a_shortfall_is_made_up_for_within_the_ceiling():
 
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
 def test_one_threshold_serves_all_layers_of_a_step(granularity):
-    run, _ = generate(ReuseConfig(granularity, budget=0.6), 8, drift=0.1, passes=("cond", "uncond"))
+    run, _ = generate(ReuseConfig(granularity, budget=0.6, dense_first=0.2), 8, drift=0.1, passes=("cond", "uncond"))
     thetas = {}
     for record in run.records:
         thetas.setdefault((record["step"], record["pass"]), set()).add(record["theta"])

@@ -17,7 +17,7 @@ from timeripple.hooks import FAMILIES
 STEPS = 4
 SHAPE = (1, 4, 3, 8, 12)  # 3 x 4 x 6 tokens
 LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]
-TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25)
+TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
 
 
 def make_transformer(seed=0):

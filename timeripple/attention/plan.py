@@ -30,6 +30,7 @@ from timeripple.similarity import reuse_threshold, snap
 # Positions in a 2 x 2 x 2 window, and subsets of the axes, are three bits: t, y, x from high to low.
 AXIS_BIT = {"t": 4, "y": 2, "x": 1}
 HAAR = torch.tensor([[(-1.0) ** (row & position).bit_count() for position in range(8)] for row in range(8)])
+WINDOW = 8  # tokens of a 2 x 2 x 2 window
 CHANNEL_SAMPLES = 2048  # tokens per channel from which the channel curve is estimated
 
 
@@ -428,6 +429,16 @@ def block_mean(x: Tensor, index: Tensor, sizes: Tensor) -> Tensor:
     """Mean of the tokens of each block: [heads, video_tokens, d] -> [heads, blocks, d]."""
     total = x.new_zeros(len(x), len(sizes), x.shape[-1]).index_add_(1, index, x)
     return total / sizes[:, None]
+
+
+def row_members(owner: Tensor, rows: int, members: int, first: int = 0) -> Tensor:
+    """The inverse of `owner` [heads, tokens]: int32 [heads, rows, members], tokens counted from `first`."""
+    order = owner.argsort(dim=1, stable=True)
+    row = owner.gather(1, order)
+    sizes = owner.new_zeros(len(owner), rows).scatter_add_(1, owner, torch.ones_like(owner))
+    member = torch.arange(owner.shape[1], device=owner.device) - (sizes.cumsum(1) - sizes).gather(1, row)
+    table = torch.full((len(owner), rows * members), -1, dtype=torch.int32, device=owner.device)
+    return table.scatter_(1, row * members + member, (order + first).to(torch.int32)).view(len(owner), rows, members)
 
 
 # --- channel ---------------------------------------------------------------------------------------------------------

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
 
-from timeripple.attention.plan import ChannelPlan, PackedRows, TilePlan, TokenPlan, block_mean
+from timeripple.attention.plan import WINDOW, ChannelPlan, PackedRows, TilePlan, TokenPlan, row_members
 
-ROWS_PER_THREAD = 128  # fewer queries than these are not worth a thread
+ROWS_PER_PART = 384  # PyTorch's blocks are smaller, and evenly dealt out, below twice these
 
 
 def attention(
@@ -62,7 +62,7 @@ def token_attention(
     queries, keys = plan.query.packed, plan.key.packed
     query_rows = _merge(query, queries)
     key_rows, value_rows = _merge(key, keys), _merge(value, keys)
-    bias = keys.sizes.to(key.dtype).log()
+    bias = keys.sizes.to(torch.promote_types(key.dtype, torch.float32)).log()
     if key_mask is not None:  # masked keys are text, which has rows of its own
         hidden = ~key_mask.repeat_interleave(query.shape[1], dim=0)
         bias[keys.owner[hidden.flatten()]] = float("-inf")
@@ -87,28 +87,37 @@ def tile_attention(
     A representative is the mean key, with log(window size) added to its logit, and the mean value. A plan
     that skips leaves the reused windows out instead; every tile must then compute a window.
     """
-    grid, text = plan.grid, ~plan.grid.with_text(torch.ones_like(plan.tile, dtype=torch.bool), False)
-    flat_query, flat_key, flat_value = (x.flatten(0, 1) for x in (query, key, value))
-    keys = torch.cat([flat_key, block_mean(flat_key[:, grid.video], plan.window, plan.window_sizes)], dim=1)
-    values = torch.cat([flat_value, block_mean(flat_value[:, grid.video], plan.window, plan.window_sizes)], dim=1)
-    bias = torch.cat([torch.zeros_like(text, dtype=key.dtype), plan.window_sizes.to(key.dtype).log()])
-    seen = text.expand(len(query), -1) if key_mask is None else text & key_mask
-    owner = grid.with_text(plan.tile, -1)
-    members = [(owner == tile).nonzero()[:, 0] for tile in range(len(plan.tile_sizes))]
+    grid, (batch, heads, _, head_dim) = plan.grid, query.shape
+    text = torch.cat([torch.arange(grid.text_before), torch.arange(grid.video.stop, grid.tokens)]).to(query.device)
+    pairs = torch.cat([key, value], dim=-1).flatten(0, 1)  # keys and their values are gathered together
+    table = row_members(plan.window[None], len(plan.window_sizes), WINDOW, grid.text_before)[0]
+    dtype = torch.promote_types(key.dtype, torch.float32)
+    sizes, empty = plan.window_sizes.to(dtype), table < 0
+    fine = pairs[:, table.clamp(min=0)]
+    coarse = (fine.to(dtype).masked_fill_(empty[..., None], 0).sum(2) / sizes[:, None]).to(key.dtype)
+    fine = fine.flatten(2)
+    fine_bias = torch.zeros_like(empty, dtype=dtype).masked_fill_(empty, float("-inf"))
+    text_bias = fine_bias.new_zeros(batch, len(text))
+    if key_mask is not None:
+        text_bias.masked_fill_(~key_mask[:, text], float("-inf"))
+    computed_first = plan.computed.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
+    counts = plan.computed.sum(-1).tolist()
+    tiles = (plan.tile.argsort(stable=True) + grid.text_before).split(plan.tile_sizes.tolist())
 
+    flat_query = query.flatten(0, 1)
     output = torch.empty_like(flat_query)
-    for head, computed in enumerate(plan.computed):
-        text_rows = seen[head // query.shape[1]].expand(len(computed), -1)
-        visited = text_rows.clone()
-        visited[:, grid.video] = computed[:, plan.window]
-        visited = torch.cat([visited, torch.zeros_like(computed) if plan.skip else ~computed], dim=1)
-        for tile, rows in enumerate(members):
-            chosen = visited[tile].nonzero()[:, 0]
-            output[head, rows] = _attend(
-                flat_query[head, rows], keys[head, chosen], values[head, chosen], bias[chosen], scale
-            )
+    for head, tile in product(range(batch * heads), range(len(tiles))):
+        count = counts[head][tile]
+        chosen, others = computed_first[head, tile, :count], computed_first[head, tile, count:]
+        parts = [(pairs[head, text], text_bias[head // heads]), (fine[head, chosen], fine_bias[chosen])]
+        if not plan.skip:
+            parts.append((coarse[head, others], sizes[others].log()))
+        rows = torch.cat([part.view(-1, 2 * head_dim) for part, _ in parts])
+        bias = torch.cat([part.flatten() for _, part in parts])
+        key_rows, value_rows = rows.split(head_dim, dim=-1)
+        output[head, tiles[tile]] = _attend(flat_query[head, tiles[tile]], key_rows, value_rows, bias, scale)
     output = output.view(query.shape)
-    if text.any():
+    if len(text):
         output[:, :, text] = dense_attention(query[:, :, text], key, value, scale=scale, key_mask=key_mask)
     return output
 
@@ -124,7 +133,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: floa
     On the CPU, queries are dealt out to the threads in equal parts: left to itself, PyTorch deals out blocks of 256,
     and one thread may get one more than the others.
     """
-    parts = max(1, min(torch.get_num_threads(), len(query) // ROWS_PER_THREAD)) if query.device.type == "cpu" else 1
+    parts = max(1, min(torch.get_num_threads(), len(query) // ROWS_PER_PART)) if query.device.type == "cpu" else 1
     rows = -(-len(query) // parts)
     queries = pad(query, (0, 0, 0, parts * rows - len(query))).view(parts, 1, rows, -1)
     keys, values = (x.expand(parts, 1, -1, -1) for x in (key, value))

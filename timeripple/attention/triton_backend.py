@@ -14,9 +14,8 @@ import triton
 from torch import Tensor
 
 from timeripple.attention import triton_kernels as kernels
-from timeripple.attention.plan import ChannelPlan, Rows, TilePlan, TokenPlan
+from timeripple.attention.plan import WINDOW, ChannelPlan, Rows, TilePlan, TokenPlan, row_members
 
-WINDOW = 8  # tokens of a 2 x 2 x 2 window
 LIST_BLOCK = 1024  # windows that `list_chosen` reads at once
 INTERPRETED = not isinstance(kernels.attend, triton.JITFunction)
 
@@ -114,7 +113,7 @@ def tile_attention(
     grid, heads, device = plan.grid, len(plan.computed), query.device
     windows, tiles = len(plan.window_sizes), len(plan.tile_sizes)
     text = torch.cat([torch.arange(grid.text_before), torch.arange(grid.video.stop, grid.tokens)]).to(device)
-    window_table = _table(plan.window[None], windows, WINDOW, grid.text_before)[0]
+    window_table = row_members(plan.window[None], windows, WINDOW, grid.text_before)[0]
     text_table = torch.nn.functional.pad(text[:, None], (0, WINDOW - 1), value=-1).to(torch.int32)
     row_table = torch.cat([window_table, text_table])[None]
     counts = torch.full((heads,), row_table.shape[1], dtype=torch.int32, device=device)
@@ -131,7 +130,7 @@ def tile_attention(
     )
     block = attend_blocks(query.shape[-1], query.dtype).query_rows
     tile_rows = -(-plan.tile_tokens // block) * block
-    table = _table(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
+    table = row_members(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
     queries = QueryRows(table, torch.full_like(counts, table.shape[1]))
     output = _attend(query, key, value, queries, keys, Choice(plan.computed, window_table, tile_rows), scale, residual)
     if len(text):
@@ -258,17 +257,7 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _row_table(rows: Rows) -> Tensor:
-    return _table(rows.owner, rows.owner.shape[1], WINDOW)
-
-
-def _table(owner: Tensor, rows: int, members: int, first: int = 0) -> Tensor:
-    """The inverse of `owner` [heads, tokens]: int32 [heads, rows, members], tokens counted from `first`."""
-    order = owner.argsort(dim=1, stable=True)
-    row = owner.gather(1, order)
-    sizes = owner.new_zeros(len(owner), rows).scatter_add_(1, owner, torch.ones_like(owner))
-    member = torch.arange(owner.shape[1], device=owner.device) - (sizes.cumsum(1) - sizes).gather(1, row)
-    table = torch.full((len(owner), rows * members), -1, dtype=torch.int32, device=owner.device)
-    return table.scatter_(1, row * members + member, (order + first).to(torch.int32)).view(len(owner), rows, members)
+    return row_members(rows.owner, rows.owner.shape[1], WINDOW)
 
 
 def _hidden(key_mask: Tensor, heads: int) -> Tensor:

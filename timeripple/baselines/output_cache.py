@@ -14,7 +14,14 @@ from torch import Tensor
 
 from timeripple.attention.run import summarise_saving
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.config import DEFAULT_BUDGET, ConfigError, ReuseConfig, Step
+from timeripple.config import (
+    DEFAULT_BUDGET,
+    DEFAULT_DENSE_FIRST,
+    DEFAULT_DENSE_LAST,
+    ConfigError,
+    ReuseConfig,
+    Step,
+)
 from timeripple.grid import TokenGrid
 from timeripple.timing import now
 
@@ -27,8 +34,8 @@ class OutputCacheConfig:
     """
 
     budget: float = DEFAULT_BUDGET
-    dense_first: float = ReuseConfig.dense_first
-    dense_last: int = ReuseConfig.dense_last
+    dense_first: float = DEFAULT_DENSE_FIRST
+    dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
     theta = None
 
