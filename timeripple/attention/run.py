@@ -75,13 +75,14 @@ class ReuseRun:
     measure: replaces `plan.measure`, for baselines that choose otherwise.
 
     Under a budget, one threshold per step serves all layers and heads, so that each reuses as much as it can bear; it
-    is found from what the layers last measured. Residual feedback: a refresh step keeps R = dense - reused output of
-    each layer, a reuse step adds it to its reused output, extrapolated from the last two.
+    is found from what the layers measured one step before. Residual feedback: a refresh step keeps R = dense - reused
+    output of each layer, a reuse step adds it to its reused output, extrapolated from the last two.
 
     An error belongs to its plan, so with feedback a plan is kept from one refresh to the next, as long as the schedule
-    asks for the same. And the first pass of a step plans for the passes after it: guidance takes the difference of two
-    passes times its scale, and an error that both make alike stays out of it. (Channel plans hold the values of their
-    pass and step, so there every pass plans for itself, at every step.)
+    asks for the same. What was measured a refresh ago says little by then, so every layer finds a threshold of its own
+    there, at which its heads save what the budget asks. And the first pass of a step plans for the passes after it:
+    guidance takes the difference of two passes times its scale, and an error that both make alike stays out of it.
+    (Channel plans hold the values of their pass and step, so there every pass plans for itself, at every step.)
 
     records: one dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
     1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
@@ -97,6 +98,7 @@ class ReuseRun:
         self.measure = measure
         self.steps = config.schedule(num_inference_steps)
         self.records: list[dict] = []
+        self._one_threshold = config.budget is not None and not config.feedback
         self._backend = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, Kept] = {}
@@ -110,12 +112,13 @@ class ReuseRun:
         self._follows = pass_name != next(iter(self._passes)) and self.config.granularity != "channel"
         self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
         self._first_record = len(self.records)
-        self._theta = self._step.theta
-        if self._pass.curves and self._step.saving_target is not None:
-            self._theta = theta_for_saving(self._pass.curves, self._target(self._step))
-        self._measures = self.config.theta is None and any(
-            step.kind != "dense" for step in self.steps[step_index + 1 : step_index + 2]
-        )
+        self._theta, self._saving = self._step.theta, self._step.saving_target
+        if self._saving is not None and self._pass.savings:
+            self._saving = self._target(self._step)
+        if self._saving is not None and self._pass.curves:
+            self._theta = theta_for_saving(self._pass.curves, self._saving)
+        reuse_follows = any(step.kind != "dense" for step in self.steps[step_index + 1 : step_index + 2])
+        self._measures = reuse_follows and self._one_threshold
 
     def attention(
         self,
@@ -141,7 +144,7 @@ class ReuseRun:
             self._grid,
             self.config,
             theta=theta,
-            saving=self._step.saving_target if theta is None else None,
+            saving=self._saving if theta is None else None,
             plan=kept.plan if kept else None,
             scale=scale,
             key_mask=key_mask,
@@ -165,7 +168,7 @@ class ReuseRun:
         """Closes the account of this forward pass."""
         if self._step.in_window:
             self._pass.savings[self._step.index] = _mean(self.records[self._first_record :])
-        if self.config.budget is not None and self._curves:
+        if self._one_threshold and self._curves:
             self._pass.curves = self._curves
         self._curves = []
         if not self.config.feedback and self._name == next(reversed(self._passes)):
