@@ -189,7 +189,7 @@ def attention(
 def end_to_end(
     tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "4096,9216",
     methods: Annotated[str, typer.Option(help="As in compare; the first is the reference. By default a choice.")] = "",
-    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method, each of another prompt.")] = 3,
     model: Model = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
@@ -206,8 +206,8 @@ def end_to_end(
         result = bench.end_to_end(
             pipeline, counts, chosen, repeats, lambda done, total: progress.update(task, completed=done, total=total)
         )
-    columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "saving", "psnr", "ssim")
-    _print_result(result, as_json, (*columns, "peak_mb"))
+    columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "planning_share")
+    _print_result(result, as_json, (*columns, "saving", "saving_all_steps", "psnr", "ssim", "peak_mb"))
 
 
 @bench_app.command()

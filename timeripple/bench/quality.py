@@ -45,17 +45,22 @@ class QualityBench:
         """One request per prompt: combinations that training never shows, each with noise of its own."""
         if self.prompts < 1:
             raise ValueError(f"The number of prompts is {self.prompts}; give at least 1, such as 4.")
-        rng = random.Random(0)
         size = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
         return [
-            Request(describe(random_description(rng, held_out=True)), seed=seed, steps=self.steps, **size)
-            for seed in range(self.prompts)
+            Request(prompt, seed=seed, steps=self.steps, **size)
+            for seed, prompt in enumerate(held_out_prompts(self.prompts))
         ]
 
     def check(self, pipeline: PondPipeline) -> None:
         """Raise ValueError, one sentence, for what cannot be run."""
         for request in self.requests():
             request.check(pipeline)
+
+
+def held_out_prompts(count: int) -> list[str]:
+    """The first `count` of a fixed sequence of prompts that training never shows."""
+    rng = random.Random(0)
+    return [describe(random_description(rng, held_out=True)) for _ in range(count)]
 
 
 def quality(
