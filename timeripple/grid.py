@@ -61,11 +61,11 @@ class TokenGrid:
         Blocks start at 0 on every axis and are numbered t, y, x; the last ones of an axis may be smaller.
         Returns (index [video_tokens], sizes [blocks]), both int64.
         """
-        index = torch.zeros(1, 1, 1, dtype=torch.long, device=device)
-        for dim, (size, step) in enumerate(zip(self.shape, block, strict=True)):
-            position = torch.arange(size, device=device).div(step, rounding_mode="floor")
-            shape = [1, 1, 1]
-            shape[dim] = size
-            index = index * -(-size // step) + position.view(shape)
-        index = index.flatten()
-        return index, torch.bincount(index)
+        index, sizes = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, dtype=torch.long, device=device)
+        for size, step in zip(self.shape, block, strict=True):
+            position = torch.arange(size, device=device)
+            blocks = -(-size // step)
+            index = (index[:, None] * blocks + position // step).flatten()
+            starts = torch.arange(blocks, device=device) * step
+            sizes = (sizes[:, None] * (size - starts).clamp(max=step)).flatten()
+        return index, sizes

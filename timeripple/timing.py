@@ -18,6 +18,23 @@ def now(device: torch.device | str = "cpu") -> float:
     return time.perf_counter()
 
 
+def mark(device: torch.device) -> float | torch.cuda.Event:
+    """Now, without waiting: the wall clock, or on CUDA an event in the queue of the device."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def elapsed(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+    """Seconds between two marks; waits until the device has reached the second."""
+    if isinstance(end, float):
+        return end - start
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
 class Stopwatch:
     """Wall clock since it was made, less what was spent inside `paused()`."""
 

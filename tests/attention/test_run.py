@@ -115,18 +115,17 @@ def test_the_window_meets_its_budget(granularity, refresh):
     assert all(saving["per_step"][i] == 0 for i in dense)
 
 
-def test_a_shortfall_is_made_up_for_within_the_ceiling():
-    run, _ = generate(ReuseConfig(budget=0.5, refresh=None, ramp=0), 10)
-    state = run._passes["cond"]
-    step = run.steps[5]  # steps 2 to 8 are the window
-    state.savings = dict.fromkeys(range(2, 5), 0.5)
-    assert run._target(step) == pytest.approx(0.5)
-    state.savings = dict.fromkeys(range(2, 5), 0.4)
-    assert run._target(step) == pytest.approx(0.5 + 0.3 / 4)
-    state.savings = dict.fromkeys(range(2, 5), -1.0)
-    assert run._target(step) == run.config.ceiling
-    state.savings = dict.fromkeys(range(2, 5), 1.5)
-    assert run._target(step) == 0
+@pytest.mark.parametrize(
+    ("saved", "expected"),
+    [(0.5, 0.5), (0.4, 0.5 + 0.3 / 4), (-1.0, 63 / 64), (1.5, 0.0)],
+)
+def test_a_shortfall_is_made_up_for_within_the_ceiling(saved, expected):
+    run = ReuseRun(ReuseConfig(budget=0.5, refresh=None, ramp=0), 10)  # steps 2 to 8 are the window
+    for step in run.steps[:5]:
+        saving = torch.tensor([saved if step.in_window else 0.0])
+        run._records.add(step, "cond", "layer", None, saving, (0.0, 0.0, 0.0))
+    run.begin_forward("cond", 5, GRID)
+    assert run._target(run.steps[5]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])

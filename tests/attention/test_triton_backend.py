@@ -1,11 +1,13 @@
 """The Triton kernels against the loops of reference.py in float64; in Triton's interpreter where there is no GPU."""
 
 import math
+from unittest.mock import MagicMock
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from timeripple.attention import reference, triton_backend
+from timeripple.attention import reference, ripple_attention, triton_backend
 from timeripple.attention.plan import measure
 from timeripple.attention.triton_backend import INTERPRETED, Blocks
 from timeripple.config import ReuseConfig
@@ -140,16 +142,44 @@ def test_skipped_windows_are_left_out():
 
 
 @pytest.mark.parametrize("axes", ["tyx", "ty", "x"])
-def test_window_statistics_are_those_of_the_plan(axes):
-    grid = TokenGrid(4, 6, 4)
+@pytest.mark.parametrize("grid", [TokenGrid(4, 6, 4), TokenGrid(3, 5, 3, text_before=2, text_after=3)])
+@pytest.mark.parametrize("metric", ["rms", "logit"])
+def test_window_statistics_are_those_of_the_plan(axes, grid, metric):
     query, key, _ = inputs(grid, 20, torch.float32)
-    merges = measure(query, key, grid, ReuseConfig(axes=axes, metric="rms", budget=0.4)).query
-    t, y, x = torch.meshgrid(*(torch.arange(n // 2) for n in grid.shape), indexing="ij")
-    corner = ((2 * t * grid.height + 2 * y) * grid.width + 2 * x).flatten()
-    offsets = torch.tensor([(t * grid.height + y) * grid.width + x for t in (0, 1) for y in (0, 1) for x in (0, 1)])
-    table = (corner[:, None] + offsets).to(torch.int32).to(DEVICE)
-    weight = torch.full((4, 20), 1 / 20, device=DEVICE)
-    bits = sum({"t": 4, "y": 2, "x": 1}[axis] for axis in axes)
-    thresholds, subsets = triton_backend.merge_deviations(query, weight, table, bits)
-    torch.testing.assert_close(thresholds, merges.thresholds, rtol=1e-5, atol=1e-6)
-    assert torch.equal(subsets, merges.subsets)
+    config = ReuseConfig(axes=axes, metric=metric, budget=0.4)
+    expected = measure(query, key, grid, config)
+    curve = measure(query, key, grid, config, deviations=triton_backend.window_deviations)
+    for side in ("query", "key"):
+        merges, wanted = getattr(curve, side), getattr(expected, side)
+        torch.testing.assert_close(merges.thresholds, wanted.thresholds, rtol=1e-5, atol=1e-6)
+        assert torch.equal(merges.subsets, wanted.subsets)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose result the host needs, at which it would wait for a GPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("_local_scalar_dense", "nonzero", "bincount", "masked_select", "unique_dim", "repeat_interleave"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("granularity", ["token", "tile"])
+@pytest.mark.parametrize("saving", [0.4, 0.6])
+def test_the_host_waits_for_nothing(granularity, saving, monkeypatch):
+    launches = MagicMock()  # the interpreter would read arguments of kernels on the host
+    monkeypatch.setattr(triton_backend, "kernels", launches)
+    grid = TokenGrid(4, 4, 4, text_after=2)
+    qkv = inputs(grid, 16, torch.float32)
+    config = ReuseConfig(granularity, budget=saving, query_tile=(2, 2, 2), refresh=None)
+    with Waits() as waits:
+        _, statistics = ripple_attention(*qkv, grid, config, backend="triton")
+    assert waits.found == [] and launches.attend.__getitem__.called
+    with waits:
+        assert statistics.saving.mean().item() == pytest.approx(saving, abs=0.05)
+    assert waits.found == ["_local_scalar_dense"]

@@ -18,12 +18,12 @@ from timeripple.attention.plan import (
     TilePlan,
     TokenCurve,
     TokenPlan,
-    measure,
     theta_for_saving,
 )
+from timeripple.attention.plan import measure as measure_with
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
-from timeripple.timing import now
+from timeripple.timing import elapsed, mark
 
 BACKENDS = ("auto", "torch", "triton", "reference")
 
@@ -33,19 +33,48 @@ class AttentionStatistics:
     """What one call of attention saved and took.
 
     saving: [heads], mean over the batch; kind: whether rows were really left out or, for channel reuse, could be;
-    theta: the threshold used; plan_seconds, attention_seconds: wall clock; backend: which one computed; curve: saving
-    at any other threshold; plan: what was carried out. Curve and plan are None where there was none: for a plan that
-    was given, for dense attention.
+    theta: the threshold used, a tensor without dimensions where it was found on the device; marks: when planning
+    began, when it was done and when all was done; backend: which one computed; curve: saving at any other threshold;
+    plan: what was carried out. Curve and plan are None where there was none: for a plan that was given, for dense
+    attention. On CUDA nothing here was waited for; reading a number does.
     """
 
     saving: Tensor
     kind: Literal["realised", "theoretical"]
-    theta: float | None
-    plan_seconds: float
-    attention_seconds: float
+    theta: float | Tensor | None
+    marks: tuple
     backend: Literal["torch", "triton", "reference"]
     curve: TokenCurve | TileCurve | ChannelCurve | None
     plan: TokenPlan | TilePlan | ChannelPlan | None
+
+    @property
+    def plan_seconds(self) -> float:
+        return elapsed(*self.marks[:2])
+
+    @property
+    def attention_seconds(self) -> float:
+        return elapsed(*self.marks[1:])
+
+
+def measure(
+    query: Tensor,
+    key: Tensor,
+    grid: TokenGrid,
+    config: ReuseConfig,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> TokenCurve | TileCurve | ChannelCurve:
+    """`plan.measure` with what is fastest on the device: on CUDA a kernel, where it compiles and starts."""
+    arguments = {"scale": scale, "key_mask": key_mask}
+    if query.is_cuda:
+        try:
+            from timeripple.attention.triton_backend import window_deviations
+
+            return measure_with(query, key, grid, config, **arguments, deviations=window_deviations)
+        except Exception as error:
+            _warn_of(error)
+    return measure_with(query, key, grid, config, **arguments)
 
 
 def ripple_attention(
@@ -55,7 +84,7 @@ def ripple_attention(
     grid: TokenGrid,
     config: ReuseConfig,
     *,
-    theta: float | None = None,
+    theta: float | Tensor | None = None,
     saving: float | None = None,
     plan: TokenPlan | TilePlan | None = None,
     scale: float | None = None,
@@ -71,7 +100,7 @@ def ripple_attention(
     default what the config says. plan: one made before, for as many heads on this grid, in place of both. scale: of
     the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False for text keys that no query sees. residual:
     shaped like query, is added to the output. backend: "auto" is Triton on CUDA, with a warning and torch where its
-    kernels do not compile or start, and torch elsewhere. measure: replaces `plan.measure`, for baselines.
+    kernels do not compile or start, and torch elsewhere. measure: replaces `measure` above, for baselines.
     Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
     a mask that hides video tokens, or both theta and saving.
     """
@@ -83,25 +112,28 @@ def ripple_attention(
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")
 
-    start, curve = now(query.device), None
+    start, curve = mark(query.device), None
     if plan is None:
         curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
+        nothing = saving <= 0 if theta is None else isinstance(theta, (int, float)) and theta <= 0
         theta = theta_for_saving([curve], saving) if theta is None else theta
-        plan = curve.plan(query, key, theta) if theta > 0 else None
-    planned = now(query.device)
+        plan = None if nothing else curve.plan(query, key, theta)
+    planned = mark(query.device)
     arguments = {"scale": scale, "key_mask": key_mask, "residual": residual}
     if plan is None:
         output, backend = torch_backend.dense_attention(query, key, value, **arguments), "torch"
         realised = torch.zeros(query.shape[1], dtype=torch.float64)
     elif backend == "reference":
-        output, realised = reference.attention(query, key, value, grid, config, theta, scale=scale, key_mask=key_mask)
+        output, realised = reference.attention(
+            query, key, value, grid, config, float(theta), scale=scale, key_mask=key_mask
+        )
         output = output if residual is None else output + residual
     else:
         output, backend = _carry_out(backend, query, key, value, plan, arguments)
         realised = plan.saving
-    seconds = planned - start, now(query.device) - planned
+    marks = start, planned, mark(query.device)
     kind = "theoretical" if config.granularity == "channel" else "realised"
-    return output, AttentionStatistics(realised, kind, theta, *seconds, backend, curve, plan)
+    return output, AttentionStatistics(realised, kind, theta, marks, backend, curve, plan)
 
 
 def _carry_out(backend: str, query: Tensor, key: Tensor, value: Tensor, plan, arguments: dict) -> tuple[Tensor, str]:
@@ -114,11 +146,13 @@ def _carry_out(backend: str, query: Tensor, key: Tensor, value: Tensor, plan, ar
         except Exception as error:
             if backend == "triton":
                 raise
-            reason = " ".join(str(error).split())[:200]
-            warnings.warn(
-                f"Triton kernels do not run here, PyTorch's attention is used instead: {reason}", stacklevel=3
-            )
+            _warn_of(error)
     return torch_backend.attention(query, key, value, plan, **arguments), "torch"
+
+
+def _warn_of(error: Exception) -> None:
+    reason = " ".join(str(error).split())[:200]
+    warnings.warn(f"Triton kernels do not run here, PyTorch's attention is used instead: {reason}", stacklevel=4)
 
 
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:

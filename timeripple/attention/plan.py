@@ -15,10 +15,9 @@ Heads of all batch entries are planned at once and independently, as `heads` = b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -42,33 +41,37 @@ def measure(
     *,
     scale: float | None = None,
     key_mask: Tensor | None = None,
+    deviations: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> TokenCurve | TileCurve | ChannelCurve:
     """The saving of one attention call as a function of the threshold.
 
     query, key: [batch, heads, tokens, d]; scale: of the logits, 1/sqrt(d) by default; key_mask: bool [batch, tokens],
-    False for text keys that no query sees.
+    False for text keys that no query sees; deviations: replaces `window_deviations`.
     """
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if config.granularity == "token":
-        return _measure_token(query, key, grid, config, scale)
+        return _measure_token(query, key, grid, config, scale, deviations or window_deviations)
     if config.granularity == "tile":
         return _measure_tile(query, key, grid, config, scale, key_mask)
     return _measure_channel(query, key, grid, config)
 
 
-def theta_for_saving(curves: Sequence[TokenCurve | TileCurve | ChannelCurve], target: float) -> float:
+def theta_for_saving(curves: Sequence[TokenCurve | TileCurve | ChannelCurve], target: float) -> Tensor:
     """The smallest threshold, to 1e-7 of the largest, at which the mean saving over all heads and curves is `target`.
 
-    0 for a target of 0 or less; the threshold at which everything is reused when the target cannot be reached.
+    float64 without dimensions, on the device of the curves, which is not waited for. 0 for a target of 0 or less; the
+    threshold at which everything is reused when the target cannot be reached.
     """
+    high = 1.001 * torch.stack([curve.highest for curve in curves]).max().double()
+    low = torch.zeros_like(high)
     if target <= 0:
-        return 0.0
-    low, high = 0.0, 1.001 * max(curve.highest for curve in curves)
+        return low
+    fractions = torch.linspace(0, 1, 65, dtype=torch.float64, device=high.device)
     for _ in range(4):  # bisection, 64 ways at a time
-        thetas = torch.linspace(low, high, 65, dtype=torch.float64)
+        thetas = torch.lerp(low, high, fractions)
         saving = torch.stack([curve.saving(thetas).mean(0) for curve in curves]).mean(0)
-        index = min(max(int((saving < target).sum()), 1), 64)
-        low, high = thetas[index - 1].item(), thetas[index].item()
+        index = (saving < target).sum().clamp(1, 64)
+        low, high = thetas.gather(0, torch.stack([index - 1, index]))
     return high
 
 
@@ -96,9 +99,9 @@ class Staircase:
         return self.sums.gather(1, below).view(-1, *theta.shape)
 
     @property
-    def highest(self) -> float:
-        """The largest finite threshold."""
-        return self.thresholds.where(self.thresholds.isfinite(), 0.0).max().item()
+    def highest(self) -> Tensor:
+        """The largest finite threshold, without dimensions."""
+        return self.thresholds.where(self.thresholds.isfinite(), 0.0).max()
 
 
 # --- token -----------------------------------------------------------------------------------------------------------
@@ -187,7 +190,7 @@ class Merges:
         before = torch.cat([rows[None, :, :1].expand(len(left), -1, -1), left[..., :-1]], dim=-1)
         return Staircase.build(self.thresholds.flatten(1), (before - left).flatten(1))
 
-    def rows(self, theta: float) -> Rows:
+    def rows(self, theta: float | Tensor) -> Rows:
         """The rows at a threshold: each window merges along its coarsest subset whose deviation is below theta."""
         grid, heads, device = self.grid, len(self.subsets), self.subsets.device
         level = (self.thresholds < theta).sum(-1, keepdim=True)
@@ -219,53 +222,68 @@ class TokenCurve:
         return _batch_mean(saving, self.batch)
 
     @property
-    def highest(self) -> float:
-        return max(self.query.removed.highest, self.key.removed.highest)
+    def highest(self) -> Tensor:
+        return torch.maximum(self.query.removed.highest, self.key.removed.highest)
 
-    def plan(self, query: Tensor, key: Tensor, theta: float) -> TokenPlan:
+    def plan(self, query: Tensor, key: Tensor, theta: float | Tensor) -> TokenPlan:
         return TokenPlan(self.query.rows(theta), self.key.rows(theta), self.batch)
 
 
-def _measure_token(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseConfig, scale: float) -> TokenCurve:
+def _measure_token(
+    query: Tensor,
+    key: Tensor,
+    grid: TokenGrid,
+    config: ReuseConfig,
+    scale: float,
+    deviations: Callable[..., tuple[Tensor, Tensor]],
+) -> TokenCurve:
     video_query, video_key = _video(query, grid), _video(key, grid)
     if config.metric == "logit":
         # A diagonal estimate of how far merging moves the logits: the other side says how much a channel matters.
         weights = [scale**2 * other.square().mean(1) for other in (video_key, video_query)]
     else:
         weights = [torch.full_like(video_query[:, 0], 1 / query.shape[-1])] * 2
-    sides = [
-        _merges(side, weight, grid, config.axes) for side, weight in zip((video_query, video_key), weights, strict=True)
-    ]
-    return TokenCurve(*sides, batch=len(query))
+    table, occupied = window_table(grid, query.device)
+    bits = sum(AXIS_BIT[axis] for axis in config.axes)
+    sides = (deviations(*side, table, bits) for side in zip((video_query, video_key), weights, strict=True))
+    return TokenCurve(*(Merges(*side, occupied, grid) for side in sides), batch=len(query))
 
 
-def _merges(video: Tensor, weight: Tensor, grid: TokenGrid, axes: Sequence[str]) -> Merges:
-    """Finds, in every window and on every level, the subset of the axes with the smallest deviation.
+def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """In every window and on every level, the subset of the axes with the smallest deviation: see `Merges`.
 
-    The deviation of a subset is sqrt(mean over its groups of sum_c weight_c * Eq. 3 squared). The Haar transform
-    splits a window by the axes along which a component changes; what changes along any axis of the subset is its
-    deviation. Ragged windows are filled up by repeating tokens, which changes no mean and no variance.
+    video: [heads, video_tokens, d]; weight: [heads, d], of the channels; table: see `window_table`; axes: bits.
+    Returns thresholds and subsets, [heads, windows, levels]. The deviation of a subset is sqrt(mean over its groups of
+    sum_c weight_c * Eq. 3 squared). The Haar transform splits a window by the axes along which a component changes;
+    what changes along any axis of the subset is its deviation.
     """
-    x = grid.unflatten(video)
-    occupied = torch.ones(1, *grid.shape, 1, dtype=torch.bool, device=x.device)
-    for dim, size in enumerate(grid.shape, start=1):
-        if size % 2:
-            x = torch.cat([x, x.narrow(dim, size - 1, 1)], dim)
-            occupied = torch.cat([occupied, torch.zeros_like(occupied.narrow(dim, 0, 1))], dim)
-    weighted = _positions(x) * weight.sqrt()[:, None]
-    parts = HAAR.to(x) @ weighted.flatten(1)  # [8, ...]: the bits of a part are the axes it changes along
+    weighted = video[:, table.T] * weight.sqrt()[:, None, None]  # [heads, 8 positions, windows, d]
+    parts = HAAR.to(video) @ weighted.flatten(2)  # [heads, 8, ...]: the bits of a part are the axes it changes along
     energy = torch.linalg.vector_norm(parts.view(weighted.shape), dim=-1).square_() / 64
 
-    bits, levels = torch.arange(8, device=x.device), []
-    for level in range(1, len(axes) + 1):
-        masks = [sum(AXIS_BIT[axis] for axis in subset) for subset in combinations(axes, level)]
-        masks = torch.tensor(masks, device=x.device)
-        squared = ((bits & masks[:, None]) != 0).to(energy) @ energy.flatten(1)
-        smallest, best = squared.view(-1, *energy.shape[1:]).min(0)
+    bits, levels = torch.arange(8, device=video.device), []
+    for level in range(1, axes.bit_count() + 1):
+        masks = [mask for mask in range(1, 8) if mask & axes == mask and mask.bit_count() == level]
+        masks = torch.tensor(masks[::-1], device=video.device)
+        smallest, best = (((bits & masks[:, None]) != 0).to(energy) @ energy).min(1)
         levels.append((smallest, masks[best]))
     thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*levels, strict=True))
     thresholds = thresholds.flip(-1).cummin(-1).values.flip(-1)  # rising, whatever the rounding
-    return Merges(thresholds.sqrt(), subsets, _positions(occupied)[:, 0, :, 0].T, grid)
+    return thresholds.sqrt(), subsets
+
+
+def window_table(grid: TokenGrid, device=None) -> tuple[Tensor, Tensor]:
+    """The video tokens of every 2 x 2 x 2 window by position, [windows, 8], and which positions hold one.
+
+    Ragged windows are filled up by repeating tokens, which changes no mean and no variance.
+    """
+    tokens = grid.unflatten(torch.arange(grid.video_tokens, device=device)[:, None])[None]
+    occupied = torch.ones_like(tokens, dtype=torch.bool)
+    for dim, size in enumerate(grid.shape, start=1):
+        if size % 2:
+            tokens = torch.cat([tokens, tokens.narrow(dim, size - 1, 1)], dim)
+            occupied = torch.cat([occupied, torch.zeros_like(occupied.narrow(dim, 0, 1))], dim)
+    return _positions(tokens)[:, 0, :, 0].T, _positions(occupied)[:, 0, :, 0].T
 
 
 def _leads(device) -> Tensor:
@@ -355,10 +373,10 @@ class TileCurve:
         return _tile_saving(pairs, 0 if self.skip else len(self.window_sizes), self.grid, self.batch)
 
     @property
-    def highest(self) -> float:
+    def highest(self) -> Tensor:
         return self.reused.highest
 
-    def plan(self, query: Tensor, key: Tensor, theta: float) -> TilePlan:
+    def plan(self, query: Tensor, key: Tensor, theta: float | Tensor) -> TilePlan:
         layout = (self.tile, self.tile_sizes, self.window, self.window_sizes, self.tile_tokens)
         return TilePlan(self.thresholds >= theta, *layout, self.grid, self.batch, self.skip)
 
@@ -478,10 +496,10 @@ class ChannelCurve:
         return _batch_mean(1 - kept.unflatten(0, (-1, self.channels)).mean(1), self.batch)
 
     @property
-    def highest(self) -> float:
-        return max(self.query.highest, self.key.highest)
+    def highest(self) -> Tensor:
+        return torch.maximum(self.query.highest, self.key.highest)
 
-    def plan(self, query: Tensor, key: Tensor, theta: float) -> ChannelPlan:
+    def plan(self, query: Tensor, key: Tensor, theta: float | Tensor) -> ChannelPlan:
         arguments = (self.grid, theta, self.config.axes, self.config.window)
         snapped_query, reused_query = snap(query, *arguments)
         snapped_key, reused_key = snap(key, *arguments)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from timeripple.attention.dispatch import AttentionStatistics, check_inputs, ripple_attention
+from timeripple.attention.dispatch import AttentionStatistics, check_inputs, measure, ripple_attention
 from timeripple.attention.plan import (
     ChannelCurve,
     TileCurve,
     TilePlan,
     TokenCurve,
     TokenPlan,
-    measure,
     theta_for_saving,
 )
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import ReuseConfig, Step
 from timeripple.grid import TokenGrid
-from timeripple.timing import now
+from timeripple.timing import elapsed, mark
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,36 @@ class PassState:
     """What one guidance pass (conditional, unconditional) carries from step to step.
 
     residuals: of each layer, as measured at the last refresh; curves: of all layers, from the last step that looked at
-    them; savings: mean over layers and heads of every step of the reuse window.
+    them.
     """
 
     residuals: dict[str, Residual] = field(default_factory=dict)
     curves: list[TokenCurve | TileCurve | ChannelCurve] = field(default_factory=list)
-    savings: dict[int, float] = field(default_factory=dict)
+
+
+class Records:
+    """What every call of attention did. Numbers that are still on the device are fetched when they are read."""
+
+    def __init__(self):
+        self._settled: list[dict] = []
+        self._open: list[dict] = []
+
+    def add(self, step: Step, pass_name: str, layer: str, theta: float | Tensor | None, saving: Tensor, marks: tuple):
+        """marks: when planning began, when it was done and when attention was done, see `timing.mark`."""
+        names = {"step": step.index, "pass": pass_name, "layer": layer, "kind": step.kind}
+        self._open.append({**names, "theta": theta, "saving": saving, "marks": marks})
+
+    def read(self) -> list[dict]:
+        """One dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
+        1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds."""
+        for record in self._open:
+            started, planned, done = record.pop("marks")
+            record["theta"] = None if record["theta"] is None else float(record["theta"])
+            record["saving"] = record["saving"].tolist()
+            record |= {"plan_seconds": elapsed(started, planned), "attention_seconds": elapsed(planned, done)}
+        self._settled += self._open
+        self._open = []
+        return self._settled
 
 
 class ReuseRun:
@@ -72,7 +96,7 @@ class ReuseRun:
         output = run.attention(layer, query, key, value)    # in every self-attention layer
         run.end_forward()
 
-    measure: replaces `plan.measure`, for baselines that choose otherwise.
+    measure: replaces `dispatch.measure`, for baselines that choose otherwise.
 
     Under a budget, one threshold per step serves all layers and heads, so that each reuses as much as it can bear; it
     is found from what the layers measured one step before. Residual feedback: a refresh step keeps R = dense - reused
@@ -84,8 +108,7 @@ class ReuseRun:
     guidance takes the difference of two passes times its scale, and an error that both make alike stays out of it.
     (Channel plans hold the values of their pass and step, so there every pass plans for itself, at every step.)
 
-    records: one dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
-    1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds.
+    records: see `Records.read`.
     """
 
     def __init__(
@@ -97,7 +120,7 @@ class ReuseRun:
         self.config = config
         self.measure = measure
         self.steps = config.schedule(num_inference_steps)
-        self.records: list[dict] = []
+        self._records = Records()
         self._one_threshold = config.budget is not None and not config.feedback
         self._backend = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
@@ -111,9 +134,8 @@ class ReuseRun:
         self._pass = self._passes.setdefault(pass_name, PassState())
         self._follows = pass_name != next(iter(self._passes)) and self.config.granularity != "channel"
         self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
-        self._first_record = len(self.records)
         self._theta, self._saving = self._step.theta, self._step.saving_target
-        if self._saving is not None and self._pass.savings:
+        if self._saving is not None and not (self.config.feedback and self._step.kind == "reuse"):
             self._saving = self._target(self._step)
         if self._saving is not None and self._pass.curves:
             self._theta = theta_for_saving(self._pass.curves, self._saving)
@@ -133,7 +155,6 @@ class ReuseRun:
         """Output of one layer, [batch, heads, tokens, d] like query; errors as in `ripple_attention`."""
         if self._step.kind == "dense":
             return self._dense(layer, query, key, value, scale, key_mask)
-        start = now(query.device)
         kept = self._kept(layer, len(query))
         theta = kept.theta if kept else self._theta
         residual = self._pass.residuals.get(layer) if self._step.kind == "reuse" else None
@@ -160,14 +181,13 @@ class ReuseRun:
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
             self._keep_residual(layer, dense - output)
             output, saving = dense, saving - 1
-        attention_seconds = now(query.device) - start - statistics.plan_seconds
-        self._record(layer, statistics.theta, saving.tolist(), statistics.plan_seconds, attention_seconds)
+        self._records.add(
+            self._step, self._name, layer, statistics.theta, saving, (*statistics.marks[:2], mark(query.device))
+        )
         return output
 
     def end_forward(self) -> None:
         """Closes the account of this forward pass."""
-        if self._step.in_window:
-            self._pass.savings[self._step.index] = _mean(self.records[self._first_record :])
         if self._one_threshold and self._curves:
             self._pass.curves = self._curves
         self._curves = []
@@ -193,6 +213,11 @@ class ReuseRun:
             self._plans[layer] = Kept(statistics.plan, statistics.theta, self._step)
 
     @property
+    def records(self) -> list[dict]:
+        """See `Records.read`."""
+        return self._records.read()
+
+    @property
     def held_bytes(self) -> int:
         """Memory held for later steps: the residuals of all passes and the plans."""
         residuals = sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
@@ -210,38 +235,27 @@ class ReuseRun:
         self._pass.residuals[layer] = Residual(self._step.index, error, slope)
 
     def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
-        start = now(query.device)
+        started = mark(query.device)
         if self._measures and not self._follows:
             key_mask = check_inputs(query, key, value, self._grid, key_mask)
             self._curves.append(self.measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
-        measured = now(query.device)
+        measured = mark(query.device)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._record(layer, None, [0.0] * query.shape[1], measured - start, now(query.device) - measured)
+        marks = started, measured, mark(query.device)
+        self._records.add(self._step, self._name, layer, None, torch.zeros(query.shape[1]), marks)
         return output
 
     def _target(self, step: Step) -> float:
         """Saving to ask of a step: as scheduled, plus its part of what the window has fallen short so far."""
-        if not step.in_window:
+        own = [r for r in self.records if r["pass"] == self._name and self.steps[r["step"]].in_window]
+        if not step.in_window or not own:
             return step.saving_target
+        done = sum(_mean([r for r in own if r["step"] == index]) for index in {r["step"] for r in own})
         left = [s for s in self.steps if s.in_window and s.index >= step.index]
         scheduled = sum(s.saving_target - (s.kind == "refresh") for s in left)
-        owed = self.config.budget * sum(s.in_window for s in self.steps) - sum(self._pass.savings.values())
+        owed = self.config.budget * sum(s.in_window for s in self.steps) - done
         share = step.saving_target / sum(s.saving_target for s in left)
         return min(max(step.saving_target + (owed - scheduled) * share, 0.0), self.config.ceiling)
-
-    def _record(self, layer: str, theta: float | None, saving: list, plan_seconds: float, attention_seconds: float):
-        self.records.append(
-            {
-                "step": self._step.index,
-                "pass": self._name,
-                "layer": layer,
-                "kind": self._step.kind,
-                "theta": theta,
-                "saving": saving,
-                "plan_seconds": plan_seconds,
-                "attention_seconds": attention_seconds,
-            }
-        )
 
 
 def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: str) -> dict:

@@ -141,21 +141,17 @@ def tile_attention(
     return output
 
 
-def merge_deviations(x: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """Thresholds and subsets [batch * heads, windows, levels] of `plan.Merges`.
-
-    x: [batch, heads, tokens, d]; weight: [batch * heads, d]; table: int32 [windows, 8] with the tokens of every
-    position, those a ragged window lacks repeated from a neighbour; axes: bits of the axes that may merge.
-    """
-    batch, heads, _, head_dim = x.shape
-    levels, shape = axes.bit_count(), (batch * heads, len(table), axes.bit_count())
-    thresholds = torch.empty(shape, dtype=torch.float32, device=x.device)
-    subsets = torch.empty(shape, dtype=torch.int64, device=x.device)
-    x = _rows_together(x)
+def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """See `plan.window_deviations`."""
+    heads, _, head_dim = video.shape
+    shape = heads, len(table), axes.bit_count()
+    thresholds = torch.empty(shape, dtype=torch.float32, device=video.device)
+    subsets = torch.empty(shape, dtype=torch.int64, device=video.device)
+    video, table = _rows_together(video), table.to(torch.int32).contiguous()
     block = small_block(head_dim)
-    kernels.merge_deviations[triton.cdiv(len(table), block), batch * heads](
-        x, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), *x.stride()[:3],
-        HEAD_DIM=head_dim, AXES=axes, LEVELS=levels, BLOCK_W=block, BLOCK_D=padded(head_dim),
+    kernels.merge_deviations[triton.cdiv(len(table), block), heads](
+        video, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), 0, *video.stride()[:2],
+        HEAD_DIM=head_dim, AXES=axes, LEVELS=shape[2], BLOCK_W=block, BLOCK_D=padded(head_dim),
     )  # fmt: skip
     return thresholds, subsets
 

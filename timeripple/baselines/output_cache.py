@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
-from timeripple.attention.run import summarise_saving
+from timeripple.attention.run import Records, summarise_saving
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import (
     DEFAULT_BUDGET,
@@ -23,7 +24,7 @@ from timeripple.config import (
     Step,
 )
 from timeripple.grid import TokenGrid
-from timeripple.timing import now
+from timeripple.timing import mark
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class OutputCacheRun:
 
     def __init__(self, steps: tuple[Step, ...]):
         self.steps = steps
-        self.records: list[dict] = []
+        self._records = Records()
         self._outputs: dict[tuple[str, str], Tensor] = {}
 
     def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
@@ -100,8 +101,9 @@ class OutputCacheRun:
     def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
         if self._step.kind == "reuse" and (self._name, layer) in self._outputs:
-            self._record(layer, "reuse", 1.0, 0.0)
-            return self._outputs[self._name, layer]
+            output = self._outputs[self._name, layer]
+            self._records.add(self._step, self._name, layer, None, torch.ones(1), (mark(output.device),) * 3)
+            return output
         self._outputs[self._name, layer] = output = forward()
         return output
 
@@ -116,13 +118,18 @@ class OutputCacheRun:
         key_mask: Tensor | None = None,
     ) -> Tensor:
         """[batch, heads, tokens, d], dense."""
-        start = now(query.device)
+        start = mark(query.device)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._record(layer, "dense", 0.0, now(query.device) - start)
+        self._records.add(self._step, self._name, layer, None, torch.zeros(1), (start, start, mark(query.device)))
         return output
 
     def end_forward(self) -> None:
         """Nothing to close."""
+
+    @property
+    def records(self) -> list[dict]:
+        """See `Records.read`."""
+        return self._records.read()
 
     @property
     def held_bytes(self) -> int:
@@ -132,17 +139,3 @@ class OutputCacheRun:
     def saving(self) -> dict:
         """As `ReuseRun.saving`: share of attention saved."""
         return summarise_saving(self.records, self.steps, "realised")
-
-    def _record(self, layer: str, kind: str, saving: float, attention_seconds: float) -> None:
-        self.records.append(
-            {
-                "step": self._step.index,
-                "pass": self._name,
-                "layer": layer,
-                "kind": kind,
-                "theta": None,
-                "saving": [saving],
-                "plan_seconds": 0.0,
-                "attention_seconds": attention_seconds,
-            }
-        )

@@ -8,6 +8,7 @@ projections and RoPE stay the model's own.
 from __future__ import annotations
 
 import inspect
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 from timeripple.attention import ReuseRun
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.hooks.families import FAMILIES, Family
-from timeripple.timing import now
 
 HOOK = "timeripple"
 
@@ -148,7 +148,7 @@ class TransformerHook(ModelHook):
             return self.fn_ref.original_forward(*args, **kwargs)
         try:
             output = self.fn_ref.original_forward(*args, **kwargs)
-            self._end(module)
+            self._end()
         except BaseException:
             self.reset_state(module)
             raise
@@ -222,17 +222,16 @@ class TransformerHook(ModelHook):
             self._start(total)
             seen = []
         self.sizes, self.step, self.passes = sizes, step, [*seen, name]
-        start = now(hidden_states.device)
+        start = time.perf_counter()
         self.run.begin_forward(name, step, self.grid)
-        self.choosing_seconds += now(hidden_states.device) - start
+        self.choosing_seconds += time.perf_counter() - start
         return True
 
     @torch.compiler.disable
-    def _end(self, module: nn.Module) -> None:
-        device = next(module.parameters()).device
-        start = now(device)
+    def _end(self) -> None:
+        start = time.perf_counter()
         self.run.end_forward()
-        self.choosing_seconds += now(device) - start
+        self.choosing_seconds += time.perf_counter() - start
         self.held_bytes = max(self.held_bytes, self.run.held_bytes)
 
     def _start(self, total: int) -> None:
