@@ -198,3 +198,31 @@ def test_settings_that_are_none_are_refused(run, tmp_path, text):
     assert code == 2 and ("holds no settings" in err or "'taste' is unknown" in err) and len(err.splitlines()) == 1
     code, _, err = compare_with(run, settings="nowhere.json")
     assert code == 2 and "nowhere.json" in err
+
+
+def test_probe_writes_the_correlations_of_every_channel(run, tmp_path):
+    code, out, _ = run("probe", "--prompt", "a red ball", "--at", "2,4", *SMALL, "--out", "seen.json")
+    assert code == 0 and "measured here" in out
+    result = json.loads((tmp_path / "seen.json").read_text())
+    assert len(result["channels"]) == 24 and result["kind"] == "measured here"
+    assert [(row["step"], row["layer"], row["side"], row["head"]) for row in result["rows"][:3]] == [
+        (1, "blocks.0.attn1", "query", 0),
+        (1, "blocks.0.attn1", "query", 1),
+        (1, "blocks.0.attn1", "key", 0),
+    ]
+    for row in result["rows"]:
+        assert row["columns"][0] == ["t", 1] and len(row["values"]) == 24
+        assert all(-1 <= value <= 1 for values in row["values"] for value in values)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "9"], "are 9; give some from 1 to 5"),
+        (["--at", "x"], "give whole numbers"),
+        (["--prompt", "a dog", "--at", "2"], '"dog"'),
+    ],
+)
+def test_probe_refuses_in_one_sentence(run, options, message):
+    code, _, error = run("probe", "--prompt", "a red ball", *SMALL, *options)
+    assert code == cli.USER_ERROR and message in error and error.count("\n") == 1

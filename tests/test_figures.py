@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 
 from timeripple import figures
@@ -32,3 +33,22 @@ def test_seconds_by_stage_adds_up_to_the_total():
 def test_figures_serialise_and_are_transparent(figure):
     layout = json.loads(figure.to_json())["layout"]
     assert layout["paper_bgcolor"] == layout["plot_bgcolor"] == "rgba(0,0,0,0)"
+
+
+def test_colours_are_dark_to_light_or_two_sided():
+    colours = figures.colours(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), 1.0, signed=True).astype(int)
+    assert (colours[0] == colours[1]).all() and (colours[3] == colours[4]).all()
+    assert colours[1][2] > colours[1][0] and colours[3][0] > colours[3][2]  # blue below, red above
+    assert colours[2].min() > 200  # and white between
+    rising = figures.colours(np.linspace(0, 5, 6), 5.0, signed=False).astype(int).sum(-1)
+    assert (np.diff(rising) > 0).all()
+
+
+def test_a_token_strip_shows_every_value_once():
+    values = np.arange(10 * 2 * 3, dtype=float).reshape(10, 2, 3)
+    figure = figures.token_strip(values, "Channel 3")
+    cells = np.array(figure.data[0].z, dtype=float)
+    assert cells.shape == (3 * 3 - 1, 4 * 4 - 1)  # four frames, four and two, apart by a gap
+    assert (cells[6:8, 4:7] == values[9]).all()
+    assert sorted(cells[~np.isnan(cells)]) == sorted(values.flatten())
+    assert [note.text for note in figure.layout.annotations] == [str(n) for n in range(1, 11)]

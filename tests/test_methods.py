@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from timeripple.config import ConfigError, ReuseConfig
-from timeripple.methods import METHODS, parse_method
+from timeripple.methods import METHODS, calibrated_methods, parse_method
 
 TEXTS = {
     "dense": "dense",
@@ -66,3 +66,12 @@ def test_unknown_names_list_the_known_ones(text):
 def test_dense_has_no_settings():
     with pytest.raises(ConfigError, match="dense has no settings"):
         parse_method("dense:0.5")
+
+
+def test_shipped_settings_save_more_as_they_keep_less():
+    methods = calibrated_methods()
+    assert list(methods) == sorted(methods, reverse=True) and len(methods) >= 3
+    configs = [method.config for method in methods.values()]
+    savings = [config.budget * sum(step.in_window for step in config.schedule(20)) for config in configs]
+    assert savings == sorted(savings)
+    assert all(parse_method(method.text).config == method.config for method in methods.values())

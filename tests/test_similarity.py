@@ -5,7 +5,14 @@ import torch
 
 from timeripple.attention import reference
 from timeripple.grid import AXES, TokenGrid
-from timeripple.similarity import axis_correlation, reuse_mask, snap, window_deviation
+from timeripple.similarity import (
+    axis_correlation,
+    correlation_table,
+    deviation_table,
+    reuse_mask,
+    snap,
+    window_deviation,
+)
 
 GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2, 2, 1), TokenGrid(1, 3, 7, 0, 2)]
 
@@ -92,3 +99,31 @@ def test_axis_correlation_of_constants_is_zero_and_lags_must_fit():
     for lag in (0, 2):
         with pytest.raises(ValueError, match=f"lag {lag} .* choose 1 to 1"):
             axis_correlation(torch.ones(8, 3), grid, "t", lag)
+
+
+def planted(grid):
+    """Channel 0 is constant along t, channel 1 alternates along x, channel 2 is noise."""
+    torch.manual_seed(0)
+    noise = torch.randn(*grid.shape, 3)
+    noise[..., 0] = noise[:1, ..., 0]
+    noise[..., 1] = torch.tensor([1.0, -1.0]).repeat(grid.width // 2)
+    return noise.flatten(0, 2)
+
+
+def test_planted_correlations_show_in_their_cells():
+    grid = TokenGrid(3, 8, 8)
+    columns, values = correlation_table(planted(grid), grid, (1, 2, 4))
+    assert columns == [("t", 1), ("t", 2), ("y", 1), ("y", 2), ("y", 4), ("x", 1), ("x", 2), ("x", 4)]
+    cells = {column: values[:, i] for i, column in enumerate(columns)}
+    assert cells["t", 1][0] == pytest.approx(1) and cells["t", 2][0] == pytest.approx(1)
+    assert cells["x", 1][1] == pytest.approx(-1) and cells["x", 2][1] == pytest.approx(1)
+    assert cells["y", 1][0].abs() < 0.4 and all(cell[2].abs() < 0.4 for cell in cells.values())
+
+
+def test_planted_deviations_show_in_their_cells():
+    grid = TokenGrid(3, 8, 8)
+    columns, values = deviation_table(planted(grid), grid, (2, 4))
+    assert columns == [("t", 2), ("y", 2), ("y", 4), ("x", 2), ("x", 4)]
+    cells = {column: values[:, i] for i, column in enumerate(columns)}
+    assert cells["t", 2][0] == pytest.approx(0, abs=1e-6) and cells["x", 2][1] == pytest.approx(1)
+    assert cells["y", 4][1] == pytest.approx(0, abs=1e-6) and cells["x", 4][2] > 0.3

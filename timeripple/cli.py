@@ -88,6 +88,53 @@ def compare(
 
 
 @app.command()
+def probe(
+    prompt: Annotated[str, typer.Option(help='Such as "a red ball rolling left across the ocean at sunset".')],
+    at: Annotated[str, typer.Option(help="Denoising steps to look at, counted from 1, with commas between.")] = "10",
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: Model = "pond",
+    out: Annotated[Path, typer.Option(help="JSON file for the correlations of all channels.")] = Path("probe.json"),
+) -> None:
+    """How much the channels of Q and K repeat themselves along time, height and width in a dense run."""
+    with _one_sentence(ValueError, OSError):
+        from timeripple import probe as probing
+        from timeripple.generate import Request, load_pipeline
+        from timeripple.timing import environment
+
+        width, height = _parse_size(size)
+        request = Request(prompt, "", seed, steps, frames, height, width)
+        wanted = {step - 1 for step in _parse_counts(at)}
+        if not all(0 <= step < steps for step in wanted):
+            raise ValueError(f"The steps to look at are {at}; give some from 1 to {steps}.")
+        with out.open("a"):
+            pass
+        pipeline = load_pipeline(model)
+        captures = probing.capture(pipeline, request, wanted)
+    rows = probing.correlation_report(captures)
+    rope = [{"axis": axis, "radians": radians} for axis, radians in probing.rope_frequencies(pipeline.transformer)]
+    result = {"rows": rows, "channels": rope, "kind": "measured here", "environment": environment(pipeline)}
+    out.write_text(json.dumps(result))
+    table = Table(title="Correlation with the next token, mean over channels (measured here)", box=SIMPLE)
+    for title in ("step", "layer", "head", "of", "along t", "along y", "along x"):
+        table.add_column(title, justify="left" if title in ("layer", "of") else "right")
+    for row in rows:
+        channels = row["values"]
+        means = {
+            axis: sum(values[i] for values in channels) / len(channels)
+            for i, (axis, lag) in enumerate(row["columns"])
+            if lag == 1
+        }
+        numbers = (f"{means[axis]:.2f}" if axis in means else "-" for axis in "tyx")
+        table.add_row(str(row["step"] + 1), row["layer"], str(row["head"]), row["side"], *numbers)
+    console = _console()
+    console.print(table)
+    console.print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def calibrate(
     psnr: Annotated[float | None, typer.Option(help="Keep this PSNR in dB and save as much as possible.")] = None,
     saving: Annotated[float | None, typer.Option(help="Save this share over all steps, at the best quality.")] = None,
@@ -162,6 +209,9 @@ def quality(
 @bench_app.command()
 def attention(
     tokens: Annotated[int, typer.Option(help="Length of the sequence, 16 frames of a square.")] = 4096,
+    shape: Annotated[
+        str, typer.Option(help="hunyuan-video, wan2.1 or cogvideox: that model's shape, on noise correlated as Pond's.")
+    ] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of every method.")] = 7,
     model: Model = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
@@ -170,18 +220,26 @@ def attention(
     with _one_sentence(ValueError):
         from timeripple.bench import attention as bench
         from timeripple.generate import load_pipeline
+        from timeripple.timing import environment
 
+        if shape and shape not in bench.SHAPES:
+            raise ValueError(f"The shape {shape!r} is unknown; choose from {', '.join(bench.SHAPES)}.")
         pipeline = load_pipeline(model)
+        if shape and pipeline.device.type != "cuda":
+            raise ValueError(f"The shape {shape!r} needs a GPU, and there is none here; leave --shape out.")
         bench.request_for(tokens).check(pipeline)
     with _progress() as progress:
         task = progress.add_task("attention", total=None)
-        result = bench.attention(
-            pipeline, tokens, repeats, on_run=lambda done, total: progress.update(task, completed=done, total=total)
+        captures = bench.pond_captures(pipeline, tokens)
+        if shape:
+            captures = bench.synthetic_captures(captures, *bench.SHAPES[shape])
+        rows = bench.attention(
+            captures, repeats, on_run=lambda done, total: progress.update(task, completed=done, total=total)
         )
     _print_result(
-        result,
+        {"rows": rows, "shape": shape or "pond", "kind": "measured here", "environment": environment(pipeline)},
         as_json,
-        ("method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share"),
+        ("method", "ms", "speedup", "kept_plan_speedup", "ideal_speedup", "saving", "relative_error", "planning_share"),
     )
 
 
@@ -303,7 +361,7 @@ def _parse_counts(text: str) -> tuple[int, ...]:
     """ "4096,9216" to numbers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f'The numbers of tokens are "{text}"; give whole numbers and commas, such as 4096,9216.')
+        raise ValueError(f'These numbers are "{text}"; give whole numbers and commas, such as 4096,9216.')
     return tuple(map(int, parts))
 
 
@@ -370,11 +428,12 @@ def _kernel_table(rows: list[dict]) -> Table:
 def _quality_table(rows: list[dict]) -> Table:
     title = "Measured here, against dense clips of the same noise; saving over the reuse window"
     table = Table(title=title, box=SIMPLE)
-    for title in ("method", "feedback", "saving", "kind", "PSNR dB", "SSIM"):
+    for title in ("method", "feedback", "saving", "all steps", "kind", "PSNR dB", "SSIM"):
         table.add_column(title, justify="left" if title in ("method", "kind") else "right")
     for row in rows:
-        measured = ("-", "out of reach", "-", "-")
+        measured = ("-", "-", "out of reach", "-", "-")
         if row["psnr"] is not None:
-            measured = f"{row['saving']:.1%}", row["saving_kind"], f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
+            savings = f"{row['saving']:.1%}", f"{row['saving_all_steps']:.1%}", row["saving_kind"]
+            measured = *savings, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
         table.add_row(row["method"], "yes" if row["feedback"] else "no", *measured)
     return table

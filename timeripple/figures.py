@@ -4,7 +4,9 @@ Backgrounds are transparent, and lines and texts grey, so that they read on ligh
 those of Okabe and Ito, which people with colour-blindness tell apart.
 """
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -64,6 +66,46 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     figure.update_xaxes(title="seconds")
     figure.update_yaxes(autorange="reversed", type="category")
     return _styled(figure, "Seconds by stage (measured here)")
+
+
+SIGNED, RISING = "RdBu_r", "Viridis"  # colour scales that people with colour-blindness can read
+
+
+def colours(values: np.ndarray, high: float, signed: bool) -> np.ndarray:
+    """Values from 0, or with `signed` from -high, to high as uint8 [..., 3]; what lies outside gets the end colour."""
+    table = sample_colorscale(SIGNED if signed else RISING, [i / 255 for i in range(256)], colortype="tuple")
+    low = -high if signed else 0.0
+    index = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
+    return (np.array(table) * 255).round().astype(np.uint8)[index.round().astype(int)]
+
+
+def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.Figure:
+    """Values of one channel on the token grid, [frames, height, width], one frame beside the other."""
+    frames, height, width = values.shape
+    columns = min(frames, frames_per_row)
+    rows = -(-frames // columns)
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
+    for frame, plane in enumerate(values):
+        y, x = frame // columns * (height + 1), frame % columns * (width + 1)
+        canvas[y : y + height, x : x + width] = plane
+    high = float(np.abs(values).max()) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[None if np.isnan(v) else round(float(v), 4) for v in row] for row in canvas],
+            zmin=-high, zmax=high, colorscale=SIGNED, hoverongaps=False, colorbar={"thickness": 12},
+            hovertemplate="%{z:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    _styled(figure, title)
+    for frame in range(frames):
+        y, x = frame // columns * (height + 1), frame % columns * (width + 1)
+        figure.add_annotation(
+            x=x, y=y - 0.5, text=str(frame + 1), showarrow=False, xanchor="left", yanchor="bottom", font={"size": 10}
+        )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
+    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 10}, height=80 + 130 * rows)
+    return figure
 
 
 def _styled(figure: go.Figure, title: str) -> go.Figure:

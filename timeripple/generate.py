@@ -45,6 +45,21 @@ class Request:
         pipeline.check_inputs(self.num_frames, self.height, self.width, self.steps)
         pipeline.encode_prompt(self.prompt, self.negative_prompt)
 
+    def arguments(self) -> dict:
+        """What the pipeline is called with, up to the latents; the noise is drawn on the CPU, so that it is the same
+        on every device."""
+        return {
+            "prompt": self.prompt,
+            "negative_prompt": self.negative_prompt,
+            "num_frames": self.num_frames,
+            "height": self.height,
+            "width": self.width,
+            "num_inference_steps": self.steps,
+            "guidance_scale": self.guidance_scale,
+            "generator": torch.Generator().manual_seed(self.seed),
+            "output_type": "latent",
+        }
+
 
 @dataclass(frozen=True)
 class StepEvent:
@@ -149,18 +164,7 @@ def generate(
     hook = pipeline.transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
     try:
         with method.applied(pipeline) as summarise:
-            latents = pipeline(
-                request.prompt,
-                request.negative_prompt,
-                num_frames=request.num_frames,
-                height=request.height,
-                width=request.width,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                generator=torch.Generator().manual_seed(request.seed),
-                output_type="latent",
-                callback_on_step_end=after_step,
-            ).frames
+            latents = pipeline(**request.arguments(), callback_on_step_end=after_step).frames
             denoised_seconds = watch.seconds
             if stopped:
                 raise Cancelled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ PARSERS = {
     "skip": SkipConfig.parse,
 }
 METHODS = ("dense", *PARSERS)
+SETTINGS = Path(__file__).resolve().parent.parent / "assets" / "settings"
 
 
 @dataclass(frozen=True)
@@ -68,3 +70,9 @@ def load_method(path: str | Path) -> Method:
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} holds no settings of reuse: {error}; give a file that calibrate wrote.") from None
     return Method(config.text, config)
+
+
+def calibrated_methods() -> dict[int, Method]:
+    """Settings found for Pond by `calibrate --psnr`, by the PSNR in dB they were to keep, the highest first."""
+    files = {int(re.search(r"(\d+)dB", path.name)[1]): path for path in SETTINGS.glob("pond-*dB.json")}
+    return {psnr: load_method(files[psnr]) for psnr in sorted(files, reverse=True)}

@@ -77,6 +77,19 @@ def axis_correlation(x: Tensor, grid: TokenGrid, axis: str, lag: int) -> Tensor:
     return torch.where(norm > 0, (first * second).sum(-2) / norm, 0.0)
 
 
+def correlation_table(x: Tensor, grid: TokenGrid, lags: Sequence[int]) -> tuple[list[tuple[str, int]], Tensor]:
+    """`axis_correlation` at several lags: columns (axis, lag) as far as the grid goes, values [..., d, columns]."""
+    columns = [(axis, lag) for axis, size in zip(AXES, grid.shape, strict=True) for lag in lags if lag < size]
+    return columns, torch.stack([axis_correlation(x, grid, *column) for column in columns], dim=-1)
+
+
+def deviation_table(x: Tensor, grid: TokenGrid, windows: Sequence[int]) -> tuple[list[tuple[str, int]], Tensor]:
+    """Eq. 3 for several windows, mean over the grid: columns (axis, window), values [..., d, columns]."""
+    columns = [(axis, size) for axis, most in zip(AXES, grid.shape, strict=True) for size in windows if size <= most]
+    means = [window_deviation(x, grid, *column).flatten(-4, -2).mean(-2) for column in columns]
+    return columns, torch.stack(means, dim=-1)
+
+
 def _axis_threshold(x: Tensor, grid: TokenGrid, axis: str, window: int) -> Tensor:
     """Eq. 3 of each entry's window along one axis, infinite for first tokens and the ragged tail: [..., t, y, x, d]."""
     video = _video(x, grid)

@@ -7,6 +7,7 @@ from gradio.utils import get_upload_folder
 
 from ui import markup
 from ui.compare_tab import compare_tab, comparison_api
+from ui.correlation_tab import correlation_tab
 from ui.runs import Limits, Runs
 
 HERE = Path(__file__).parent
@@ -44,7 +45,12 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     runs = Runs(limits or Limits(), get_upload_folder())
     with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(markup.hero())
-        with gr.Tabs(), gr.Tab("Compare"):
-            compare_tab(app, pipeline, runs)
+        # Outside the tabs: what is inside one is not read before the tab is opened.
+        looked_into = gr.BrowserState(None, storage_key="timeripple-correlations", secret="timeripple")
+        with gr.Tabs():
+            with gr.Tab("Compare"):
+                compare_tab(app, pipeline, runs)
+            with gr.Tab("Correlations"):
+                correlation_tab(app, pipeline, runs, looked_into)
         gr.api(comparison_api(pipeline, runs), api_name="compare", concurrency_limit=None)
     return app

@@ -8,7 +8,7 @@ import gradio as gr
 from timeripple import figures
 from timeripple.compare import check, compare, save
 from timeripple.generate import Request
-from timeripple.methods import Method, parse_method
+from timeripple.methods import Method, calibrated_methods, parse_method
 from timeripple.pond.pipeline import SPATIAL_FACTOR
 from ui import markup
 from ui.runs import Run, Runs
@@ -25,6 +25,7 @@ NAMES = {"dense": "Dense", "token": "Token reuse", "tile": "Tile reuse", "channe
 METHODS = [(name, method) for method, name in NAMES.items()]
 SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
 REFRESH = {"Automatic": "auto", "Off": "none", **{f"Every {n} steps": str(n) for n in (2, 3, 4, 5, 6, 8)}}
+BY_BUDGET = "budget"
 POLL_SECONDS = 0.5
 SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
 """On a phone the stage lies below the form."""
@@ -52,6 +53,11 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             with gr.Row(elem_classes="tr-tight"):
                 first = gr.Dropdown(METHODS, value="dense", label="Method A", filterable=False, min_width=130)
                 second = gr.Dropdown(METHODS, value="token", label="Method B", filterable=False, min_width=130)
+            target = gr.Dropdown(
+                [("Set by the budget below", BY_BUDGET), *((f"{psnr} dB", str(psnr)) for psnr in calibrated_methods())],
+                value=BY_BUDGET, label="Quality target of token reuse", filterable=False,
+                info="PSNR that calibrated settings kept on average; one prompt may lie some dB off",
+            )  # fmt: skip
             budget = gr.Slider(
                 0.3, 0.9, value=0.75, step=0.05, label="Budget", info="Share of attention saved while reusing"
             )
@@ -88,7 +94,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
                     video_file = gr.DownloadButton("Download side_by_side.mp4", min_width=220)
                     report_file = gr.DownloadButton("Download report.json", min_width=220)
 
-    form = [prompt, seed, size, steps, first, second, budget, refresh, guidance, negative]
+    form = [prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative]
     outcome = [title, *videos, numbers, seconds, saving, video_file, report_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
     quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
@@ -123,6 +129,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             now,
         ]
 
+    target.change(lambda chosen: gr.Slider(interactive=chosen == BY_BUDGET), target, budget, **quiet)
     dice.click(lambda: random.randrange(10_000), None, seed, **quiet)
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [saved_id, timer, shown], **(quiet | {"queue": True, "concurrency_limit": None}))
@@ -134,14 +141,19 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
 
 def read_form(settings: tuple) -> tuple[Request, list[Method]]:
     """What the form asks for. Raises ValueError, one sentence, for values that are missing or make no method."""
-    prompt, seed, size, steps, first, second, budget, refresh, guidance, negative = settings
+    prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative = settings
     if seed is None or size not in SIZES:
         raise ValueError("The seed is missing; give a whole number, such as 7.")
     frames, pixels = SIZES[size]
     request = Request(prompt, negative, seed, int(steps), frames, pixels, pixels, guidance)
     feedback = "" if refresh == "auto" else f":refresh={refresh}"
-    texts = ["dense" if name == "dense" else f"{name}:{budget:g}{feedback}" for name in (first, second)]
-    return request, [parse_method(text) for text in texts]
+
+    def method(name: str) -> Method:
+        if name == "token" and target != BY_BUDGET:
+            return calibrated_methods()[int(target)]
+        return parse_method("dense" if name == "dense" else f"{name}:{budget:g}{feedback}")
+
+    return request, [method(first), method(second)]
 
 
 def submit(pipeline, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:

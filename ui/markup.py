@@ -101,3 +101,49 @@ def cards(numbers: list[tuple[str, str, str, str]]) -> str:
         for name, value, kind, meaning in numbers
     ]
     return f'<dl class="tr-metrics">{"".join(items)}</dl>'
+
+
+def channel_table(
+    columns: list[tuple[str, int]], values, paint, channels: list[tuple[str, float]], chosen: int | None, caption: str
+) -> str:
+    """Channels in RoPE order as rows, (axis, distance) as columns; a click on a row picks the channel.
+
+    values: [channels, columns]; paint: the same shape with 3 colours; channels: axis and radians per token of each.
+    """
+    groups = list(dict.fromkeys(axis for axis, _ in columns))
+    spans = "".join(f'<th scope="colgroup" colspan="{sum(a == g for a, _ in columns)}">{g}</th>' for g in groups)
+    distances = "".join(f'<th scope="col">{distance}</th>' for _, distance in columns)
+    rows = []
+    for number, (axis, _) in enumerate(channels):
+        first = number == 0 or channels[number - 1][0] != axis
+        size = sum(other == axis for other, _ in channels)
+        group = f'<th scope="rowgroup" rowspan="{size}" class="tr-group">{axis}</th>' if first else ""
+        cells = "".join(
+            f'<td style="background:rgb({r},{g},{b})" title="channel {number}, {a} {d}: {value:.3f}"></td>'
+            for (r, g, b), (a, d), value in zip(paint[number], columns, values[number], strict=True)
+        )
+        state = ' aria-pressed="true"' if number == chosen else ' aria-pressed="false"'
+        button = f'<button type="button" data-channel="{number}"{state}>{number}</button>'
+        rows.append(f'<tr class="{"tr-first" if first else ""}">{group}<th scope="row">{button}</th>{cells}</tr>')
+    unseen = "".join(f'<th><span class="tr-hidden">{name}</span></th>' for name in ("RoPE axis", "channel"))
+    return f"""<table class="tr-channels"><caption>{escape(caption)}</caption>
+      <thead><tr><th></th><th></th>{spans}</tr><tr>{unseen}{distances}</tr></thead>
+      <tbody>{"".join(rows)}</tbody></table>"""
+
+
+def head_grid(pictures: list[list], chosen: tuple[int, int]) -> str:
+    """Layers as rows, heads as columns, each head a small picture, uint8 [h, w, 3]; a click picks the head."""
+    rows = []
+    for layer, heads in enumerate(pictures):
+        buttons = "".join(
+            f'<button type="button" data-layer="{layer}" data-head="{head}" '
+            f'aria-pressed="{"true" if (layer, head) == chosen else "false"}" aria-label="Layer {layer}, head {head}">'
+            f'<img src="{_data_uri(picture)}" alt=""></button>'
+            for head, picture in enumerate(heads)
+        )
+        rows.append(f'<div class="tr-heads-row"><span>layer {layer}</span>{buttons}</div>')
+    return f'<div class="tr-heads" role="group" aria-label="Layer and head">{"".join(rows)}</div>'
+
+
+def facts(lines: list[str]) -> str:
+    return f'<ul class="tr-facts">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'

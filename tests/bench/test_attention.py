@@ -1,23 +1,27 @@
 import json
 
 import pytest
+import torch
 
-from timeripple.bench.attention import attention, request_for
+from timeripple.bench.attention import SHAPES, attention, pond_captures, request_for, synthetic_captures
+from timeripple.grid import TokenGrid
+from timeripple.probe import Capture
+from timeripple.similarity import axis_correlation
 
 
 def test_rows(tiny_pipeline):
     progress = []
-    result = attention(
-        tiny_pipeline, 256, repeats=2, steps=(2, 5), layers=("blocks.1.attn1",), on_run=lambda *n: progress.append(n)
-    )
+    captures = pond_captures(tiny_pipeline, 256, steps=(2, 5), layers=("blocks.1.attn1",))
+    result = attention(captures, repeats=2, on_run=lambda *n: progress.append(n))
     json.dumps(result, allow_nan=False)
     assert progress == [(1, 2), (2, 2)]
-    assert result["kind"] == "measured here" and "cpu" in result["environment"]
-    rows = {row["method"]: row for row in result["rows"]}
+    rows = {row["method"]: row for row in result}
     assert list(rows)[:2] == ["dense", "core-dense"] and len(rows) == 10
     for row in rows.values():
         assert (row["tokens"], row["heads"], row["head_dim"]) == (256, 2, 24)
         assert row["ms"] > 0 and row["speedup"] == pytest.approx(rows["dense"]["ms"] / row["ms"])
+        without_planning = row["speedup"] / (1 - row["planning_share"])
+        assert row["kept_plan_speedup"] == pytest.approx(without_planning)
         assert row["ideal_speedup"] == pytest.approx(1 / (1 - row["saving"]))
     assert rows["dense"]["speedup"] == 1 and rows["dense"]["relative_error"] == 0
     assert rows["core-dense"]["relative_error"] < 1e-6 and rows["core-dense"]["planning_share"] == 0
@@ -32,3 +36,30 @@ def test_requests_have_the_tokens_asked_for(tiny_pipeline):
     assert request_for(4096).height == 128 and request_for(9216).width == 192
     with pytest.raises(ValueError, match="tokens is 100; give at least 256"):
         request_for(100)
+
+
+def test_synthetic_calls_have_the_correlations_of_the_captured_ones():
+    def field(correlation, *shape):
+        """Along t alone."""
+        x = torch.randn(shape)
+        for t in range(1, shape[2]):
+            x[:, :, t] = correlation * x[:, :, t - 1] + (1 - correlation**2) ** 0.5 * x[:, :, t]
+        return x.flatten(2, 4)
+
+    known = TokenGrid(16, 8, 8)
+    captured = Capture(0, "layer", *(scale * field(0.9, 1, 2, *known.shape, 8) for scale in (3, 2, 1)), known)
+    grid = TokenGrid(12, 10, 6, text_before=5)
+    (synthetic,) = synthetic_captures([captured], grid, heads=3, head_dim=64)
+    assert synthetic.query.shape == (1, 3, grid.tokens, 64) and synthetic.grid == grid
+    for x, std in ((synthetic.query, 3), (synthetic.key, 2), (synthetic.value, 1)):
+        assert x.std().item() == pytest.approx(std, rel=0.1)
+        for axis, expected in (("t", 0.9), ("y", 0.0), ("x", 0.0)):
+            assert axis_correlation(x, grid, axis, 1).mean().item() == pytest.approx(expected, abs=0.05)
+
+
+def test_shapes_are_those_of_the_models():
+    assert {name: grid.tokens for name, (grid, _, _) in SHAPES.items()} == {
+        "hunyuan-video": 118_800,
+        "wan2.1": 32_760,
+        "cogvideox": 17_776,
+    }

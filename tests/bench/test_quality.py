@@ -26,6 +26,7 @@ def test_rows(tiny_pipeline):
     assert channel["saving_kind"] == "theoretical" and token["saving_kind"] == "realised"
     assert channel["feedback"] is False and token["feedback"] is True
     assert channel["granularity"] == "channel" and channel["saving"] == pytest.approx(0.5, abs=0.1)
+    assert 0 < token["saving_all_steps"] < token["saving"]  # the first step is dense
     assert 10 < token["psnr"] <= 100 and 0 < token["ssim"] <= 1
     assert tile["psnr"] is None and "above the ceiling" in tile["reason"]
     assert result["kind"] == "measured here" and result["steps"] == 5 and "cpu" in result["environment"]

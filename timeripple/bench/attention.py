@@ -1,23 +1,38 @@
-"""How fast attention itself is: q, k and v of real denoising steps, every method on the same ones, interleaved."""
+"""How fast attention itself is: every method on the same q, k and v, interleaved.
+
+They come from real denoising steps of Pond, or, in the shapes of models that do not fit here, from noise with Pond's
+correlations along the axes.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from timeripple.attention import ripple_attention
 from timeripple.attention.plan import measure, theta_for_saving
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import ReuseConfig
 from timeripple.generate import Request
+from timeripple.grid import AXES, TokenGrid
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.probe import Capture, capture
-from timeripple.timing import environment, now
+from timeripple.similarity import axis_correlation
+from timeripple.timing import now
 
+SHAPES = {  # grid, heads, head_dim
+    "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames
+    "wan2.1": (TokenGrid(21, 30, 52), 12, 128),  # 480p, the 1.3B model
+    "cogvideox": (TokenGrid(13, 30, 45, text_before=226), 30, 64),
+}
+STEPS = (4, 10, 16)
+LAYERS = ("blocks.0.attn1", "blocks.2.attn1", "blocks.5.attn1")
 SAVINGS = (0.5, 0.6, 0.7, 0.8)
 GRANULARITIES = ("token", "tile")
 PROMPT = "a red ball rolling left across the ocean at sunset"
@@ -44,25 +59,54 @@ def request_for(tokens: int, steps: int = 20, seed: int = 0) -> Request:
     return Request(PROMPT, seed=seed, steps=steps, num_frames=FRAMES, height=size, width=size)
 
 
+def pond_captures(
+    pipeline: PondPipeline, tokens: int, steps: tuple[int, ...] = STEPS, layers: tuple[str, ...] = LAYERS
+) -> list[Capture]:
+    """q, k and v of a dense generation. Raises ValueError as `request_for` and `Request.check` do."""
+    return capture(pipeline, request_for(tokens), steps, layers)
+
+
+def synthetic_captures(captures: list[Capture], grid: TokenGrid, heads: int, head_dim: int) -> list[Capture]:
+    """One call in another shape: Gaussian q, k, v as correlated between neighbours along t, y and x as captured ones.
+
+    Correlations and standard deviations are means over captures, heads and channels. Each axis is an autoregressive
+    process of order 1; text tokens are not correlated.
+    """
+    device, dtype = captures[0].query.device, captures[0].query.dtype
+    generator = torch.Generator(device).manual_seed(0)
+
+    def correlated(name: str) -> Tensor:
+        known = [(getattr(captured, name).float(), captured.grid) for captured in captures]
+        x = torch.randn(1, heads, grid.tokens, head_dim, generator=generator, device=device)
+        video = grid.unflatten(x[..., grid.video, :])
+        for dim, axis in enumerate(AXES, start=2):
+            r = torch.stack([axis_correlation(y, g, axis, 1).mean() for y, g in known]).mean().clamp(0, 0.999)
+            for i in range(1, video.shape[dim]):
+                later, earlier = video.select(dim, i), video.select(dim, i - 1)
+                later.mul_((1 - r**2).sqrt()).add_(r * earlier)
+        return (x * torch.stack([y.std() for y, _ in known]).mean()).to(dtype)
+
+    return [Capture(captures[0].step, "synthetic", *map(correlated, ("query", "key", "value")), grid)]
+
+
 def attention(
-    pipeline: PondPipeline,
-    tokens: int = 4096,
+    captures: list[Capture],
     repeats: int = 7,
-    steps: tuple[int, ...] = (4, 10, 16),
-    layers: tuple[str, ...] = ("blocks.0.attn1", "blocks.2.attn1", "blocks.5.attn1"),
     savings: tuple[float, ...] = SAVINGS,
     granularities: tuple[str, ...] = GRANULARITIES,
     on_run: Callable[[int, int], None] | None = None,
-) -> dict:
-    """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, ideal_speedup, saving, relative_error,
-    planning_share.
+) -> list[dict]:
+    """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, kept_plan_speedup, ideal_speedup, saving,
+    relative_error, planning_share.
 
-    ms is the mean over the captured calls of the median over `repeats`, planning included; speedup is against the
-    platform's scaled_dot_product_attention in the same run, ideal_speedup 1 / (1 - saving), relative_error
-    |output - dense| / |dense| over all captured calls. As in a run under a budget, the threshold is known beforehand.
+    ms is the mean over the captured calls of the median over `repeats`, planning at every call included; speedup is
+    against the fastest of the platform's scaled_dot_product_attention in the same run, kept_plan_speedup the same
+    without planning, as on the steps between refreshes; ideal_speedup 1 / (1 - saving); relative_error
+    |output - dense| / |dense| over all captured calls. As in a run, the threshold is known beforehand.
     """
-    captures = capture(pipeline, request_for(tokens), steps, layers)
-    methods = {"dense": (None, None), "core-dense": ("core", None)}
+    device = captures[0].query.device
+    platform = {f"dense-{name}": ("platform", backend) for name, backend in _sdpa_backends(device).items()}
+    methods = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
     methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
     totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
     norm = 0.0
@@ -86,15 +130,17 @@ def attention(
         if on_run is not None:
             on_run(index + 1, len(captures))
     _, heads, tokens, head_dim = captures[0].query.shape
-    rows = [
+    dense = min(totals[name]["ms"] for name in ("dense", *platform))
+    return [
         {
             "method": method,
-            "granularity": methods[method][0] if methods[method][1] else None,
+            "granularity": methods[method][0] if methods[method][0] in granularities else None,
             "tokens": tokens,
             "heads": heads,
             "head_dim": head_dim,
             "ms": total["ms"],
-            "speedup": totals["dense"]["ms"] / total["ms"],
+            "speedup": dense / total["ms"],
+            "kept_plan_speedup": dense / (total["ms"] - total["plan_ms"]),
             "ideal_speedup": 1 / (1 - total["saving"]),
             "saving": total["saving"],
             "relative_error": (total["error"] / norm) ** 0.5,
@@ -102,25 +148,35 @@ def attention(
         }
         for method, total in totals.items()
     ]
-    return {"rows": rows, "kind": "measured here", "environment": environment(pipeline)}
 
 
-def _call(captured: Capture, name: str | None, saving: float | None) -> Callable[[], Timed]:
-    """A method as a function without arguments that computes one captured call and times itself."""
+def _sdpa_backends(device: torch.device) -> dict[str, SDPBackend]:
+    """What scaled_dot_product_attention can be told to use, beside its own choice."""
+    if device.type != "cuda":
+        return {}
+    return {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+def _call(captured: Capture, name: str, how: float | SDPBackend | None) -> Callable[[], Timed]:
+    """A method as a function without arguments that computes one captured call and times itself.
+
+    name: "platform" with a backend of it in `how`, "core", or a granularity with a saving in `how`.
+    """
     qkv = captured.query, captured.key, captured.value
     device = captured.query.device
-    if saving is None:
-        dense = torch.nn.functional.scaled_dot_product_attention if name is None else _core_dense(device)
+    if name in ("platform", "core"):
+        dense = torch.nn.functional.scaled_dot_product_attention if name == "platform" else _core_dense(device)
 
         def call() -> Timed:
-            start = now(device)
-            output = dense(*qkv)
-            return Timed(output, now(device) - start)
+            with nullcontext() if how is None else sdpa_kernel(how):
+                start = now(device)
+                output = dense(*qkv)
+                return Timed(output, now(device) - start)
 
         return call
 
-    config = ReuseConfig(name, budget=saving)
-    theta = theta_for_saving([measure(*qkv[:2], captured.grid, config)], saving)
+    config = ReuseConfig(name, budget=how)
+    theta = theta_for_saving([measure(*qkv[:2], captured.grid, config)], how)
 
     def call() -> Timed:
         start = now(device)

@@ -22,13 +22,16 @@ METHODS = (
     "channel:{}:refresh=none",
     "token:{}:refresh=none",
     "token:{}",
+    "token:{}:dense_first=0.2:dense_last=1",
     "tile:{}:refresh=none",
     "tile:{}",
     "skip:{}:refresh=none",
     "skip:{}:refresh=auto",
     "output-cache:{}",
+    "output-cache:{}:dense_first=0:dense_last=0",
 )
-"""Methods of the benchmark with a place for the saving; those without refresh=none give their error back."""
+"""Methods of the benchmark with a place for the saving; those without refresh=none give their error back. Their reuse
+window is longer than the paper's; token is run in the paper's, too, and the output cache in ours."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,9 @@ def quality(
 ) -> dict:
     """`{"rows", "kind", "environment", "weights", ...settings}`; each row the mean over prompts of a method.
 
-    Row: method, granularity, feedback, target, saving (reached over the reuse window, not the target), saving_kind,
-    psnr (mean of dB), ssim; where a method cannot save that much, psnr and ssim are None and `reason` says why.
+    Row: method, granularity, feedback, target, saving (reached over the reuse window, not the target),
+    saving_all_steps (windows differ: with feedback nearly all steps are in it), saving_kind, psnr (mean of dB), ssim;
+    where a method cannot save that much, psnr and ssim are None and `reason` says why.
     log: a JSON-lines file to which finished runs are added, and from which runs of the same settings and weights are
     taken up; delete it after changing code. on_run(finished, all) is called after every run.
     """
@@ -120,8 +124,12 @@ def _method(text: str, steps: int) -> Method | str:
 
 def _run(pipeline: PondPipeline, request: Request, method: Method, reference: np.ndarray) -> dict:
     generation = generate(pipeline, request, method)
-    saving = generation.saving
-    return {**measure(generation.frames, reference), "saving": saving["reuse_steps"], "saving_kind": saving["kind"]}
+    savings = {
+        "saving": generation.saving["reuse_steps"],
+        "saving_all_steps": generation.saving["all_steps"],
+        "saving_kind": generation.saving["kind"],
+    }
+    return measure(generation.frames, reference) | savings
 
 
 def _row(text: str, target: float, method: Method | str, measured: dict[str, list[dict]]) -> dict:
@@ -133,9 +141,11 @@ def _row(text: str, target: float, method: Method | str, measured: dict[str, lis
         "target": target,
     }
     if isinstance(method, str):
-        return row | dict.fromkeys(("saving", "saving_kind", "psnr", "ssim")) | {"reason": method}
+        missing = ("saving", "saving_all_steps", "saving_kind", "psnr", "ssim")
+        return row | dict.fromkeys(missing) | {"reason": method}
     runs = measured[method.text]
-    means = {name: float(np.mean([run[name] for run in runs])) for name in ("saving", "psnr", "ssim")}
+    names = ("saving", "saving_all_steps", "psnr", "ssim")
+    means = {name: float(np.mean([run[name] for run in runs])) for name in names}
     return row | means | {"saving_kind": runs[0]["saving_kind"]}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from timeripple.bench.attention import attention
+from timeripple.bench.attention import attention, pond_captures
 from timeripple.bench.end_to_end import end_to_end
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.timing import environment
@@ -24,10 +24,9 @@ def scaling(
     speedup, attention_share; speed-ups against dense attention at the same number of tokens."""
     rows = []
     for index, count in enumerate(tokens):
-        calls = attention(
-            pipeline, count, 2 * repeats + 1, (STEP,), (LAYER,), savings=(0.75,), granularities=("token",)
-        )
-        alone = {row["method"]: row for row in calls["rows"]}
+        captures = pond_captures(pipeline, count, (STEP,), (LAYER,))
+        calls = attention(captures, 2 * repeats + 1, savings=(0.75,), granularities=("token",))
+        alone = {row["method"]: row for row in calls}
         for row in end_to_end(pipeline, (count,), METHODS, repeats)["rows"]:
             call = alone[row["method"]]
             rows.append(
