@@ -5,7 +5,7 @@ Everything heavy is imported inside the commands, so that help and wrong options
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -195,11 +195,8 @@ def quality(
         pipeline = load_pipeline(model)
         settings.check(pipeline)
 
-    with _one_sentence(OSError), _progress() as progress:
-        task = progress.add_task("runs", total=None)
-        result = bench.quality(
-            pipeline, settings, out, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with _one_sentence(OSError), _counted("runs") as count:
+        result = bench.quality(pipeline, settings, out, count)
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
@@ -228,14 +225,11 @@ def attention(
         if shape and pipeline.device.type != "cuda":
             raise ValueError(f"The shape {shape!r} needs a GPU, and there is none here; leave --shape out.")
         bench.request_for(tokens).check(pipeline)
-    with _progress() as progress:
-        task = progress.add_task("attention", total=None)
+    with _counted("attention") as count:
         captures = bench.pond_captures(pipeline, tokens)
         if shape:
             captures = bench.synthetic_captures(captures, *bench.SHAPES[shape])
-        rows = bench.attention(
-            captures, repeats, on_run=lambda done, total: progress.update(task, completed=done, total=total)
-        )
+        rows = bench.attention(captures, repeats, on_run=count)
     _print_result(
         {"rows": rows, "shape": shape or "pond", "kind": "measured here", "environment": environment(pipeline)},
         as_json,
@@ -259,11 +253,8 @@ def end_to_end(
         counts = _parse_counts(tokens)
         chosen = tuple(text.strip() for text in methods.split(",")) if methods else bench.METHODS
         pipeline = load_pipeline(model)
-    with _one_sentence(ValueError), _progress() as progress:
-        task = progress.add_task("generations", total=None)
-        result = bench.end_to_end(
-            pipeline, counts, chosen, repeats, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with _one_sentence(ValueError), _counted("generations") as count:
+        result = bench.end_to_end(pipeline, counts, chosen, repeats, count)
     columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "planning_share")
     _print_result(result, as_json, (*columns, "saving", "saving_all_steps", "psnr", "ssim", "peak_mb"))
 
@@ -285,11 +276,8 @@ def scaling(
         pipeline = load_pipeline(model)
         for count in counts:
             request_for(count).check(pipeline)
-    with _progress() as progress:
-        task = progress.add_task("lengths", total=None)
-        result = bench.scaling(
-            pipeline, counts, repeats, lambda done, total: progress.update(task, completed=done, total=total)
-        )
+    with _counted("lengths") as count:
+        result = bench.scaling(pipeline, counts, repeats, count)
     columns = ("tokens", "method", "attention_ms", "attention_speedup", "seconds", "speedup", "attention_share")
     _print_result(result, as_json, columns)
 
@@ -390,6 +378,14 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
+
+
+@contextmanager
+def _counted(name: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar, moved by what this yields, which takes (done, all)."""
+    with _progress() as progress:
+        task = progress.add_task(name, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _console() -> Console:

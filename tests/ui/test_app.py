@@ -9,8 +9,10 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
+from timeripple.config import ReuseConfig
+from timeripple.methods import SETTINGS
 from timeripple.pond.prompts import parse_prompt
-from ui.compare_tab import PRESETS
+from ui.compare_tab import PRESETS, read_form
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
@@ -73,3 +75,17 @@ def test_a_bad_setting_ends_the_start_with_one_sentence(variable, monkeypatch):
     monkeypatch.setenv(variable, "plenty")
     with pytest.raises(SystemExit, match=f"^TimeRipple cannot start: {variable} is 'plenty'; give [^.]*[.]$"):
         app.main()
+
+
+@pytest.mark.parametrize("target", ["40", "36", "32"])
+def test_a_quality_target_takes_the_calibrated_settings(target):
+    form = ("a red ball", 0, "Tiny", 20, "dense", "token", target, 0.75, "auto", 3, "")
+    _, (dense, reuse) = read_form(form)
+    assert dense.config is None
+    assert reuse.config == ReuseConfig.load(SETTINGS / f"pond-{target}dB.json")
+
+
+def test_without_a_target_the_budget_counts():
+    form = ("a red ball", 0, "Tiny", 20, "token", "tile", "budget", 0.6, "4", 3, "")
+    _, methods = read_form(form)
+    assert [method.config for method in methods] == [ReuseConfig(g, budget=0.6, refresh=4) for g in ("token", "tile")]
