@@ -3,7 +3,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple.generate import Cancelled, Request
-from timeripple.probe import capture, load_head, rope_frequencies, save_captures
+from timeripple.probe import capture, load_layer, rope_frequencies, save_captures
 
 REQUEST = Request("a red ball", steps=4, num_frames=2, height=32, width=48)
 
@@ -49,7 +49,7 @@ def test_saved_captures_come_back_head_by_head(tiny_pipeline, tmp_path):
     save_captures(captures, tmp_path)
     for c in captures:
         for head in range(2):
-            query, key, value = load_head(tmp_path, 1, c.layer, head)
+            query, key, value = load_layer(tmp_path, 1, c.layer, head)
             for loaded, kept in ((query, c.query), (key, c.key), (value, c.value)):
                 torch.testing.assert_close(loaded, kept[0, head], rtol=1e-3, atol=1e-3)
 

@@ -109,8 +109,7 @@ def probe(
         wanted = {step - 1 for step in _parse_counts(at)}
         if not all(0 <= step < steps for step in wanted):
             raise ValueError(f"The steps to look at are {at}; give some from 1 to {steps}.")
-        with out.open("a"):
-            pass
+        _check_file(out)
         pipeline = load_pipeline(model)
         captures = probing.capture(pipeline, request, wanted)
     rows = probing.correlation_report(captures)
@@ -157,8 +156,7 @@ def calibrate(
         width, height = _parse_size(size)
         requests = QualityBench(prompts, steps, frames, height, width).requests()
         calibrating.check_targets(psnr, saving)
-        with out.open("a"):
-            pass
+        _check_file(out)
         pipeline = load_pipeline(model)
     console = _console()
 
@@ -191,7 +189,7 @@ def quality(
         width, height = _parse_size(size)
         settings = bench.QualityBench(prompts, steps, frames, height, width)
         if out is not None:
-            out.open("a").close()
+            _check_file(out)
         pipeline = load_pipeline(model)
         settings.check(pipeline)
 
@@ -331,6 +329,11 @@ def _one_sentence(*errors: type[Exception]) -> Iterator[None]:
         message = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else str(error)
         typer.echo(message, err=True)
         raise typer.Exit(USER_ERROR) from None
+
+
+def _check_file(path: Path) -> None:
+    """Raise OSError unless the file can be written; what it holds stays."""
+    path.open("a").close()
 
 
 def _with_theta(method: str, theta: float | None) -> str:

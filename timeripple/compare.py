@@ -7,11 +7,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-
-import torch
 
 from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
 from timeripple.methods import Method
@@ -101,15 +99,7 @@ def compare(
     check(pipeline, request, methods)
     if should_stop is not None and should_stop():
         raise Cancelled
-    pipeline(
-        request.prompt,
-        num_frames=request.num_frames,
-        height=request.height,
-        width=request.width,
-        num_inference_steps=1,
-        generator=torch.Generator().manual_seed(request.seed),
-        output_type="pt",
-    )
+    pipeline(**replace(request, steps=1).arguments() | {"output_type": "pt"})
     generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
     reference = generations[0].frames
     return Comparison(request, generations, [None] + [measure(g.frames, reference) for g in generations[1:]])

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
+SIGNED, RISING = "RdBu_r", "Viridis"  # colour scales that people with colour-blindness can read
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
 INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
@@ -68,9 +69,6 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     return _styled(figure, "Seconds by stage (measured here)")
 
 
-SIGNED, RISING = "RdBu_r", "Viridis"  # colour scales that people with colour-blindness can read
-
-
 def colours(values: np.ndarray, high: float, signed: bool) -> np.ndarray:
     """Values from 0, or with `signed` from -high, to high as uint8 [..., 3]; what lies outside gets the end colour."""
     table = sample_colorscale(SIGNED if signed else RISING, [i / 255 for i in range(256)], colortype="tuple")
@@ -84,9 +82,9 @@ def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.F
     frames, height, width = values.shape
     columns = min(frames, frames_per_row)
     rows = -(-frames // columns)
+    corners = [(frame // columns * (height + 1), frame % columns * (width + 1)) for frame in range(frames)]
     canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1), np.nan)
-    for frame, plane in enumerate(values):
-        y, x = frame // columns * (height + 1), frame % columns * (width + 1)
+    for (y, x), plane in zip(corners, values, strict=True):
         canvas[y : y + height, x : x + width] = plane
     high = float(np.abs(values).max()) or 1.0
     figure = go.Figure(
@@ -97,10 +95,9 @@ def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.F
         )
     )  # fmt: skip
     _styled(figure, title)
-    for frame in range(frames):
-        y, x = frame // columns * (height + 1), frame % columns * (width + 1)
+    for number, (y, x) in enumerate(corners, start=1):
         figure.add_annotation(
-            x=x, y=y - 0.5, text=str(frame + 1), showarrow=False, xanchor="left", yanchor="bottom", font={"size": 10}
+            x=x, y=y - 0.5, text=str(number), showarrow=False, xanchor="left", yanchor="bottom", font={"size": 10}
         )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")

@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from timeripple.methods import Method
-from timeripple.pond.pipeline import PondPipeline
+from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.timing import Stopwatch
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
@@ -33,6 +33,11 @@ class Request:
     height: int = 128
     width: int = 128
     guidance_scale: float = 3.0
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the latent clip; Pond makes one token of each."""
+        return self.num_frames * (self.height // SPATIAL_FACTOR) * (self.width // SPATIAL_FACTOR)
 
     def check(self, pipeline: PondPipeline) -> None:
         """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate."""

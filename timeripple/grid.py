@@ -47,6 +47,11 @@ class TokenGrid:
         """Where the video tokens are in the sequence."""
         return slice(self.text_before, self.text_before + self.video_tokens)
 
+    def text(self, device=None) -> Tensor:
+        """Where the text tokens are in the sequence: int64 [tokens - video_tokens]."""
+        before, after = torch.arange(self.text_before), torch.arange(self.video.stop, self.tokens)
+        return torch.cat([before, after]).to(device)
+
     def unflatten(self, video: Tensor) -> Tensor:
         """[..., video_tokens, d] -> [..., t, y, x, d]."""
         return video.unflatten(-2, self.shape)

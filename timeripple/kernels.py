@@ -19,7 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from timeripple.attention import triton_kernels
-from timeripple.attention.triton_backend import INTERPRETED, LIST_BLOCK, WINDOW, attend_blocks, padded, small_block
+from timeripple.attention.plan import WINDOW
+from timeripple.attention.triton_backend import INTERPRETED, LIST_BLOCK, attend_blocks, padded, small_block
 
 
 @dataclass(frozen=True)

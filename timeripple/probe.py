@@ -74,8 +74,8 @@ def save_captures(captures: list[Capture], folder: Path) -> None:
         np.save(folder / f"{c.step}-{c.layer}.npy", qkv.cpu().numpy())
 
 
-def load_head(folder: Path, step: int, layer: str, head: int) -> Tensor:
-    """q, k and v of one head, float32 [3, tokens, d], of which nothing else is read from the disk."""
+def load_layer(folder: Path, step: int, layer: str, head: int | slice = slice(None)) -> Tensor:
+    """q, k and v of a layer, float32 [3, heads, tokens, d], or of one head, [3, tokens, d]; only that is read."""
     return torch.from_numpy(np.load(folder / f"{step}-{layer}.npy", mmap_mode="r")[:, head].astype(np.float32))
 
 

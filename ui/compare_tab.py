@@ -9,8 +9,8 @@ from timeripple import figures
 from timeripple.compare import check, compare, save
 from timeripple.generate import Request
 from timeripple.methods import Method, calibrated_methods, parse_method
-from timeripple.pond.pipeline import SPATIAL_FACTOR
 from ui import markup
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, size_choices
 from ui.runs import Run, Runs
 
 PRESETS = {
@@ -23,17 +23,14 @@ PRESETS = {
 }
 NAMES = {"dense": "Dense", "token": "Token reuse", "tile": "Tile reuse", "channel": "Channel (paper)"}
 METHODS = [(name, method) for method, name in NAMES.items()]
-SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
 REFRESH = {"Automatic": "auto", "Off": "none", **{f"Every {n} steps": str(n) for n in (2, 3, 4, 5, 6, 8)}}
 BY_BUDGET = "budget"
-POLL_SECONDS = 0.5
 SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
 """On a phone the stage lies below the form."""
 
 
 def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
     """Adds the content of the tab to `app`, which is being built."""
-    sizes = [(f"{name} · {frames} frames of {pixels} × {pixels}", name) for name, (frames, pixels) in SIZES.items()]
     saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
     shown = gr.State(None)
     timer = gr.Timer(POLL_SECONDS, active=False)
@@ -61,7 +58,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             budget = gr.Slider(
                 0.3, 0.9, value=0.75, step=0.05, label="Budget", info="Share of attention saved while reusing"
             )
-            size = gr.Dropdown(sizes, value="Standard", label="Size", filterable=False)
+            size = gr.Dropdown(size_choices(*SIZES), value="Standard", label="Size", filterable=False)
             most = runs.limits.max_steps
             steps = gr.Slider(2, max(2, most), value=min(20, most), step=1, label="Denoising steps")
             with gr.Row(elem_classes="tr-tight"):
@@ -97,7 +94,6 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
     form = [prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative]
     outcome = [title, *videos, numbers, seconds, saving, video_file, report_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 
     def start(*settings):
         """Queues the run the form asks for: its id, and the timer that shows it."""
@@ -129,23 +125,20 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             now,
         ]
 
-    target.change(lambda chosen: gr.Slider(interactive=chosen == BY_BUDGET), target, budget, **quiet)
-    dice.click(lambda: random.randrange(10_000), None, seed, **quiet)
+    target.change(lambda chosen: gr.Slider(interactive=chosen == BY_BUDGET), target, budget, **QUIET)
+    dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
-        started = trigger(start, form, [saved_id, timer, shown], **(quiet | {"queue": True, "concurrency_limit": None}))
-        started.success(show, [saved_id, shown], view, **quiet).then(None, js=SHOW_STAGE)
-    cancel.click(runs.cancel, saved_id, None, **quiet).then(show, [saved_id, shown], view, **quiet)
-    timer.tick(show, [saved_id, shown], view, trigger_mode="once", **quiet)
-    app.load(restore, saved_id, [*form, timer, shown], **quiet)
+        started = trigger(start, form, [saved_id, timer, shown], **QUEUED)
+        started.success(show, [saved_id, shown], view, **QUIET).then(None, js=SHOW_STAGE)
+    cancel.click(runs.cancel, saved_id, None, **QUIET).then(show, [saved_id, shown], view, **QUIET)
+    timer.tick(show, [saved_id, shown], view, trigger_mode="once", **QUIET)
+    app.load(restore, saved_id, [*form, timer, shown], **QUIET)
 
 
 def read_form(settings: tuple) -> tuple[Request, list[Method]]:
     """What the form asks for. Raises ValueError, one sentence, for values that are missing or make no method."""
     prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative = settings
-    if seed is None or size not in SIZES:
-        raise ValueError("The seed is missing; give a whole number, such as 7.")
-    frames, pixels = SIZES[size]
-    request = Request(prompt, negative, seed, int(steps), frames, pixels, pixels, guidance)
+    request = read_request(prompt, seed, size, steps, negative, guidance)
     feedback = "" if refresh == "auto" else f":refresh={refresh}"
 
     def method(name: str) -> Method:
@@ -159,11 +152,7 @@ def read_form(settings: tuple) -> tuple[Request, list[Method]]:
 def submit(pipeline, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
     check(pipeline, request, methods)
-    size = request.num_frames * (request.height // SPATIAL_FACTOR) * (request.width // SPATIAL_FACTOR)
-    if size > runs.limits.max_tokens:
-        raise ValueError(f"This size is {size:,} tokens; the limit here is {runs.limits.max_tokens:,}.")
-    if request.steps > runs.limits.max_steps:
-        raise ValueError(f"These are {request.steps} steps; the limit here is {runs.limits.max_steps}.")
+    runs.limits.check(request)
 
     def work(run: Run) -> dict:
         comparison = compare(pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set)

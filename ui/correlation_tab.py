@@ -9,19 +9,18 @@ from timeripple import figures
 from timeripple.generate import Request
 from timeripple.grid import AXES, TokenGrid
 from timeripple.hooks.families import FAMILIES
-from timeripple.pond.pipeline import SPATIAL_FACTOR
-from timeripple.probe import capture, load_head, rope_frequencies, save_captures
+from timeripple.probe import capture, load_layer, rope_frequencies, save_captures
 from timeripple.similarity import correlation_table, deviation_table, reuse_mask
 from ui import markup
+from ui.compare_tab import PRESETS
+from ui.form import POLL_SECONDS, QUEUED, QUIET, read_request, size_choices
 from ui.runs import Run, Runs
 
-PROMPT = "a red ball rolling left across the ocean at sunset"
-SIZES = {"Tiny": (8, 64), "Small": (16, 96)}  # frames, pixels
+FIRST_NOTE = "One dense run is made; its Q and K are kept at five of its steps."
 LAGS = (1, 2, 3, 4)
 WINDOWS = (2, 4, 8)
 SIDES = {"Queries": 0, "Keys": 1}
 VALUES = {"Correlation": "correlation", "Deviation Δ (Eq. 3)": "deviation"}
-POLL_SECONDS = 0.5
 PICK = """element.addEventListener('click', event => {
   const button = event.target.closest('button');
   if (button) trigger('select', {...button.dataset});
@@ -31,19 +30,20 @@ PICK = """element.addEventListener('click', event => {
 
 def correlation_tab(app: gr.Blocks, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
-    sizes = [(f"{name} · {frames} frames of {pixels} × {pixels}", name) for name, (frames, pixels) in SIZES.items()]
     layer, head, channel = gr.State(0), gr.State(0), gr.State(0)
 
     with gr.Row(elem_classes="tr-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            prompt = gr.Textbox(PROMPT, lines=2, label="What to look into", info="A dense run of this prompt")
-            size = gr.Dropdown(sizes, value="Small", label="Clip", filterable=False)
+            prompt = gr.Textbox(
+                PRESETS["Ball at sunset"], lines=2, label="What to look into", info="A dense run of this prompt"
+            )
+            size = gr.Dropdown(size_choices("Tiny", "Small"), value="Small", label="Clip", filterable=False)
             steps = gr.Slider(4, runs.limits.max_steps, value=20, step=1, label="Steps in all")
             seed = gr.Number(0, label="Noise number", precision=0)
             with gr.Row(elem_classes="tr-tight tr-actions"):
                 look = gr.Button("Look inside", variant="primary", size="lg", scale=3, min_width=140)
                 cancel = gr.Button("Stop", variant="stop", size="lg", scale=1, min_width=90)
-            note = gr.HTML(markup.facts(["One dense run is made; its Q and K are kept at five of its steps."]))
+            note = gr.HTML(markup.facts([FIRST_NOTE]))
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
             with gr.Row(elem_classes="tr-tight"):
                 step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=140)
@@ -59,14 +59,14 @@ def correlation_tab(app: gr.Blocks, pipeline, runs: Runs, run_id: gr.BrowserStat
                 with gr.Column(scale=2, min_width=320):
                     table = gr.HTML(js_on_load=PICK, elem_id="correlation-table")
 
-    view = [run_id, step, layer, head, side, value, channel, theta]
-    shown = [heads, summary, table, strip, channel_facts]
-    quiet = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
+    picked = [run_id, step, layer, head, side, value, channel, theta]
+    details = [table, strip, channel_facts]
+    shown = [heads, summary, *details]
 
     def start(prompt, size, steps, seed) -> str:
         """Queues the run the form asks for."""
         try:
-            return submit(pipeline, runs, read_form(prompt, size, steps, seed)).id
+            return submit(pipeline, runs, read_request(prompt, seed, size, steps)).id
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -83,8 +83,7 @@ def correlation_tab(app: gr.Blocks, pipeline, runs: Runs, run_id: gr.BrowserStat
     def restored(run: Run | None) -> list:
         """Note, stage and steps for a run, or as on the first visit."""
         if run is None or run.state != "done":
-            stopped = run is not None and run.state == "cancelled"
-            line = "The run has stopped." if stopped else "One dense run is made; its Q and K are kept at five steps."
+            line = "The run has stopped." if run and run.state == "cancelled" else FIRST_NOTE
             return [markup.facts([line]), gr.Column(visible=False), gr.skip()]
         request, kept = run.settings
         grid = "×".join(map(str, run.result.shape))
@@ -92,10 +91,18 @@ def correlation_tab(app: gr.Blocks, pipeline, runs: Runs, run_id: gr.BrowserStat
         choices = [(f"{index + 1} of {request.steps}", index) for index in kept]
         return [markup.facts([line]), gr.Column(visible=True), gr.Dropdown(choices, value=kept[len(kept) // 2])]
 
-    def draw(*chosen) -> list:
+    def draw_details(id, *chosen) -> list:
+        """What depends on channel and θ; nothing while there is no run."""
+        run = runs.find(id)
+        return describe_head(pipeline, run, *chosen) if run and run.state == "done" else [gr.skip()] * len(details)
+
+    def draw(id, *chosen) -> list:
         """Everything that depends on what is picked; nothing while there is no run."""
-        run = runs.find(chosen[0])
-        return describe(pipeline, run, *chosen[1:]) if run and run.state == "done" else [gr.skip()] * len(shown)
+        run = runs.find(id)
+        if run is None or run.state != "done":
+            return [gr.skip()] * len(shown)
+        *place, _, _ = chosen
+        return [*describe_heads(pipeline, run, *place), *describe_head(pipeline, run, *chosen)]
 
     def pick_head(event: gr.EventData) -> tuple[int, int]:
         return int(event.layer), int(event.head)
@@ -104,35 +111,21 @@ def correlation_tab(app: gr.Blocks, pipeline, runs: Runs, run_id: gr.BrowserStat
         return int(event.channel)
 
     outcome = [note, stage, step]
-    started = look.click(start, [prompt, size, steps, seed], run_id, **quiet)
-    followed = started.success(follow, run_id, outcome, **(quiet | {"queue": True, "concurrency_limit": None}))
-    followed.then(draw, view, shown, **quiet)
-    cancel.click(runs.cancel, run_id, None, **quiet)
-    heads.select(pick_head, None, [layer, head], **quiet).then(draw, view, shown, **quiet)
-    table.select(pick_channel, None, channel, **quiet).then(draw, view, shown, **quiet)
-    for control in (step, side, value, theta):
-        control.input(draw, view, shown, **quiet)
-    app.load(follow, run_id, outcome, **(quiet | {"queue": True, "concurrency_limit": None})).then(
-        draw, view, shown, **quiet
-    )
-
-
-def read_form(prompt: str, size: str, steps: int, seed: int | None) -> Request:
-    """Raises ValueError, one sentence, for values that are missing."""
-    if seed is None or size not in SIZES:
-        raise ValueError("The seed is missing; give a whole number, such as 7.")
-    frames, pixels = SIZES[size]
-    return Request(prompt, "", seed, int(steps), frames, pixels, pixels)
+    started = look.click(start, [prompt, size, steps, seed], run_id, **QUIET)
+    started.success(follow, run_id, outcome, **QUEUED).then(draw, picked, shown, **QUIET)
+    app.load(follow, run_id, outcome, **QUEUED).then(draw, picked, shown, **QUIET)
+    cancel.click(runs.cancel, run_id, None, **QUIET)
+    heads.select(pick_head, None, [layer, head], **QUIET).then(draw, picked, shown, **QUIET)
+    table.select(pick_channel, None, channel, **QUIET).then(draw_details, picked, details, **QUIET)
+    for control in (step, side, value):
+        control.input(draw, picked, shown, **QUIET)
+    theta.input(draw_details, picked, details, **QUIET)
 
 
 def submit(pipeline, runs: Runs, request: Request) -> Run:
     """Queues a dense run whose q, k and v are kept at five steps. Raises ValueError for what cannot be generated."""
     request.check(pipeline)
-    if request.steps > runs.limits.max_steps:
-        raise ValueError(f"These are {request.steps} steps; the limit here is {runs.limits.max_steps}.")
-    tokens = request.num_frames * (request.height // SPATIAL_FACTOR) * (request.width // SPATIAL_FACTOR)
-    if tokens > runs.limits.max_tokens:
-        raise ValueError(f"This size is {tokens:,} tokens; the limit here is {runs.limits.max_tokens:,}.")
+    runs.limits.check(request)
     kept = sorted({round(share * (request.steps - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
 
     def work(run: Run) -> TokenGrid:
@@ -147,34 +140,31 @@ def submit(pipeline, runs: Runs, request: Request) -> Run:
     return runs.submit(work, (request, kept))
 
 
-def describe(
+def describe_heads(pipeline, run: Run, step: int, layer: int, head: int, side: str, value: str) -> list:
+    """Grid of all heads and, for correlations, a summary of the picked one."""
+    layers = FAMILIES[type(pipeline.transformer).__name__].attention_modules(pipeline.transformer)
+    tables = [table_of(load_layer(run.folder, step, name)[SIDES[side]], run.result, value) for name in layers]
+    columns, picked = tables[layer][0], tables[layer][1][head]
+    pictures = paint(torch.stack([values for _, values in tables]), picked, value)
+    summary = group_summary(columns, picked, rope_frequencies(pipeline.transformer)) if is_signed(value) else []
+    return [markup.head_grid(pictures, (layer, head)), markup.facts(summary)]
+
+
+def describe_head(
     pipeline, run: Run, step: int, layer: int, head: int, side: str, value: str, channel: int, theta: float
 ) -> list:
-    """Grid of heads, summary, table of channels, frames of the picked channel and what is known of it."""
+    """Table of the channels of a head, frames of the picked channel and what is known of it."""
     grid, channels = run.result, rope_frequencies(pipeline.transformer)
     layers = list(FAMILIES[type(pipeline.transformer).__name__].attention_modules(pipeline.transformer))
-    signed = VALUES[value] == "correlation"
-
-    def table_of(layer: int, head: int):
-        x = load_head(run.folder, step, layers[layer], head)[SIDES[side]]
-        return x, *(correlation_table(x, grid, LAGS) if signed else deviation_table(x, grid, WINDOWS))
-
-    x, columns, values = table_of(layer, head)
-    high = 1.0 if signed else float(values.max()) or 1.0
-    count = pipeline.transformer.config.num_attention_heads
-    pictures = [
-        [figures.colours(table_of(number, other)[2].numpy(), high, signed) for other in range(count)]
-        for number in range(len(layers))
-    ]
+    x = load_layer(run.folder, step, layers[layer], head)[SIDES[side]]
+    columns, values = table_of(x, grid, value)
     axis, frequency = channels[channel]
     plane = grid.unflatten(x[grid.video, channel][:, None])[..., 0]
     reused = reuse_mask(x, grid, theta, AXES, 2)[:, channel].float().mean().item()
     name = {"Queries": "Q", "Keys": "K"}[side]
     return [
-        markup.head_grid(pictures, (layer, head)),
-        markup.facts(group_summary(columns, values, channels) if signed else []),
         markup.channel_table(
-            columns, values.numpy(), figures.colours(values.numpy(), high, signed), channels, channel,
+            columns, values.numpy(), paint(values, values, value), channels, channel,
             f"{value} of {name}, layer {layer}, head {head}, measured here",
         ),
         figures.token_strip(plane.numpy(), f"Channel {channel} of {name}, frame by frame"),
@@ -187,6 +177,21 @@ def describe(
             ]
         ),
     ]  # fmt: skip
+
+
+def is_signed(value: str) -> bool:
+    return VALUES[value] == "correlation"
+
+
+def table_of(x: torch.Tensor, grid: TokenGrid, value: str) -> tuple[list[tuple[str, int]], torch.Tensor]:
+    """Columns (axis, distance) and what is shown of [..., tokens, d]: [..., d, columns]."""
+    return correlation_table(x, grid, LAGS) if is_signed(value) else deviation_table(x, grid, WINDOWS)
+
+
+def paint(values: torch.Tensor, picked: torch.Tensor, value: str):
+    """Colours of a table or of many, uint8 with 3 at the end; the scale ends at 1, or where the picked table ends."""
+    high = 1.0 if is_signed(value) else float(picked.max()) or 1.0
+    return figures.colours(values.numpy(), high, is_signed(value))
 
 
 def group_summary(columns: list[tuple[str, int]], values: torch.Tensor, channels: list[tuple[str, float]]) -> list[str]:

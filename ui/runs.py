@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from timeripple.generate import Cancelled
+from timeripple.generate import Cancelled, Request
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,13 @@ class Limits:
         for each in fields(self):
             if getattr(self, each.name) < 1:
                 raise ValueError(f"{each.name} is {getattr(self, each.name)}; give at least 1, such as {each.default}.")
+
+    def check(self, request: Request) -> None:
+        """Raises ValueError, one sentence, for a request that is too large."""
+        if request.tokens > self.max_tokens:
+            raise ValueError(f"This size is {request.tokens:,} tokens; the limit here is {self.max_tokens:,}.")
+        if request.steps > self.max_steps:
+            raise ValueError(f"These are {request.steps} steps; the limit here is {self.max_steps}.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Limits":

@@ -5,11 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from timeripple.attention import plan as planning
 from timeripple.attention import reference, torch_backend
 from timeripple.attention.plan import (
     ChannelCurve,
@@ -20,7 +22,6 @@ from timeripple.attention.plan import (
     TokenPlan,
     theta_for_saving,
 )
-from timeripple.attention.plan import measure as measure_with
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 from timeripple.timing import elapsed, mark
@@ -56,25 +57,20 @@ class AttentionStatistics:
         return elapsed(*self.marks[1:])
 
 
-def measure(
-    query: Tensor,
-    key: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> TokenCurve | TileCurve | ChannelCurve:
-    """`plan.measure` with what is fastest on the device: on CUDA a kernel, where it compiles and starts."""
-    arguments = {"scale": scale, "key_mask": key_mask}
-    if query.is_cuda:
+def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
+    """`plan.window_deviations` with what is fastest on the device: on CUDA a kernel, where it compiles and starts."""
+    if video.is_cuda:
         try:
-            from timeripple.attention.triton_backend import window_deviations
+            from timeripple.attention import triton_backend
 
-            return measure_with(query, key, grid, config, **arguments, deviations=window_deviations)
+            return triton_backend.window_deviations(video, weight, table, axes)
         except Exception as error:
             _warn_of(error)
-    return measure_with(query, key, grid, config, **arguments)
+    return planning.window_deviations(video, weight, table, axes)
+
+
+measure = partial(planning.measure, deviations=window_deviations)
+"""How a call is measured unless a baseline chooses otherwise."""
 
 
 def ripple_attention(
@@ -115,9 +111,10 @@ def ripple_attention(
     start, curve = mark(query.device), None
     if plan is None:
         curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
-        nothing = saving <= 0 if theta is None else isinstance(theta, (int, float)) and theta <= 0
+        asked = saving if theta is None else theta
         theta = theta_for_saving([curve], saving) if theta is None else theta
-        plan = None if nothing else curve.plan(query, key, theta)
+        if isinstance(asked, Tensor) or asked > 0:
+            plan = curve.plan(query, key, theta)
     planned = mark(query.device)
     arguments = {"scale": scale, "key_mask": key_mask, "residual": residual}
     if plan is None:

@@ -400,12 +400,10 @@ def window_probability(
     mean_query = block_mean(_video(query, grid), tile, tile_sizes)
     mean_key = block_mean(_video(key, grid), window, window_sizes)
     logits = scale * mean_query @ mean_key.mT + window_sizes.to(mean_key.dtype).log()
-    key = key.flatten(0, 1).to(mean_key.dtype)
-    text = torch.cat([key[:, : grid.text_before], key[:, grid.video.stop :]], dim=1)
-    text_logits = scale * mean_query @ text.mT
+    text = grid.text(query.device)
+    text_logits = scale * mean_query @ key[:, :, text].flatten(0, 1).to(mean_key.dtype).mT
     if key_mask is not None:
-        seen = torch.cat([key_mask[:, : grid.text_before], key_mask[:, grid.video.stop :]], dim=1)
-        seen = seen.repeat_interleave(query.shape[1], dim=0)[:, None]
+        seen = key_mask[:, text].repeat_interleave(query.shape[1], dim=0)[:, None]
         text_logits = text_logits.masked_fill(~seen, float("-inf"))
     return torch.cat([logits, text_logits], dim=-1).softmax(-1)[..., : len(window_sizes)]
 

@@ -71,7 +71,9 @@ class Records:
         self._settled: list[dict] = []
         self._open: list[dict] = []
 
-    def add(self, step: Step, pass_name: str, layer: str, theta: float | Tensor | None, saving: Tensor, marks: tuple):
+    def add(
+        self, step: Step, pass_name: str, layer: str, theta: float | Tensor | None, saving: Tensor, marks: tuple
+    ) -> None:
         """marks: when planning began, when it was done and when attention was done, see `timing.mark`."""
         names = {"step": step.index, "pass": pass_name, "layer": layer, "kind": step.kind}
         self._open.append({**names, "theta": theta, "saving": saving, "marks": marks})
@@ -250,7 +252,7 @@ class ReuseRun:
         own = [r for r in self.records if r["pass"] == self._name and self.steps[r["step"]].in_window]
         if not step.in_window or not own:
             return step.saving_target
-        done = sum(_mean([r for r in own if r["step"] == index]) for index in {r["step"] for r in own})
+        done = sum(_mean_by_step(own).values())
         left = [s for s in self.steps if s.in_window and s.index >= step.index]
         scheduled = sum(s.saving_target - (s.kind == "refresh") for s in left)
         owed = self.config.budget * sum(s.in_window for s in self.steps) - done
@@ -264,7 +266,8 @@ def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: str) ->
     kind: "realised" or "theoretical"; reuse_steps: over the reuse window; all_steps: over the whole run;
     per_step: one number per denoising step, 0 where attention was dense or has not run.
     """
-    per_step = [_mean([r for r in records if r["step"] == step.index]) for step in steps]
+    means = _mean_by_step(records)
+    per_step = [means.get(step.index, 0.0) for step in steps]
     window = [per_step[step.index] for step in steps if step.in_window]
     return {
         "kind": kind,
@@ -274,7 +277,9 @@ def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: str) ->
     }
 
 
-def _mean(records: list[dict]) -> float:
-    """Mean saving over heads and layers; 0 without records."""
-    savings = [saving for record in records for saving in record["saving"]]
-    return sum(savings) / max(len(savings), 1)
+def _mean_by_step(records: list[dict]) -> dict[int, float]:
+    """Mean saving over passes, layers and heads of every step that has records."""
+    savings: dict[int, list[float]] = {}
+    for record in records:
+        savings.setdefault(record["step"], []).extend(record["saving"])
+    return {step: sum(values) / len(values) for step, values in savings.items()}

@@ -88,7 +88,7 @@ def tile_attention(
     that skips leaves the reused windows out instead; every tile must then compute a window.
     """
     grid, (batch, heads, _, head_dim) = plan.grid, query.shape
-    text = torch.cat([torch.arange(grid.text_before), torch.arange(grid.video.stop, grid.tokens)]).to(query.device)
+    text = grid.text(query.device)
     pairs = torch.cat([key, value], dim=-1).flatten(0, 1)  # keys and their values are gathered together
     table = row_members(plan.window[None], len(plan.window_sizes), WINDOW, grid.text_before)[0]
     dtype = torch.promote_types(key.dtype, torch.float32)
@@ -97,7 +97,8 @@ def tile_attention(
     coarse = (fine.to(dtype).masked_fill_(empty[..., None], 0).sum(2) / sizes[:, None]).to(key.dtype)
     fine = fine.flatten(2)
     fine_bias = torch.zeros_like(empty, dtype=dtype).masked_fill_(empty, float("-inf"))
-    text_bias = fine_bias.new_zeros(batch, len(text))
+    coarse_bias = sizes.log()
+    text_pairs, text_bias = pairs[:, text], fine_bias.new_zeros(batch, len(text))
     if key_mask is not None:
         text_bias.masked_fill_(~key_mask[:, text], float("-inf"))
     computed_first = plan.computed.to(torch.uint8).sort(dim=-1, descending=True, stable=True).indices
@@ -109,9 +110,9 @@ def tile_attention(
     for head, tile in product(range(batch * heads), range(len(tiles))):
         count = counts[head][tile]
         chosen, others = computed_first[head, tile, :count], computed_first[head, tile, count:]
-        parts = [(pairs[head, text], text_bias[head // heads]), (fine[head, chosen], fine_bias[chosen])]
+        parts = [(text_pairs[head], text_bias[head // heads]), (fine[head, chosen], fine_bias[chosen])]
         if not plan.skip:
-            parts.append((coarse[head, others], sizes[others].log()))
+            parts.append((coarse[head, others], coarse_bias[others]))
         rows = torch.cat([part.view(-1, 2 * head_dim) for part, _ in parts])
         bias = torch.cat([part.flatten() for _, part in parts])
         key_rows, value_rows = rows.split(head_dim, dim=-1)

@@ -112,7 +112,7 @@ def tile_attention(
     """See `torch_backend.tile_attention`."""
     grid, heads, device = plan.grid, len(plan.computed), query.device
     windows, tiles = len(plan.window_sizes), len(plan.tile_sizes)
-    text = torch.cat([torch.arange(grid.text_before), torch.arange(grid.video.stop, grid.tokens)]).to(device)
+    text = grid.text(device)
     window_table = row_members(plan.window[None], windows, WINDOW, grid.text_before)[0]
     text_table = torch.nn.functional.pad(text[:, None], (0, WINDOW - 1), value=-1).to(torch.int32)
     row_table = torch.cat([window_table, text_table])[None]

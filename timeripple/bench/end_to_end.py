@@ -10,7 +10,7 @@ from timeripple.bench.attention import request_for
 from timeripple.bench.quality import held_out_prompts
 from timeripple.generate import Request, generate
 from timeripple.methods import parse_method
-from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
+from timeripple.pond.pipeline import PondPipeline
 from timeripple.quality import measure
 from timeripple.timing import environment, peak_memory
 
@@ -74,7 +74,7 @@ def end_to_end(
                     "method": method.text,
                     "granularity": getattr(method.config, "granularity", None),
                     "budget": getattr(method.config, "budget", None),
-                    "tokens": request.num_frames * (request.height * request.width) // SPATIAL_FACTOR**2,
+                    "tokens": request.tokens,
                     "seconds": seconds,
                     "speedup": dense / seconds,
                     "amdahl_speedup": 1 / (1 - share * saving),

@@ -8,7 +8,6 @@ projections and RoPE stay the model's own.
 from __future__ import annotations
 
 import inspect
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from timeripple.attention import ReuseRun
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.hooks.families import FAMILIES, Family
+from timeripple.timing import now
 
 HOOK = "timeripple"
 
@@ -222,16 +222,16 @@ class TransformerHook(ModelHook):
             self._start(total)
             seen = []
         self.sizes, self.step, self.passes = sizes, step, [*seen, name]
-        start = time.perf_counter()
+        start = now()
         self.run.begin_forward(name, step, self.grid)
-        self.choosing_seconds += time.perf_counter() - start
+        self.choosing_seconds += now() - start
         return True
 
     @torch.compiler.disable
     def _end(self) -> None:
-        start = time.perf_counter()
+        start = now()
         self.run.end_forward()
-        self.choosing_seconds += time.perf_counter() - start
+        self.choosing_seconds += now() - start
         self.held_bytes = max(self.held_bytes, self.run.held_bytes)
 
     def _start(self, total: int) -> None:
