@@ -1,5 +1,6 @@
 import math
 from dataclasses import FrozenInstanceError
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -112,6 +113,8 @@ def test_errors_name_the_value_and_the_remedy_in_one_sentence(make, words):
     ("config", "steps", "expected"),
     [
         (ReuseConfig(), 20, "R...R...R...R...R..."),
+        (ReuseConfig(budget=0.7), 20, "R..R...R..R..R...R.."),
+        (ReuseConfig(budget=0.85), 20, "R......R.....R......"),
         (ReuseConfig(dense_first=0.2, dense_last=1), 20, "dddR...R...R...R...d"),
         (ReuseConfig(), 1, "d"),
         (ReuseConfig(), 2, "R."),
@@ -185,11 +188,13 @@ def test_automatic_refresh_is_the_most_frequent_that_is_comfortable(budget, step
     except ConfigError:
         return
     limit = {"token": 0.984, "tile": 0.8}[granularity]
-    refreshes = [step.index for step in schedule if step.kind == "refresh"]
     window = sum(step.in_window for step in schedule)
-    period = refreshes[1] - refreshes[0] if len(refreshes) > 1 else window + 1
-    for shorter in range(2, period):
-        assert budget + (window // shorter) / window > limit - 0.01
+    refreshes = [step.index for step in schedule if step.kind == "refresh"]
+    if not refreshes:
+        return
+    assert len(refreshes) - 1 == window // 2 or budget + len(refreshes) / window > limit - 0.01
+    parts = [end - start for start, end in pairwise([*refreshes, steps])]
+    assert max(parts) - min(parts) <= 1
 
 
 def test_highest_budget_named_is_feasible():

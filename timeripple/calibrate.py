@@ -12,7 +12,7 @@ from timeripple.pond.pipeline import PondPipeline
 from timeripple.quality import measure
 
 DENSE_FIRST = (0.0, 0.1, 0.2)  # shares of the steps that are dense at the start, at least one step
-BUDGETS = tuple(round(0.3 + 0.05 * i, 2) for i in range(14))  # 0.3 to 0.95
+BUDGETS = tuple(round(0.3 + 0.025 * i, 3) for i in range(27))  # 0.3 to 0.95
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class ReuseConfig:
     axes: axes along which neighbours may stand for each other.
     window: tokens per window along an axis; channel only.
     refresh: every how many steps the error of reuse is measured and from then on given back; None: never;
-        "auto": as often as the budget allows, never for channel.
+        "auto": as often as the budget allows, in even parts, never for channel.
     extrapolate: between refreshes the error goes on changing as it did from the last but one to the last; False: it
         stays what it was at the last refresh.
     dense_first: share of the steps computed densely at the start; at least one step is. "auto": 0.2, as in the paper,
@@ -180,11 +180,13 @@ class ReuseConfig:
         window = range(start, max(start, num_inference_steps - last))
         if not window or 0 in (self.budget, self.theta):
             return tuple(Step(i, "dense") for i in range(num_inference_steps))
-        factors, period, full = self._fit(window, num_inference_steps)
+        factors, refreshes, full = self._fit(window, num_inference_steps)
+        if self.feedback:
+            refreshes = [start - 1, *refreshes]  # the last dense step measures the error for the first reuse steps
 
         def step(i: int) -> Step:
-            refresh = self.feedback and (i - start + 1) % period == 0
-            if i not in window and not (refresh and i == start - 1):
+            refresh = i in refreshes
+            if i not in window and not refresh:
                 return Step(i, "dense")
             factor = factors[max(i - start, 0)]
             return Step(
@@ -197,33 +199,39 @@ class ReuseConfig:
 
         return tuple(step(i) for i in range(num_inference_steps))
 
-    def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], int | None, float | None]:
-        """Ramp factors over the window, refresh period and the saving b of a step with factor 1."""
+    def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
+        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1."""
         longest = round((DEFAULT_RAMP if self.ramp == "auto" else self.ramp) * num_inference_steps)
         ramps = [longest]
-        periods = [self.refresh if self.feedback else None]
         if self.ramp == "auto":
             ramps = [0] if self.feedback else range(longest, -1, -1)
         if self.budget is None:
-            return self._ramp(window, ramps[0]), DEFAULT_REFRESH if periods[0] == "auto" else periods[0], None
-        if periods[0] == "auto":
-            periods = range(2, len(window) + 2)
+            return self._ramp(window, ramps[0]), self._every(window), None
+        choices = [self._every(window)]
+        if self.feedback and self.refresh == "auto":
+            choices = [_evenly(window, count) for count in range(len(window) // 2, -1, -1)]
         comfort = (COMFORT_WITH_FEEDBACK if self.feedback else COMFORT)[self.granularity]
         for ramp in ramps:
-            for period in periods:
+            for refreshes in choices:
                 factors = self._ramp(window, ramp)
-                refreshes = len(window) // period if period else 0
-                full = (self.budget * len(window) + refreshes) / sum(factors)
+                full = (self.budget * len(window) + len(refreshes)) / sum(factors)
                 if full <= comfort * self.ceiling:
-                    return factors, period, full
-        highest = (self.ceiling * sum(factors) - refreshes) / len(window)
+                    return factors, refreshes, full
+        highest = (self.ceiling * sum(factors) - len(refreshes)) / len(window)
         _require(
             full <= self.ceiling,  # the last candidate, which asks least of a step
-            f"budget {self.budget} is out of reach with {refreshes} refreshes and this ramp in a reuse window of "
+            f"budget {self.budget} is out of reach with {len(refreshes)} refreshes and this ramp in a reuse window of "
             f"{len(window)} steps; lower it to {max(0, highest):.4f} or "
             "refresh less often",
         )
-        return factors, period, full
+        return factors, refreshes, full
+
+    def _every(self, window: range) -> list[int]:
+        """Refresh steps of the window with a fixed period, counted from the step before it."""
+        if not self.feedback:
+            return []
+        period = DEFAULT_REFRESH if self.refresh == "auto" else self.refresh
+        return list(window[period - 1 :: period])
 
     def _ramp(self, window: range, length: int) -> list[float]:
         """theta_i as a share of the full theta (Eq. 4): theta_min at the first step of the window, 1 after `length`."""
@@ -264,6 +272,12 @@ class ReuseConfig:
             except ValueError:
                 raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; e.g. {_EXAMPLES[name]}.") from None
         return cls(granularity, **values)
+
+
+def _evenly(window: range, count: int) -> list[int]:
+    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be."""
+    parts = count + 1
+    return [window.start - 1 + (2 * part * (len(window) + 1) + parts) // (2 * parts) for part in range(1, parts)]
 
 
 _EXAMPLES = {

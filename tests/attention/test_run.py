@@ -207,7 +207,7 @@ def test_dense_steps_far_from_the_window_measure_nothing(refresh):
 
 
 def test_a_pass_that_starts_late_finds_its_own_threshold():
-    run = ReuseRun(ReuseConfig(budget=0.6), 8)
+    run = ReuseRun(ReuseConfig(budget=0.6, refresh=3), 8)
     run.begin_forward("late", 5, GRID)
     qkv = tensors(0)
     output = run.attention("layer", *qkv)
