@@ -37,7 +37,7 @@ def test_the_most_saving_that_keeps_a_psnr(tiny_pipeline, known_front):
     ]
     _, budget, dense_first = max(fits)
     assert best.config == ReuseConfig(budget=budget, dense_first=dense_first)
-    assert best.psnr >= 35 and len(known_front) <= 1 + len(DENSE_FIRST) * 4  # bisection, not a sweep
+    assert best.psnr >= 35 and len(known_front) <= 1 + len(DENSE_FIRST) * 5  # bisection, not a sweep
 
 
 def test_the_best_quality_at_a_saving(tiny_pipeline, known_front):
