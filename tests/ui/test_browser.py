@@ -1,53 +1,14 @@
 """The page in headless Chromium: a visitor generates, cancels, reloads and mistypes."""
 
 import re
-import shutil
 import time
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 pytestmark = pytest.mark.browser
 
-PICTURES = Path(__file__).parents[2] / "test-artifacts"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("The page tests need Chromium: install the package 'chromium'.")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def open_page(browser, url):
-    """Opens the page as a new visitor; at the end there must be no error in any page's console."""
-    contexts, errors = [], []
-
-    def open_page(width=1440, theme="light"):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
-        contexts[-1].set_default_timeout(10_000)
-        page = contexts[-1].new_page()
-        page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{url}?__theme={theme}")
-        page.get_by_role("button", name="Generate").wait_for()
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert errors == []
 
 
 def prompt_box(page):
@@ -74,17 +35,11 @@ def start_long_run(page):
     expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
 
 
-def fits(page):
-    return page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_a_video_is_generated_through_the_page(open_page, width, theme):
-    PICTURES.mkdir(exist_ok=True)
+def test_a_video_is_generated_through_the_page(open_page, look, width, theme):
     page = open_page(width, theme)
     expect(page.locator(".tr-welcome")).to_be_visible()
-    assert fits(page)
-    page.screenshot(path=PICTURES / f"compare-idle-{width}-{theme}.png", full_page=True)
+    look(page, "compare-idle")
 
     settings(page, "Tiny", 4)
     generate(page)
@@ -105,8 +60,7 @@ def test_a_video_is_generated_through_the_page(open_page, width, theme):
             page.get_by_text("Download report.json")
         ).first.click()
     assert download.value.suggested_filename == "report.json"
-    assert fits(page)
-    page.screenshot(path=PICTURES / f"compare-done-{width}-{theme}.png", full_page=True)
+    look(page, "compare-done")
 
 
 def test_channel_reuse_is_labelled_theoretical(open_page):
@@ -118,10 +72,10 @@ def test_channel_reuse_is_labelled_theoretical(open_page):
     expect(page.locator(".tr-kind.tr-theoretical")).to_have_text("theoretical", timeout=60_000)
 
 
-def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page):
+def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
     page = open_page(390, "dark")
     start_long_run(page)
-    page.screenshot(path=PICTURES / "compare-running-390-dark.png")
+    look(page, "compare-running")
     page.get_by_role("button", name="Cancel").click()
     start = time.monotonic()
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
@@ -131,10 +85,10 @@ def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page):
     expect(page.locator(".tr-metric")).to_have_count(4, timeout=60_000)
 
 
-def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page):
+def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page, look):
     page = open_page()
     start_long_run(page)
-    page.screenshot(path=PICTURES / "compare-running-1440-light.png", full_page=True)
+    look(page, "compare-running")
     page.reload()
     expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=20_000)
     expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")
@@ -186,7 +140,7 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
 
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_correlations(open_page, width, theme):
+def test_correlations(open_page, look, width, theme):
     page = open_page(width, theme)
     page.get_by_role("tab", name="Correlations").click()
     page.get_by_label("Clip", exact=True).click()
@@ -210,8 +164,7 @@ def test_correlations(open_page, width, theme):
     page.get_by_label("Keys").click()
     page.get_by_label("Deviation Δ (Eq. 3)").click()
     expect(table.locator("caption")).to_contain_text("Deviation Δ (Eq. 3) of K, layer 1, head 1")
-    assert fits(page)
-    page.screenshot(path=PICTURES / f"correlations-{width}-{theme}.png", full_page=True)
+    look(page, "correlations")
     page.reload()
     page.get_by_role("tab", name="Correlations").click()
     expect(table).to_be_visible(timeout=10_000)
