@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from timeripple.generate import Cancelled, Request
-from timeripple.probe import capture, load_layer, rope_frequencies, save_captures
+from timeripple.generate import Cancelled, Request, generate
+from timeripple.methods import parse_method
+from timeripple.probe import capture, inspect_clip, inspect_request, rope_frequencies
 
 REQUEST = Request("a red ball", steps=4, num_frames=2, height=32, width=48)
 
@@ -44,14 +46,46 @@ def test_progress_and_stop(tiny_pipeline):
     assert not hasattr(tiny_pipeline.transformer, "_diffusers_hook")
 
 
-def test_saved_captures_come_back_head_by_head(tiny_pipeline, tmp_path):
-    captures = capture(tiny_pipeline, REQUEST, {1})
-    save_captures(captures, tmp_path)
+def test_a_request_that_is_looked_into_is_kept_with_its_clip(tiny_pipeline, tmp_path):
+    captures = capture(tiny_pipeline, REQUEST, {1, 3})
+    seen = inspect_request(tiny_pipeline, REQUEST, [1], tmp_path)
+    assert (seen.steps, seen.kept, seen.layers) == (4, (1, 3), ("blocks.0.attn1", "blocks.1.attn1"))
     for c in captures:
-        for head in range(2):
-            query, key, value = load_layer(tmp_path, 1, c.layer, head)
-            for loaded, kept in ((query, c.query), (key, c.key), (value, c.value)):
-                torch.testing.assert_close(loaded, kept[0, head], rtol=1e-3, atol=1e-3)
+        layer = seen.layers.index(c.layer)
+        for loaded, kept in zip(seen.qkv(c.step, layer), (c.query, c.key, c.value), strict=True):
+            torch.testing.assert_close(loaded, kept[0], rtol=1e-3, atol=1e-3)
+        assert torch.equal(seen.qkv(c.step, layer, 1), seen.qkv(c.step, layer)[:, 1])
+    assert np.array_equal(seen.frames, generate(tiny_pipeline, REQUEST, parse_method("dense")).frames)
+
+
+def test_a_clip_is_noised_as_it_would_be_at_each_step(tiny_pipeline, tmp_path):
+    """The first transformer input must be (1 - sigma) * latents + sigma * noise, at the timestep of the step."""
+    clip = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    seen_inputs = []
+    handle = tiny_pipeline.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: seen_inputs.append((kwargs["hidden_states"][:, :8].clone(), kwargs["timestep"])),
+        with_kwargs=True,
+    )
+    seen = inspect_clip(tiny_pipeline, clip, 5, [0, 3], 7, tmp_path)
+    handle.remove()
+    assert (seen.steps, seen.kept, seen.grid.shape) == (5, (0, 3), (2, 4, 6))
+    assert np.array_equal(seen.frames, clip)
+    frames = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    latents = tiny_pipeline.encode(frames)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(7))
+    tiny_pipeline.scheduler.set_timesteps(5)
+    for (noisy, timestep), step in zip(seen_inputs, (0, 3), strict=True):
+        sigma = tiny_pipeline.scheduler.sigmas[step]
+        torch.testing.assert_close(noisy, (1 - sigma) * latents + sigma * noise)
+        assert timestep.item() == pytest.approx(1000 * sigma.item())
+
+
+def test_a_clip_that_does_not_fit_is_one_sentence(tiny_pipeline, tmp_path):
+    with pytest.raises(ValueError, match="height is 33; give a multiple of 8"):
+        inspect_clip(tiny_pipeline, np.zeros((2, 33, 48, 3), np.uint8), 5, [0], 0, tmp_path)
+    with pytest.raises(Cancelled):
+        inspect_clip(tiny_pipeline, np.zeros((2, 32, 48, 3), np.uint8), 5, [0], 0, tmp_path, should_stop=lambda: True)
+    assert not hasattr(tiny_pipeline.transformer, "_diffusers_hook")
 
 
 def test_rope_frequencies_are_those_of_the_model(tiny_pipeline):

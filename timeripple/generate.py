@@ -177,7 +177,7 @@ def generate(
     finally:
         hook.remove()
     decode_watch = Stopwatch(pipeline.device)
-    frames = _to_frames(pipeline.decode(latents))
+    frames = to_frames(pipeline.decode(latents))
     decode_seconds = decode_watch.seconds
     seconds = {
         "total": denoised_seconds + decode_seconds,
@@ -190,7 +190,7 @@ def generate(
     return Generation(method, frames, seconds, summary["saving"], summary)
 
 
-def _to_frames(video: torch.Tensor) -> np.ndarray:
+def to_frames(video: torch.Tensor) -> np.ndarray:
     """[1, F, 3, H, W] in 0..1 to uint8 [F, H, W, 3]."""
     return (video[0].permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
 
@@ -205,4 +205,4 @@ def _preview(pipe: DiffusionPipeline, index: int, before: torch.Tensor, after: t
     middle = slice(after.shape[2] // 2, after.shape[2] // 2 + 1)
     before, after = before[:1, :, middle].to(after.dtype), after[:1, :, middle]
     velocity = (after - before) / (end - start)
-    return _to_frames(pipe.decode(after - end * velocity))[0]
+    return to_frames(pipe.decode(after - end * velocity))[0]

@@ -1,8 +1,9 @@
-"""What attention sees: query, key and value of chosen layers at chosen denoising steps."""
+"""What attention sees: query, key and value of chosen layers at chosen denoising steps, of a run or of any clip."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +12,11 @@ import torch
 from torch import Tensor
 
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.generate import Cancelled, Request
+from timeripple.generate import Cancelled, Request, to_frames
 from timeripple.grid import TokenGrid
 from timeripple.hooks import disable, enable
 from timeripple.hooks.families import FAMILIES
+from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.similarity import correlation_table
 
@@ -46,9 +48,98 @@ def capture(
     every step; once should_stop says True, Cancelled is raised. Raises what `Request.check` raises, and ValueError for
     a step the request does not have.
     """
+    return _capture(pipeline, request, steps, layers, on_step, should_stop)[0]
+
+
+def inspect_request(
+    pipeline: PondPipeline,
+    request: Request,
+    steps: Collection[int],
+    folder: Path,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Inspection:
+    """Generate densely to the end, keep q, k and v of all layers at `steps` (from 0) in `folder`, and the clip.
+
+    Callbacks and errors as in `capture`.
+    """
+    kept = {*steps, request.steps - 1}  # the last one, so that the clip is finished
+    captures, latents = _capture(pipeline, request, kept, None, on_step, should_stop)
+    return _keep(captures, to_frames(pipeline.decode(latents)), request.steps, folder)
+
+
+def inspect_clip(
+    pipeline: PondPipeline,
+    clip: np.ndarray,
+    num_inference_steps: int,
+    steps: Collection[int],
+    seed: int,
+    folder: Path,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Inspection:
+    """Look at any clip, uint8 [F, H, W, 3], as the model sees it at `steps` (from 0) of a run.
+
+    The clip is encoded, noise of `seed` is mixed in as it would be at each of the steps, and the transformer runs
+    once, told nothing about the content. Callbacks as in `capture`. Raises ValueError for sizes and steps that cannot
+    be generated.
+    """
+    frames, height, width, _ = clip.shape
+    pipeline.check_inputs(frames, height, width, num_inference_steps)
+    _check_steps(steps, num_inference_steps)
+    config = CaptureConfig(frozenset(steps), None)
+    clean = pipeline.encode(to_tensor(clip).transpose(0, 1)[None].to(pipeline.device)).float()
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
+    with _enabled(pipeline, config):
+        for done, step in enumerate(sorted(steps), start=1):
+            if should_stop is not None and should_stop():
+                raise Cancelled
+            pipeline.denoise_once(clean, noise, step, num_inference_steps)
+            if on_step is not None:
+                on_step(done, len(steps))
+    return _keep(config.captures, clip, num_inference_steps, folder)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was kept of a run or a clip, in a folder; one layer is read at a time.
+
+    steps: of the whole run; kept: those that can be looked at, from 0; layers: names, in the order of the model.
+    """
+
+    folder: Path
+    grid: TokenGrid
+    steps: int
+    kept: tuple[int, ...]
+    layers: tuple[str, ...]
+
+    @property
+    def frames(self) -> np.ndarray:
+        """The clip, uint8 [F, H, W, 3]."""
+        return np.load(self.folder / "frames.npy")
+
+    def qkv(self, step: int, layer: int, head: int | slice = slice(None)) -> Tensor:
+        """q, k and v of a layer after RoPE, float32 [3, heads, tokens, d], or of one head, [3, tokens, d]."""
+        kept = np.load(self.folder / f"{step}-{layer}.npy", mmap_mode="r")
+        return torch.from_numpy(kept[:, head].astype(np.float32))
+
+
+def _keep(captures: list[Capture], frames: np.ndarray, steps: int, folder: Path) -> Inspection:
+    """One file a step and layer, STEP-LAYER.npy: q, k and v of the first batch entry, float16 [3, heads, tokens, d]."""
+    layers = tuple(dict.fromkeys(c.layer for c in captures))
+    np.save(folder / "frames.npy", frames)
+    for c in captures:
+        qkv = torch.stack([c.query[0], c.key[0], c.value[0]]).to(torch.float16)
+        np.save(folder / f"{c.step}-{layers.index(c.layer)}.npy", qkv.cpu().numpy())
+    return Inspection(folder, captures[0].grid, steps, tuple(sorted({c.step for c in captures})), layers)
+
+
+def _capture(pipeline, request, steps, layers, on_step, should_stop) -> tuple[list[Capture], Tensor]:
+    """Captures, and the latents after the last of the steps."""
     request.check(pipeline)
-    if not steps or not 0 <= min(steps) <= max(steps) < request.steps:
-        raise ValueError(f"The steps are {sorted(steps)}; give some from 0 to {request.steps - 1}.")
+    _check_steps(steps, request.steps)
     config = CaptureConfig(frozenset(steps), None if layers is None else frozenset(layers))
 
     def after_step(pipe, step: int, timestep, tensors: dict) -> dict:
@@ -59,24 +150,23 @@ def capture(
         pipe._interrupt = step >= max(steps)
         return tensors
 
+    with _enabled(pipeline, config):
+        latents = pipeline(**request.arguments(), callback_on_step_end=after_step).frames
+    return config.captures, latents
+
+
+def _check_steps(steps: Collection[int], total: int) -> None:
+    if not steps or not 0 <= min(steps) <= max(steps) < total:
+        raise ValueError(f"The steps are {sorted(steps)}; give some from 0 to {total - 1}.")
+
+
+@contextmanager
+def _enabled(pipeline: PondPipeline, config: CaptureConfig) -> Iterator[None]:
     enable(pipeline, config)
     try:
-        pipeline(**request.arguments(), callback_on_step_end=after_step)
+        yield
     finally:
         disable(pipeline)
-    return config.captures
-
-
-def save_captures(captures: list[Capture], folder: Path) -> None:
-    """One file a step and layer, STEP-LAYER.npy: q, k and v of the first batch entry, float16 [3, heads, tokens, d]."""
-    for c in captures:
-        qkv = torch.stack([c.query[0], c.key[0], c.value[0]]).to(torch.float16)
-        np.save(folder / f"{c.step}-{c.layer}.npy", qkv.cpu().numpy())
-
-
-def load_layer(folder: Path, step: int, layer: str, head: int | slice = slice(None)) -> Tensor:
-    """q, k and v of a layer, float32 [3, heads, tokens, d], or of one head, [3, tokens, d]; only that is read."""
-    return torch.from_numpy(np.load(folder / f"{step}-{layer}.npy", mmap_mode="r")[:, head].astype(np.float32))
 
 
 def rope_frequencies(transformer) -> list[tuple[str, float]]:

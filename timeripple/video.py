@@ -78,6 +78,51 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
         raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
 
 
+CONTAINERS = {  # what a file of this format holds at its start, as (offset, bytes), and the reader that may open it
+    "mov": (4, b"ftyp"),
+    "matroska": (0, b"\x1a\x45\xdf\xa3"),
+    "avi": (8, b"AVI "),
+    "gif": (0, b"GIF8"),
+}
+
+
+def read_clip(
+    path: str | Path, num_frames: int, height: int, width: int, max_pixels: int = 4096 * 4096, max_seconds: float = 60
+) -> np.ndarray:
+    """The beginning of anybody's video at 8 frames a second, cropped to the middle: uint8 [F, height, width, 3].
+
+    F is num_frames, or fewer, but at least 2, where the video is shorter. Only MP4, WebM, MKV, AVI and GIF are opened,
+    by what is in the file, so that no playlist can point elsewhere. Raises ValueError, one sentence, for files that
+    are no such video, larger than max_pixels per frame or longer than max_seconds.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    container = next((name for name, (at, mark) in CONTAINERS.items() if head[at : at + len(mark)] == mark), None)
+    if container is None:
+        raise ValueError("This file is no video that can be read; give an MP4, WebM, MKV, AVI or GIF file.")
+    source = ["-f", container, "-protocol_whitelist", "file"]
+    crop = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
+    output = ["-vf", crop, "-frames:v", str(num_frames)]
+    reader = imageio_ffmpeg.read_frames(str(path), input_params=source, output_params=output)
+    frames = []
+    try:
+        facts = next(reader)
+        pixels, seconds = facts["source_size"][0] * facts["source_size"][1], facts["duration"]
+        if pixels > max_pixels:
+            size = "×".join(map(str, facts["source_size"]))
+            raise ValueError(f"This video has frames of {size} pixels; give one of at most {max_pixels:,} pixels.")
+        if seconds > max_seconds:
+            raise ValueError(f"This video is {seconds:.0f} seconds long; give one of at most {max_seconds:g} seconds.")
+        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    except (OSError, RuntimeError, LookupError, AssertionError, StopIteration):
+        pass  # whatever ffmpeg cannot make sense of
+    finally:
+        reader.close()
+    if len(frames) < 2:
+        raise ValueError(f"This video holds no moving picture: {len(frames)} frames could be read; give at least 2.")
+    return np.stack(frames)
+
+
 def read_mp4(path: str | Path) -> np.ndarray:
     """Frames of a video file, uint8 [F, H, W, 3]. Raises OSError, one sentence, if it cannot be read."""
     reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")

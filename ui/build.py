@@ -46,11 +46,11 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(markup.hero())
         # Outside the tabs: what is inside one is not read before the tab is opened.
-        looked_into = gr.BrowserState(None, storage_key="timeripple-correlations", secret="timeripple")
+        looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
                 compare_tab(app, pipeline, runs)
-            with gr.Tab("Correlations"):
-                correlation_tab(app, pipeline, runs, looked_into)
+            with gr.Tab("Correlations") as tab:
+                correlation_tab(app, tab, pipeline, runs, looked_into)
         gr.api(comparison_api(pipeline, runs), api_name="compare", concurrency_limit=None)
     return app

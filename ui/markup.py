@@ -145,5 +145,14 @@ def head_grid(pictures: list[list], chosen: tuple[int, int]) -> str:
     return f'<div class="tr-heads" role="group" aria-label="Layer and head">{"".join(rows)}</div>'
 
 
+def pictures(shown: list[tuple[str, object]]) -> str:
+    """(caption, uint8 [h, w, 3]) each, side by side and equally large; tokens stay squares."""
+    items = [
+        f'<figure><img src="{_data_uri(picture)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
+        for caption, picture in shown
+    ]
+    return f'<div class="tr-pictures">{"".join(items)}</div>'
+
+
 def facts(lines: list[str]) -> str:
     return f'<ul class="tr-facts">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>'

@@ -24,7 +24,8 @@ class Limits:
     """What one app allows; `from_environment` reads each from TIMERIPPLE_<NAME IN CAPITALS>.
 
     max_tokens, max_steps: of one generation. max_queue: runs that may wait for their turn. max_kept: finished runs
-    kept; max_age: for how many seconds; max_megabytes: on how much disk.
+    kept; max_age: for how many seconds; max_megabytes: on how much disk. max_upload_pixels, max_upload_seconds: of a
+    frame and of the length of a visitor's clip.
     """
 
     max_tokens: int = 16_384
@@ -33,6 +34,8 @@ class Limits:
     max_kept: int = 50
     max_age: int = 7200
     max_megabytes: int = 500
+    max_upload_pixels: int = 16_777_216
+    max_upload_seconds: int = 60
 
     def __post_init__(self):
         for each in fields(self):

@@ -114,9 +114,7 @@ class PondPipeline(DiffusionPipeline):
         elif latents.shape != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; this size needs {shape}.")
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        self._num_timesteps = len(self.scheduler.timesteps)
-        self._interrupt = False
+        self._begin(num_inference_steps)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
@@ -132,6 +130,23 @@ class PondPipeline(DiffusionPipeline):
         video = latents if output_type == "latent" else self._format(self.decode(latents), output_type)
         self.maybe_free_model_hooks()
         return WanPipelineOutput(frames=video) if return_dict else (video,)
+
+    def _begin(self, num_inference_steps: int) -> None:
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        self._interrupt = False
+
+    @torch.no_grad()
+    def denoise_once(
+        self, clean: torch.Tensor, noise: torch.Tensor, step: int, num_inference_steps: int
+    ) -> torch.Tensor:
+        """The velocity predicted at one step of a run, from latents [B, 8, F, h, w] noised as they are there, without
+        a prompt and without guidance."""
+        self._begin(num_inference_steps)
+        embeds = self.prompt_encoder.encode([Description()] * len(clean))
+        embeds = embeds.to(self._execution_device, self.transformer.dtype)
+        noisy = torch.lerp(clean, noise, float(self.scheduler.sigmas[step]))
+        return self._predict(noisy, self.scheduler.timesteps[step], step, embeds, embeds, guidance_scale=1)
 
     def _predict(self, latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale):
         """The guided velocity, conditional and unconditional passes apart, as the Wan pipelines run them."""
