@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from timeripple.quality import psnr
-from timeripple.video import FPS, enlarge, read_mp4, side_by_side, write_mp4
+from timeripple.video import FPS, enlarge, read_clip, read_mp4, side_by_side, write_mp4
 
 
 def smooth_clip(frames: int = 10, height: int = 128, width: int = 160) -> np.ndarray:
@@ -90,3 +90,66 @@ def test_reading_what_is_no_video(tmp_path):
     (tmp_path / "clip.mp4").write_text("no video")
     with pytest.raises(OSError, match="cannot be read as a video"):
         read_mp4(tmp_path / "clip.mp4")
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.webm", "clip.mkv", "clip.avi", "clip.gif", "clip.txt"])
+def test_anybodys_clip_is_read_whatever_its_name(tmp_path, name):
+    """Written at 16 frames a second and 160x128; read at 8, as a square from the middle."""
+    codecs = {"webm": ["libvpx"], "gif": ["gif"], "avi": ["mpeg4", "-q:v", "2"]}
+    ending = name.split(".")[1]
+    written = tmp_path / ("clip.mp4" if ending == "txt" else name)
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-y",
+        "-f",
+        "rawvideo",
+        "-pix_fmt",
+        "rgb24",
+        "-s",
+        "160x128",
+        "-r",
+        "16",
+    ]
+    command += ["-i", "-", "-c:v", *codecs.get(ending, ["libx264", "-crf", "12"]), str(written)]
+    clip = smooth_clip(20)
+    assert subprocess.run(command, input=clip.tobytes(), capture_output=True).returncode == 0
+    frames = read_clip(written.rename(tmp_path / name), 8, 64, 64)
+    assert frames.shape == (8, 64, 64, 3)
+    expected = np.stack([cv2.resize(frame[:, 16:144], (64, 64), interpolation=cv2.INTER_AREA) for frame in clip[::2]])
+    assert psnr(frames, expected[:8]) > 25
+    assert len(read_clip(tmp_path / name, 40, 64, 64)) in (10, 11)
+
+
+def hostile(tmp_path, name):
+    path = tmp_path / "upload.mp4"
+    if name == "long":
+        write_mp4(path, np.zeros((10 * FPS, 32, 32, 3), np.uint8))
+    elif name == "large":
+        write_mp4(path, np.zeros((2, 600, 800, 3), np.uint8))
+    elif name == "one frame":
+        write_mp4(path, smooth_clip(1))
+    elif name == "cut off":
+        write_mp4(path, smooth_clip(8))
+        path.write_bytes(path.read_bytes()[:900])
+    else:
+        path.write_bytes(name.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("", "no video that can be read"),
+        ("<html><script>alert(1)</script></html>", "no video that can be read"),
+        ("#EXTM3U\n#EXT-X-MEDIA-SEQUENCE:0\n#EXTINF:10,\n/etc/passwd\n", "no video that can be read"),
+        ("ffconcat version 1.0\nfile /etc/passwd\n", "no video that can be read"),
+        ("\0\0\0 ftypisom" + "nonsense" * 100, "0 frames could be read"),
+        ("cut off", "0 frames could be read"),
+        ("one frame", "1 frames could be read"),
+        ("long", "is 10 seconds long; give one of at most 5"),
+        ("large", "frames of 800×600 pixels; give one of at most 90,000"),
+    ],
+)
+def test_what_is_no_clip_is_one_sentence(tmp_path, name, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_clip(hostile(tmp_path, name), 16, 64, 64, max_pixels=90_000, max_seconds=5)
