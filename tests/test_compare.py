@@ -1,18 +1,21 @@
+import base64
 import errno
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import torch
 
 from timeripple import compare as comparing
-from timeripple.compare import check_folder, compare, save
+from timeripple.compare import check_folder, compare, read_settings, save
 from timeripple.config import ConfigError
 from timeripple.generate import Cancelled, Request
 from timeripple.methods import parse_method
 from timeripple.quality import PSNR_CAP
-from timeripple.video import read_mp4
+from timeripple.report import html_report
+from timeripple.video import read_metadata, read_mp4
 
 REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
 METHODS = ("dense", "token:0.6", "channel:0.6")
@@ -59,6 +62,9 @@ def test_report(tiny_pipeline, comparison):
     assert token["saving"]["kind"] == "realised" and channel["saving"]["kind"] == "theoretical"
     assert set(token["saving"]) == {"kind", "reuse_steps", "all_steps", "per_step"}
     assert set(token["quality"]) == {"psnr", "ssim"}
+    shares = list(token["saving_by_head"].values())
+    assert np.mean(shares) == pytest.approx(token["saving"]["all_steps"]) and np.shape(shares) == (2, 2)
+    assert dense["saving_by_head"] is None
     assert {"total", "denoise", "attention", "plan", "decode"} <= token["seconds"].keys()
     assert token["speedup"] == pytest.approx(dense["seconds"]["total"] / token["seconds"]["total"])
 
@@ -66,18 +72,60 @@ def test_report(tiny_pipeline, comparison):
 def test_saved_files(tiny_pipeline, comparison, tmp_path):
     folder = tmp_path / "new" / "run"
     paths = save(comparison, folder, tiny_pipeline)
-    names = ["channel-0.6.mp4", "dense.mp4", "report.json", "side_by_side.mp4", "token-0.6.mp4"]
+    names = ["channel-0.6.mp4", "dense.mp4", "report.html", "report.json", "side_by_side.mp4", "token-0.6.mp4"]
     assert [path.name for path in paths] == sorted(os.listdir(folder)) == names
     assert os.listdir(tmp_path) == ["new"]
     assert read_mp4(folder / "dense.mp4").shape == (3, 128, 160, 3)
     assert read_mp4(folder / "side_by_side.mp4").shape == (3, 160, 3 * 160 + 2 * 8, 3)
 
 
+def test_settings_travel_in_every_video(tiny_pipeline, comparison, tmp_path):
+    paths = save(comparison, tmp_path, tiny_pipeline)
+    videos = [path for path in paths if path.suffix == ".mp4"]
+    assert len(videos) >= 4
+    for path in videos:
+        assert read_settings(read_metadata(path)) == (REQUEST, [parse_method(text) for text in METHODS])
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({}, "name no prompt"),
+        ({"prompt": "  "}, "name no prompt"),
+        ({"prompt": "a ball", "seed": "many"}, "seed is 'many'; give a number"),
+        ({"prompt": "a ball", "steps": [1, 2]}, "steps is '\\[1, 2\\]'; give a number"),
+        ({"prompt": "a ball", "compared": ["dense"]}, "give names with commas"),
+        ({"prompt": "a ball", "compared": "dense,<b>"}, "method '<b>' is unknown"),
+    ],
+)
+def test_foreign_settings_are_one_sentence(values, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        read_settings(values)
+
+
+def test_settings_as_texts_with_names_nobody_knows():
+    values = {"prompt": "a ball", "seed": "7", "guidance_scale": "2.5", "__theme": "dark", "compared": "dense,tile:0.5"}
+    request, methods = read_settings(values)
+    assert request == Request("a ball", seed=7, guidance_scale=2.5)
+    assert methods == [parse_method("dense"), parse_method("tile:0.5")]
+
+
+def test_the_report_as_a_page_is_complete_and_escapes(tiny_pipeline, comparison, tmp_path):
+    save(comparison, tmp_path, tiny_pipeline)
+    page = (tmp_path / "report.html").read_text()
+    assert "a green cube" in page and not re.search(r"<(script|link|img|video)[^>]*(src|href)=.https?:", page)
+    for label in ("dense", "token-0.6", "channel-0.6"):
+        assert base64.b64encode((tmp_path / f"{label}.mp4").read_bytes()).decode() in page
+    assert "saved (realised)" in page and "saved (theoretical)" in page
+    report = comparison.report(tiny_pipeline) | {"prompt": "<script>alert(1)</script>"}
+    assert "<script>alert(1)" not in html_report(report, tmp_path)
+
+
 def test_saving_twice_replaces_and_spares_other_files(tiny_pipeline, comparison, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "report.json").write_text("old")
     save(comparison, tmp_path, tiny_pipeline)
-    assert len(list(tmp_path.iterdir())) == 6 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 7 and (tmp_path / "notes.txt").read_text() == "mine"
     assert json.loads((tmp_path / "report.json").read_text())["seed"] == 3
 
 

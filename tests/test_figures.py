@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from timeripple import figures
+from timeripple.config import ReuseConfig
 
 SECONDS = {"total": 10.5, "text": 0.5, "denoise": 9.0, "attention": 6.0, "plan": 1.0, "decode": 1.0}
 
@@ -52,3 +53,25 @@ def test_a_token_strip_shows_every_value_once():
     assert (cells[6:8, 4:7] == values[9]).all()
     assert sorted(cells[~np.isnan(cells)]) == sorted(values.flatten())
     assert [note.text for note in figure.layout.annotations] == [str(n) for n in range(1, 11)]
+
+
+def test_saving_heatmap_puts_layers_and_heads_in_their_cells():
+    by_head = {"blocks.0.attn1": [0.1, 0.2, -0.3], "blocks.1.attn1": [0.4, 0.5, 0.9]}
+    figure = figures.saving_heatmap(by_head, "token", "realised")
+    (heatmap,) = figure.data
+    assert np.allclose(heatmap.z, [[10, 20, -30], [40, 50, 90]]) and (heatmap.zmin, heatmap.zmax) == (-30, 100)
+    assert heatmap.y[1] == "layer 1" and heatmap.x[2] == "head 2" and "(realised)" in figure.layout.title.text
+
+
+def test_schedule_curve_shows_budgets_and_thresholds_on_axes_of_their_own():
+    budget, theta = ReuseConfig(budget=0.75, refresh=2), ReuseConfig("channel", theta=0.3, ramp=0)
+    figure = figures.schedule_curve([("A", budget.schedule(6)), ("B", theta.schedule(6))])
+    first, second = figure.data
+    assert list(first.customdata) == ["refresh", "reuse", "refresh", "reuse", "refresh", "reuse"]
+    assert np.mean(first.y[1:]) == pytest.approx(75) and first.y[2] == pytest.approx(first.y[1] - 100)
+    assert list(second.y) == [0, 0.3, 0.3, 0.3, 0.3, 0] and (first.yaxis, second.yaxis) == ("y", "y2")
+
+
+def test_fragments_bring_plotly_once():
+    parts = figures.fragments([figures.saving_per_step([("token", [0.5])])] * 3)
+    assert ["plotly.js v" in part for part in parts] == [True, False, False]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from timeripple.quality import psnr
-from timeripple.video import FPS, enlarge, read_clip, read_mp4, side_by_side, write_mp4
+from timeripple.video import FPS, enlarge, read_clip, read_metadata, read_mp4, side_by_side, write_mp4
 
 
 def smooth_clip(frames: int = 10, height: int = 128, width: int = 160) -> np.ndarray:
@@ -48,6 +48,20 @@ def test_codec_colours_rate_and_faststart(tmp_path):
     assert data.index(b"moov") < data.index(b"mdat")
     comment = re.search(rb'{"prompt.*?}', data)[0]
     assert json.loads(comment) == {"prompt": 'a "red" ball; = #\n', "seed": 3}
+
+
+@pytest.mark.parametrize("text", ['a "red" ball; = #\n', "back\\slash", "ünï: 'x' <b>", "=;#\n\n;comment=no"])
+def test_metadata_comes_back_as_it_was(tmp_path, text):
+    write_mp4(tmp_path / "clip.mp4", smooth_clip(2), metadata={"prompt": text, "seed": 3})
+    assert read_metadata(tmp_path / "clip.mp4") == {"prompt": text, "seed": 3}
+
+
+def test_files_without_settings(tmp_path):
+    write_mp4(tmp_path / "clip.mp4", smooth_clip(2))
+    (tmp_path / "text.mp4").write_text("comment={}")
+    for name in ("clip.mp4", "text.mp4"):
+        with pytest.raises(ValueError, match="holds no settings; give an mp4 that TimeRipple wrote"):
+            read_metadata(tmp_path / name)
 
 
 def test_odd_sizes_become_even(tmp_path):

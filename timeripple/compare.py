@@ -5,16 +5,18 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from timeripple.attention.run import saving_by_head
 from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
-from timeripple.methods import Method
+from timeripple.methods import Method, parse_method
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.quality import measure
+from timeripple.report import html_report
 from timeripple.timing import environment
 from timeripple.video import side_by_side, write_mp4
 
@@ -38,15 +40,19 @@ class Comparison:
         reference = self.generations[0].seconds["total"]
         return [reference / generation.seconds["total"] for generation in self.generations]
 
+    def settings(self, pipeline: PondPipeline) -> dict:
+        """What to run to get this comparison again; `read_settings` reads it."""
+        texts = ",".join(generation.method.text for generation in self.generations)
+        model = Path(pipeline.name_or_path or type(pipeline).__name__).name
+        return asdict(self.request) | {"model": model, "compared": texts}
+
     def report(self, pipeline: PondPipeline) -> dict:
         """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
 
         Identical clips have a PSNR of `quality.PSNR_CAP`.
         """
-        request = asdict(self.request)
         return {
-            **request,
-            "model": Path(pipeline.name_or_path or type(pipeline).__name__).name,
+            **self.settings(pipeline),
             "grid": _grid(self.request, pipeline),
             "methods": [
                 {
@@ -57,6 +63,7 @@ class Comparison:
                     "seconds": generation.seconds,
                     "speedup": speedup,
                     "saving": generation.saving,
+                    "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
                     "quality": quality,
                     "held_bytes": generation.summary["held_bytes"],
                 }
@@ -68,6 +75,27 @@ class Comparison:
                 **{name: version(name) for name in ("torch", "diffusers", "numpy")},
             },
         }
+
+
+def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
+    """Request and methods from what `Comparison.settings` gave, also as texts, such as a link's query.
+
+    Unknown names are passed over. Raises ValueError, one sentence, for values that are missing or of the wrong type.
+    """
+    found = {}
+    for each in fields(Request):
+        kind = {"str": str, "int": int, "float": float}[getattr(each.type, "__name__", each.type)]
+        if each.name in values:
+            try:
+                found[each.name] = kind(str(values[each.name]))
+            except ValueError:
+                raise ValueError(f"{each.name} is {str(values[each.name])[:40]!r}; give a number.") from None
+    if not found.get("prompt", "").strip():
+        raise ValueError("These settings name no prompt; give those of a comparison.")
+    texts = values.get("compared", "dense,token")
+    if not isinstance(texts, str):
+        raise ValueError(f"The methods are {str(texts)[:40]!r}; give names with commas between, such as dense,token.")
+    return Request(**found), [parse_method(text) for text in texts.split(",")]
 
 
 def check(pipeline: PondPipeline, request: Request, methods: list[Method]) -> None:
@@ -112,13 +140,13 @@ def check_folder(folder: str | Path) -> None:
 
 
 def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> list[Path]:
-    """Write one mp4 per method, side_by_side.mp4 and report.json to `folder`, all of them or none; returns their paths.
+    """Write one mp4 per method, side_by_side.mp4, report.json and report.html to `folder`, all or none; returns paths.
 
     Files of these names are replaced, others left alone. Raises OSError, one sentence.
     """
     folder = Path(folder)
     report = comparison.report(pipeline)
-    settings = asdict(comparison.request) | {"model": report["model"]}
+    settings = comparison.settings(pipeline)
     rows = zip(comparison.generations, comparison.speedups, comparison.quality, strict=True)
     captions = [_caption(*row) for row in rows]
     with _staging(folder) as staging:
@@ -128,6 +156,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> 
         clips = [generation.frames for generation in comparison.generations]
         write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (staging / "report.html").write_text(html_report(report, staging))
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in staging.iterdir())
         for name in names:

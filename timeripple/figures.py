@@ -11,6 +11,7 @@ from plotly.colors import sample_colorscale
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 SIGNED, RISING = "RdBu_r", "Viridis"  # colour scales that people with colour-blindness can read
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+MARKERS = {"dense": "square", "refresh": "diamond", "reuse": "circle"}
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
 INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
 
@@ -67,6 +68,62 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     figure.update_xaxes(title="seconds")
     figure.update_yaxes(autorange="reversed", type="category")
     return _styled(figure, "Seconds by stage (measured here)")
+
+
+def saving_heatmap(by_head: dict[str, list[float]], label: str, kind: str) -> go.Figure:
+    """Share of attention saved by layer and head, over all steps.
+
+    by_head: share in 0..1 of every head by the name of its layer, in the order of the model; kind: "realised" or
+    "theoretical".
+    """
+    shares = [[100 * share for share in heads] for heads in by_head.values()]
+    figure = go.Figure(
+        go.Heatmap(
+            z=shares, x=[f"head {head}" for head in range(len(shares[0]))],
+            y=[f"layer {layer}" for layer in range(len(shares))], zmin=min(0, *map(min, shares)), zmax=100,
+            colorscale=RISING, colorbar={"thickness": 12, "ticksuffix": " %"}, texttemplate="%{z:.0f}",
+            hovertemplate="%{y}, %{x}: %{z:.1f} %<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, f"Saved by layer and head, {label} ({kind})").update_layout(showlegend=False)
+
+
+def schedule_curve(methods: list[tuple[str, tuple]]) -> go.Figure:
+    """What each denoising step is to do.
+
+    methods: (label, steps as `ReuseConfig.schedule` gives them). A budget shows the share of attention to be saved,
+    below 0 on refresh steps, which pay for dense attention too; a threshold shows theta, on an axis of its own.
+    """
+    figure = go.Figure()
+    thresholds = False
+    for index, (label, steps) in enumerate(methods):
+        by_theta = any(step.theta is not None for step in steps)
+        thresholds |= by_theta
+        planned = [
+            (step.theta or 0) if by_theta else 100 * ((step.saving_target or 0) - (step.kind == "refresh"))
+            for step in steps
+        ]
+        figure.add_scatter(
+            x=[step.index + 1 for step in steps], y=planned, name=label, mode="lines+markers",
+            yaxis="y2" if by_theta else "y", customdata=[step.kind for step in steps],
+            line={"color": PALETTE[index], "dash": DASHES[index], "shape": "hvh"},
+            marker={"symbol": [MARKERS[step.kind] for step in steps], "size": 9},
+            hovertemplate="step %{x}, %{customdata}: %{y:.3g}",
+        )  # fmt: skip
+    figure.update_xaxes(title="denoising step (● reuse, ◆ refresh, ■ dense)")
+    figure.update_yaxes(title="attention to save, %")
+    if thresholds:
+        figure.update_layout(yaxis2={"title": "θ", "overlaying": "y", "side": "right", "rangemode": "tozero"})
+    return _styled(figure, "Schedule")
+
+
+def fragments(figures: list[go.Figure]) -> list[str]:
+    """Figures as HTML to put into one page; the first brings plotly.js along."""
+    return [
+        figure.to_html(full_html=False, include_plotlyjs=number == 0, config={"responsive": True})
+        for number, figure in enumerate(figures)
+    ]
 
 
 def colours(values: np.ndarray, high: float, signed: bool) -> np.ndarray:

@@ -5,7 +5,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -89,7 +89,7 @@ def environment(pipeline=None) -> dict:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "dtype": None if pipeline is None else str(pipeline.transformer.dtype).removeprefix("torch."),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -76,6 +77,21 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
         if "No space left on device" in reason:
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
         raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
+
+
+def read_metadata(path: str | Path) -> dict:
+    """What `write_mp4` kept as metadata. Raises ValueError, one sentence, for a file that holds none."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
+    command += ["-i", str(path), "-f", "ffmetadata", "-"]
+    text = subprocess.run(command, capture_output=True, timeout=30).stdout.decode(errors="replace")
+    lines = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
+    try:
+        metadata = json.loads(re.sub(r"\\(.)", r"\1", lines[1], flags=re.DOTALL)) if lines else None
+    except json.JSONDecodeError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError("This file holds no settings; give an mp4 that TimeRipple wrote.")
+    return metadata
 
 
 CONTAINERS = {  # what a file of this format holds at its start, as (offset, bytes), and the reader that may open it

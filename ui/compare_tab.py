@@ -2,16 +2,19 @@
 
 import random
 from collections.abc import Iterator
+from urllib.parse import urlencode
 
 import gradio as gr
 
 from timeripple import figures
-from timeripple.compare import check, compare, save
+from timeripple.compare import check, compare, read_settings, save
 from timeripple.generate import Request
-from timeripple.methods import Method, calibrated_methods, parse_method
+from timeripple.methods import Method, parse_method
+from timeripple.video import read_metadata
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, size_choices
-from ui.runs import Run, Runs
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, size_choices, size_of
+from ui.method_form import fill_method, method_form, read_method, title
+from ui.runs import Limits, Run, Runs
 
 PRESETS = {
     "Ball at sunset": "a red ball rolling left across the ocean at sunset",
@@ -21,10 +24,6 @@ PRESETS = {
     "Bouncing ring": "a cyan ring bouncing in the desert by day",
     "Camera pan": "a green cube circling above the city while the camera pans right",
 }
-NAMES = {"dense": "Dense", "token": "Token reuse", "tile": "Tile reuse", "channel": "Channel (paper)"}
-METHODS = [(name, method) for method, name in NAMES.items()]
-REFRESH = {"Automatic": "auto", "Off": "none", **{f"Every {n} steps": str(n) for n in (2, 3, 4, 5, 6, 8)}}
-BY_BUDGET = "budget"
 SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
 """On a phone the stage lies below the form."""
 
@@ -47,30 +46,21 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             with gr.Row(elem_classes="tr-tight tr-actions"):
                 generate = gr.Button("Generate", variant="primary", size="lg", scale=3, min_width=140)
                 cancel = gr.Button("Cancel", variant="stop", size="lg", scale=1, min_width=110, interactive=False)
-            with gr.Row(elem_classes="tr-tight"):
-                first = gr.Dropdown(METHODS, value="dense", label="Method A", filterable=False, min_width=130)
-                second = gr.Dropdown(METHODS, value="token", label="Method B", filterable=False, min_width=130)
-            target = gr.Dropdown(
-                [("Set by the budget below", BY_BUDGET), *((f"{psnr} dB", str(psnr)) for psnr in calibrated_methods())],
-                value=BY_BUDGET, label="Quality target of token reuse", filterable=False,
-                info="PSNR that calibrated settings kept on average; one prompt may lie some dB off",
-            )  # fmt: skip
-            budget = gr.Slider(
-                0.3, 0.9, value=0.75, step=0.05, label="Budget", info="Share of attention saved while reusing"
-            )
+            method_a, method_b = method_form("A", "dense"), method_form("B", "token")
             size = gr.Dropdown(size_choices(*SIZES), value="Standard", label="Size", filterable=False)
             most = runs.limits.max_steps
             steps = gr.Slider(2, max(2, most), value=min(20, most), step=1, label="Denoising steps")
             with gr.Row(elem_classes="tr-tight"):
                 seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
                 dice = gr.Button("⚄ Random", scale=1, min_width=120, elem_classes="tr-dice")
-            with gr.Accordion("Advanced", open=False):
-                refresh = gr.Dropdown(
-                    list(REFRESH.items()), value="auto", label="Feedback refresh", filterable=False,
-                    info="How often the error of reuse is measured, to be given back on the steps between",
-                )  # fmt: skip
+            with gr.Accordion("Schedule", open=False):
+                schedule = gr.Plot(show_label=False, elem_classes="tr-plot")
+                schedule_note = gr.HTML()
+            with gr.Accordion("Guidance and negative prompt", open=False):
                 guidance = gr.Slider(1, 8, value=3, step=0.5, label="Guidance", info="How strictly the prompt is kept")
                 negative = gr.Textbox("", label="Negative prompt", info="What to steer away from; may stay empty")
+            with gr.Accordion("Settings from a video", open=False):
+                video = gr.File(label="An mp4 that TimeRipple wrote", file_types=[".mp4"], height=110)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
             stage = gr.HTML(markup.welcome(), elem_id="stage")
             with gr.Column(visible=False) as results:
@@ -91,7 +81,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
                     video_file = gr.DownloadButton("Download side_by_side.mp4", min_width=220)
                     report_file = gr.DownloadButton("Download report.json", min_width=220)
 
-    form = [prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative]
+    form = [prompt, seed, size, steps, guidance, negative, *method_a, *method_b]
     outcome = [title, *videos, numbers, seconds, saving, video_file, report_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
@@ -103,10 +93,38 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             raise gr.Error(str(error), print_exception=False) from None
         return run.id, gr.Timer(active=True), None
 
-    def restore(run_id):
-        """After a reload: the form as it was, and the timer that shows the run again."""
-        run = runs.find(run_id)
-        return [*(run.settings if run else [gr.skip()] * len(form)), gr.Timer(active=run is not None), None]
+    def restore(run_id, page: gr.Request):
+        """After a reload, or by a link: the form as it was, and the timer that shows the run if it is still kept."""
+        link = dict(page.query_params)
+        run = runs.find(link.get("run", run_id))
+        if run and len(run.settings) == len(form):  # and not a run of another tab
+            return [run.id, *run.settings, gr.Timer(active=True), None]
+        filled = fill_from(link) if "prompt" in link else [gr.skip()] * len(form)
+        return [None, *filled, gr.Timer(active=False), None]
+
+    def fill_from(values) -> list:
+        try:
+            return fill_form(*read_settings(values), runs.limits)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def restore_from_video(path):
+        try:
+            return fill_form(*read_settings(read_metadata(path)), runs.limits)
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def draw_schedule(steps, *values):
+        """The schedules of both methods, or why there is none."""
+        half, drawn, notes = len(method_a), [], []
+        for side, chosen in (("A", values[:half]), ("B", values[half:])):
+            try:
+                method = read_method(chosen, int(steps))
+                if method.config is not None:
+                    drawn.append((f"{side} · {title(method)}", method.config.schedule(int(steps))))
+            except ValueError as error:
+                notes.append(f"{side}: {error}")
+        return figures.schedule_curve(drawn), markup.facts(notes)
 
     def show(run_id, already_shown):
         """Everything that depends on the run, from its present state; nothing if nothing has changed."""
@@ -125,28 +143,35 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
             now,
         ]
 
-    target.change(lambda chosen: gr.Slider(interactive=chosen == BY_BUDGET), target, budget, **QUIET)
+    methods = [steps, *method_a, *method_b]
+    gr.on([app.load, *(control.change for control in methods)], draw_schedule, methods, [schedule, schedule_note],
+          trigger_mode="always_last", **QUIET)  # fmt: skip
+    video.upload(restore_from_video, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [saved_id, timer, shown], **QUEUED)
         started.success(show, [saved_id, shown], view, **QUIET).then(None, js=SHOW_STAGE)
     cancel.click(runs.cancel, saved_id, None, **QUIET).then(show, [saved_id, shown], view, **QUIET)
     timer.tick(show, [saved_id, shown], view, trigger_mode="once", **QUIET)
-    app.load(restore, saved_id, [*form, timer, shown], **QUIET)
+    app.load(restore, saved_id, [saved_id, *form, timer, shown], **QUEUED)
 
 
 def read_form(settings: tuple) -> tuple[Request, list[Method]]:
     """What the form asks for. Raises ValueError, one sentence, for values that are missing or make no method."""
-    prompt, seed, size, steps, first, second, target, budget, refresh, guidance, negative = settings
+    prompt, seed, size, steps, guidance, negative, *methods = settings
     request = read_request(prompt, seed, size, steps, negative, guidance)
-    feedback = "" if refresh == "auto" else f":refresh={refresh}"
+    half = len(methods) // 2
+    return request, [read_method(methods[:half], request.steps), read_method(methods[half:], request.steps)]
 
-    def method(name: str) -> Method:
-        if name == "token" and target != BY_BUDGET:
-            return calibrated_methods()[int(target)]
-        return parse_method("dense" if name == "dense" else f"{name}:{budget:g}{feedback}")
 
-    return request, [method(first), method(second)]
+def fill_form(request: Request, methods: list[Method], limits: Limits) -> list:
+    """The values of the form that ask for this. Raises ValueError, one sentence, for what the form cannot ask for."""
+    if len(methods) != 2:
+        raise ValueError(f"These settings compare {len(methods)} methods; the form compares two.")
+    limits.check(request)
+    filled = [value for method in methods for value in fill_method(method, request.steps)]
+    size = size_of(request)
+    return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
 
 
 def submit(pipeline, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
@@ -195,7 +220,7 @@ def present(run: Run) -> list:
     savings = [row["saving"] or dense for row in rows]
     curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
-        markup.heading(request.prompt, f"{detail} · seed {request.seed}"),
+        markup.heading(request.prompt, f"{detail} · seed {request.seed}", permalink(run)),
         *(gr.Video(run.folder / f"{row['label']}.mp4", label=name) for row, name in zip(rows, names, strict=True)),
         markup.cards(measured(rows)),
         figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)]),
@@ -203,6 +228,12 @@ def present(run: Run) -> list:
         gr.DownloadButton(value=run.folder / "side_by_side.mp4"),
         gr.DownloadButton(value=run.folder / "report.json"),
     ]
+
+
+def permalink(run: Run) -> str:
+    """Query of the page that shows this result, and its settings once the result is gone."""
+    names = [*Request.__dataclass_fields__, "compared"]
+    return "?" + urlencode({"run": run.id} | {name: run.result[name] for name in names})
 
 
 def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
@@ -219,12 +250,6 @@ def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
             meaning = f"{side}, on the steps that reuse; {saving['all_steps']:.0%} of all steps together"
             numbers.append(("Attention saved", f"{saving['reuse_steps']:.0%}", saving["kind"], meaning))
     return numbers
-
-
-def title(method: Method) -> str:
-    """What the page calls a method, for example "Token reuse · 75%"."""
-    name = NAMES[method.text.split(":")[0]]
-    return name if method.config is None else f"{name} · {method.config.budget:.0%}"
 
 
 def comparison_api(pipeline, runs: Runs):

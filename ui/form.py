@@ -23,3 +23,12 @@ def read_request(
         raise ValueError("The seed is missing; give a whole number, such as 7.")
     frames, pixels = SIZES[size]
     return Request(prompt, negative_prompt, seed, int(steps), frames, pixels, pixels, guidance_scale)
+
+
+def size_of(request: Request) -> str:
+    """The name of a request's size. Raises ValueError, one sentence, for one that the forms do not offer."""
+    for name, (frames, pixels) in SIZES.items():
+        if (request.num_frames, request.height, request.width) == (frames, pixels, pixels):
+            return name
+    size = f"{request.num_frames} frames of {request.width} × {request.height}"
+    raise ValueError(f"These settings are for {size}, which the form does not offer; use the command line for them.")

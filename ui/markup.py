@@ -89,8 +89,10 @@ def notice(title: str, sentence: str, alert: bool = False) -> str:
       <h2>{escape(title)}</h2><p>{escape(sentence)}</p></section>"""
 
 
-def heading(prompt: str, detail: str) -> str:
-    return f'<div class="tr-heading"><h2>“{escape(prompt)}”</h2><p>{escape(detail)}</p></div>'
+def heading(prompt: str, detail: str, link: str) -> str:
+    """link: query of the page that shows this result again."""
+    return f"""<div class="tr-heading"><h2>“{escape(prompt)}”</h2>
+      <p>{escape(detail)} · <a href="{escape(link)}">Link to this result</a></p></div>"""
 
 
 def cards(numbers: list[tuple[str, str, str, str]]) -> str:

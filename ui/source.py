@@ -124,7 +124,7 @@ def wire_source(
 def inspected(runs: Runs, id: str | None) -> Inspection | None:
     """What a run has kept; None while there is nothing to see."""
     run = runs.find(id)
-    return run.result if run and run.state == "done" else None
+    return run.result if run and isinstance(run.result, Inspection) else None
 
 
 def submit_request(pipeline, runs: Runs, request: Request) -> Run:

@@ -1,5 +1,6 @@
 """The app as programs see it, and how it starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -9,10 +10,11 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
-from timeripple.config import ReuseConfig
-from timeripple.methods import SETTINGS
+from timeripple.generate import Request
+from timeripple.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
-from ui.compare_tab import PRESETS, read_form
+from ui.compare_tab import PRESETS, fill_form, read_form
+from ui.runs import Limits
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
@@ -77,15 +79,23 @@ def test_a_bad_setting_ends_the_start_with_one_sentence(variable, monkeypatch):
         app.main()
 
 
-@pytest.mark.parametrize("target", ["40", "36", "32"])
-def test_a_quality_target_takes_the_calibrated_settings(target):
-    form = ("a red ball", 0, "Tiny", 20, "dense", "token", target, 0.75, "auto", 3, "")
-    _, (dense, reuse) = read_form(form)
-    assert dense.config is None
-    assert reuse.config == ReuseConfig.load(SETTINGS / f"pond-{target}dB.json")
+REQUEST = Request("a red ball", "by night", 7, 8, 8, 64, 64, 2.5)
+METHODS = [parse_method(text) for text in ("token:0.5:axes=ty", "skip:0.7")]
 
 
-def test_without_a_target_the_budget_counts():
-    form = ("a red ball", 0, "Tiny", 20, "token", "tile", "budget", 0.6, "4", 3, "")
-    _, methods = read_form(form)
-    assert [method.config for method in methods] == [ReuseConfig(g, budget=0.6, refresh=4) for g in ("token", "tile")]
+def test_the_form_asks_for_what_filled_it():
+    request, methods = read_form(tuple(fill_form(REQUEST, METHODS, Limits())))
+    assert request == REQUEST and [m.config for m in methods] == [m.config for m in METHODS]
+
+
+@pytest.mark.parametrize(
+    ("request_", "methods", "sentence"),
+    [
+        (replace(REQUEST, width=72), METHODS, "8 frames of 72 × 64, which the form does not offer"),
+        (REQUEST, METHODS[:1], "compare 1 methods; the form compares two"),
+        (replace(REQUEST, steps=60), METHODS, "60 steps; the limit here is 50"),
+    ],
+)
+def test_settings_the_form_cannot_show_are_one_sentence(request_, methods, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        fill_form(request_, methods, Limits())

@@ -135,7 +135,17 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
     for _ in range(60):
         page.keyboard.press("Tab")
         reached.add(page.evaluate(f"({name})(document.activeElement)").strip())
-    for name in ("Prompt", "Ball at sunset", "Generate", "Method A", "Method B", "Budget", "Size", "Seed", "Advanced"):
+    for name in (
+        "Prompt",
+        "Ball at sunset",
+        "Generate",
+        "Method A",
+        "Method B",
+        "Budget B",
+        "Size",
+        "Seed",
+        "Schedule",
+    ):
         assert name in " | ".join(reached)
 
 

@@ -277,6 +277,14 @@ def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: str) ->
     }
 
 
+def saving_by_head(records: list[dict]) -> dict[str, list[float]]:
+    """Share of attention saved by every head of every layer, by the layer's name: mean over all steps and passes."""
+    savings: dict[str, list[list[float]]] = {}
+    for record in records:
+        savings.setdefault(record["layer"], []).append(record["saving"])
+    return {layer: [sum(head) / len(head) for head in zip(*rows, strict=True)] for layer, rows in savings.items()}
+
+
 def _mean_by_step(records: list[dict]) -> dict[int, float]:
     """Mean saving over passes, layers and heads of every step that has records."""
     savings: dict[int, list[float]] = {}

@@ -1,0 +1,147 @@
+"""The controls of one method: what is reused, how much, along which axes and at which steps."""
+
+import gradio as gr
+
+from timeripple.config import DEFAULT_BUDGET
+from timeripple.methods import Method, calibrated_methods, parse_method
+from ui.form import QUIET
+
+NAMES = {
+    "dense": "Dense",
+    "token": "Token reuse",
+    "tile": "Tile reuse",
+    "channel": "Channel (paper)",
+    "skip": "Skip (sparse)",
+    "output-cache": "Output cache (PAB)",
+}
+OURS = ("token", "tile", "channel")
+BUDGET, THETA, TARGET = "Budget", "Threshold θ", "Quality target"
+MEASURES = {"token": [BUDGET, THETA, TARGET], "tile": [BUDGET, THETA], "channel": [BUDGET, THETA]}
+AUTO = ("Automatic", "auto")
+STEPS = [AUTO, *((f"{n} step{'s' * (n != 1)}", str(n)) for n in range(11))]
+REFRESH = [AUTO, ("Off", "none"), *((f"Every {n} steps", str(n)) for n in range(2, 11))]
+AXES = [("time", "t"), ("height", "y"), ("width", "x")]
+SCHEDULE = ("dense_first", "dense_last", "ramp")  # in steps here, where the config has shares
+
+
+def method_form(side: str, name: str) -> list[gr.components.Component]:
+    """Adds the controls of method `side` ("A", "B") to the column that is being built; their order is that of
+    `read_method`, `fill_method` and `VALUES`."""
+    values = dict(zip(VALUES, fill_method(parse_method(name), 20), strict=True))
+    with gr.Group():
+        chosen = gr.Dropdown(
+            [(label, key) for key, label in NAMES.items()], value=name, label=f"Method {side}", filterable=False
+        )
+        shown = visible(name, BUDGET)
+        by = gr.Radio(MEASURES["token"], value=BUDGET, label=f"How much, {side}", visible=shown["by"])
+        budget = gr.Slider(
+            0.3, 0.95, value=values["budget"], step=0.01, label=f"Budget {side}", visible=shown["budget"],
+            info="Share of attention saved while reusing",
+        )  # fmt: skip
+        theta = gr.Number(
+            values["theta"], label=f"θ of {side}", minimum=0, step=0.05, visible=False,
+            info="0 is dense; channel: standard deviation, token: of the logits, tile: output error",
+        )  # fmt: skip
+        target = gr.Dropdown(
+            [(f"{psnr} dB", str(psnr)) for psnr in calibrated_methods()], value=values["target"],
+            label=f"Quality target {side}", filterable=False, visible=False,
+            info="PSNR that calibrated settings kept on average; one prompt may lie some dB off",
+        )  # fmt: skip
+        with gr.Accordion(f"Axes and schedule of {side}", open=False, visible=shown["more"]) as more:
+            axes = gr.CheckboxGroup(AXES, value=list("tyx"), label=f"Reuse along, {side}", visible=shown["axes"])
+            with gr.Row(elem_classes="tr-tight"):
+                first = gr.Dropdown(STEPS, value="auto", label=f"Dense at the start, {side}", filterable=False)
+                last = gr.Dropdown(STEPS, value="auto", label=f"Dense at the end, {side}", filterable=False)
+            with gr.Row(elem_classes="tr-tight", visible=shown["axes"]) as feedback:
+                ramp = gr.Dropdown(STEPS, value="auto", label=f"Ramp, {side}", filterable=False)
+                refresh = gr.Dropdown(REFRESH, value="auto", label=f"Feedback refresh, {side}", filterable=False)
+            others = gr.Textbox(
+                "", label=f"Other settings, {side}", max_lines=1, placeholder="metric=rms:extrapolate=no",
+                info="As on the command line, with colons between",
+            )  # fmt: skip
+
+    def change(name: str, by: str) -> list:
+        measures = MEASURES.get(name, [BUDGET])
+        by = by if by in measures else BUDGET
+        shown = visible(name, by)
+        return [
+            gr.Radio(measures, value=by, visible=shown["by"]),
+            *(part(visible=shown[key]) for part, key in zip(parts, keys, strict=True)),
+        ]
+
+    keys = ("budget", "theta", "target", "more", "axes", "axes")
+    parts = (gr.Slider, gr.Number, gr.Dropdown, gr.Accordion, gr.CheckboxGroup, gr.Row)
+    gr.on([chosen.change, by.change], change, [chosen, by], [by, budget, theta, target, more, axes, feedback], **QUIET)
+    return [chosen, by, budget, theta, target, axes, first, last, ramp, refresh, others]
+
+
+VALUES = ("name", "by", "budget", "theta", "target", "axes", *SCHEDULE, "refresh", "others")
+
+
+def visible(name: str, by: str) -> dict[str, bool]:
+    """Which controls a method has; a quality target brings its whole schedule along."""
+    reuses, free = name != "dense", by != TARGET
+    return {
+        "by": len(MEASURES.get(name, ())) > 1,
+        "budget": reuses and by == BUDGET,
+        "theta": reuses and by == THETA,
+        "target": reuses and not free,
+        "more": reuses and free,
+        "axes": name in OURS,
+    }
+
+
+def read_method(values: list, steps: int) -> Method:
+    """The method the controls ask for, of a run of so many steps. Raises ConfigError, one sentence."""
+    given = dict(zip(VALUES, values, strict=True))
+    name, by = given["name"], given["by"]
+    if name == "dense":
+        return parse_method("dense")
+    if by == TARGET and name == "token":
+        return calibrated_methods()[int(given["target"])]
+    parts = [name, f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"]
+    if name in OURS:
+        chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
+        parts += [f"axes={chosen}"] if chosen != "tyx" else []
+        parts += [f"refresh={given['refresh']}"] if given["refresh"] != "auto" else []
+        parts += [f"ramp={int(given['ramp']) / steps:g}"] if given["ramp"] != "auto" else []
+    parts += [f"dense_first={int(given['dense_first']) / steps:g}"] if given["dense_first"] != "auto" else []
+    parts += [f"dense_last={given['dense_last']}"] if given["dense_last"] != "auto" else []
+    parts += [given["others"].strip(": ")] if given["others"].strip(": ") else []
+    return parse_method(":".join(parts))
+
+
+def fill_method(method: Method, steps: int) -> list:
+    """The values of the controls from which `read_method` makes this method again."""
+    name = method.text.split(":")[0]
+    values = dict.fromkeys(VALUES, "auto") | {
+        "name": name, "by": BUDGET, "budget": DEFAULT_BUDGET, "theta": 0.3, "target": str(min(calibrated_methods())),
+        "axes": list("tyx"), "others": "",
+    }  # fmt: skip
+    config = method.config
+    if config is None:
+        return list(values.values())
+    if config.budget is not None:
+        values["budget"] = config.budget
+    else:
+        values |= {"by": THETA, "theta": config.theta}
+    others = []
+    for part in method.text.split(":")[1:]:
+        setting, _, text = part.partition("=")
+        if setting == "dense_last" or (setting == "refresh" and name in OURS):
+            values[setting] = text
+        elif setting in SCHEDULE and (name in OURS or setting != "ramp"):
+            values[setting] = text if text == "auto" else str(round(float(text) * steps))
+        elif setting == "axes":
+            values["axes"] = list(config.axes)
+        elif text and setting not in ("theta", "budget"):
+            others.append(part)
+    return list((values | {"others": ":".join(others)}).values())
+
+
+def title(method: Method) -> str:
+    """What the page calls a method, for example "Token reuse · 75%"."""
+    name, config = NAMES[method.text.split(":")[0]], method.config
+    if config is None:
+        return name
+    return f"{name} · {config.budget:.0%}" if config.budget is not None else f"{name} · θ {config.theta:g}"
