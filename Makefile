@@ -7,7 +7,9 @@ app: .venv/app-ready
 	@echo "Starting TimeRipple on http://127.0.0.1:7860 (stop with Ctrl-C)"
 	$(VENV)/python app.py
 
-test: venv
+AXE := .venv/axe/node_modules/axe-core/axe.min.js
+
+test: venv $(AXE)
 	@sh tests/chromium.sh
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
@@ -27,3 +29,7 @@ venv: .venv/dev-ready
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet -r requirements-dev.txt
 	@touch .venv/app-ready $@
+
+# The rules the page tests check accessibility by.
+$(AXE):
+	npm install --silent --no-save --no-fund --no-audit --prefix .venv/axe axe-core@4.11.0

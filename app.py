@@ -22,10 +22,10 @@ def main() -> None:
         port = port_from_environment()
         limits = Limits.from_environment(os.environ)
         pipeline = load_pipeline("pond")
-        from ui.build import LAUNCH, build_app  # only now: Gradio reads the port when it is imported
+        from ui.build import build_app, launch_options  # only now: Gradio reads the port when it is imported
 
-        app = build_app(pipeline, limits)
-        app.launch(server_name=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), server_port=port, **LAUNCH)
+        server = {"server_name": os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), "server_port": port}
+        build_app(pipeline, limits).launch(**server, **launch_options(limits))
     except (ValueError, OSError) as error:
         raise SystemExit(f"TimeRipple cannot start: {error}") from None
 

@@ -100,9 +100,8 @@ def probe(
 ) -> None:
     """How much the channels of Q and K repeat themselves along time, height and width in a dense run."""
     with _one_sentence(ValueError, OSError):
-        from timeripple import probe as probing
         from timeripple.generate import Request, load_pipeline
-        from timeripple.timing import environment
+        from timeripple.probe import probe_report
 
         width, height = _parse_size(size)
         request = Request(prompt, "", seed, steps, frames, height, width)
@@ -111,15 +110,12 @@ def probe(
             raise ValueError(f"The steps to look at are {at}; give some from 1 to {steps}.")
         _check_file(out)
         pipeline = load_pipeline(model)
-        captures = probing.capture(pipeline, request, wanted)
-    rows = probing.correlation_report(captures)
-    rope = [{"axis": axis, "radians": radians} for axis, radians in probing.rope_frequencies(pipeline.transformer)]
-    result = {"rows": rows, "channels": rope, "kind": "measured here", "environment": environment(pipeline)}
+        result = probe_report(pipeline, request, wanted)
     out.write_text(json.dumps(result))
     table = Table(title="Correlation with the next token, mean over channels (measured here)", box=SIMPLE)
     for title in ("step", "layer", "head", "of", "along t", "along y", "along x"):
         table.add_column(title, justify="left" if title in ("layer", "of") else "right")
-    for row in rows:
+    for row in result["rows"]:
         channels = row["values"]
         means = {
             axis: sum(values[i] for values in channels) / len(channels)
@@ -280,6 +276,19 @@ def scaling(
     _print_result(result, as_json, columns)
 
 
+@bench_app.command()
+def ui(
+    repeats: Annotated[int, typer.Option(min=1, help="Visits, and picks of each kind.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """First paint of the page and the answer to every pick, in headless Chromium."""
+    with _one_sentence(ValueError), _counted("visits") as count:
+        from timeripple.bench.ui import page_speed
+
+        result = page_speed(repeats, count)
+    _print_result(result, as_json, ("what", "ms", "worst_ms", "goal_ms"))
+
+
 @app.command()
 def kernels(
     targets: Annotated[str, typer.Option(help="GPU architectures, separated by commas; by default all.")] = "",
@@ -363,7 +372,7 @@ def _print_result(result: dict, as_json: bool, columns: tuple[str, ...]) -> None
         return
     table = Table(title=f"{result['kind'].capitalize()} on {result['environment']['cpu']}", box=SIMPLE)
     for column in columns:
-        table.add_column(column.replace("_", "\n"), justify="left" if column == "method" else "right")
+        table.add_column(column.replace("_", "\n"), justify="left" if column in ("method", "what") else "right")
     for row in result["rows"]:
         cells = (row[column] for column in columns)
         table.add_row(*("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))

@@ -19,6 +19,7 @@ from timeripple.hooks.families import FAMILIES
 from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.similarity import correlation_table
+from timeripple.timing import environment
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,20 @@ def rope_frequencies(transformer) -> list[tuple[str, float]]:
         for axis, group in groups.items()
         for channel in range(group.stop - group.start)
     ]
+
+
+def probe_report(
+    pipeline: PondPipeline,
+    request: Request,
+    steps: Collection[int],
+    *,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict:
+    """What a dense run shows at `steps` (from 0): rows, see `correlation_report`; channels: axis and radians per token
+    of each; kind; environment. Errors as in `capture`."""
+    rows = correlation_report(capture(pipeline, request, steps, should_stop=should_stop))
+    channels = [{"axis": axis, "radians": radians} for axis, radians in rope_frequencies(pipeline.transformer)]
+    return {"rows": rows, "channels": channels, "kind": "measured here", "environment": environment(pipeline)}
 
 
 def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3, 4)) -> list[dict]:

@@ -8,7 +8,9 @@ from gradio.utils import get_upload_folder
 from ui import markup
 from ui.compare_tab import compare_tab, comparison_api
 from ui.correlation_tab import correlation_tab
+from ui.gpu import comparer
 from ui.runs import Limits, Runs
+from ui.source import probe_api
 
 HERE = Path(__file__).parent
 FONT = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
@@ -31,26 +33,31 @@ LAUNCH = {
         slider_color_dark="#56b4e9",
     ),
     "css_paths": HERE / "style.css",
+    "js": (HERE / "exports.js").read_text(),
     "favicon_path": str(HERE / "favicon.svg"),
     "allowed_paths": [],
-    "max_file_size": "8mb",
     "footer_links": ["api", "settings"],
     "ssr_mode": False,
 }
-"""Keyword arguments for `build_app(...).launch()`."""
+
+
+def launch_options(limits: Limits) -> dict:
+    """Keyword arguments for `build_app(...).launch()`."""
+    return LAUNCH | {"max_file_size": f"{limits.max_upload_megabytes}mb"}
 
 
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are."""
-    runs = Runs(limits or Limits(), get_upload_folder())
+    runs, compare = Runs(limits or Limits(), get_upload_folder()), comparer(pipeline)
     with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
         gr.HTML(markup.hero())
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
-                compare_tab(app, pipeline, runs)
+                compare_tab(app, pipeline, compare, runs)
             with gr.Tab("Correlations") as tab:
                 correlation_tab(app, tab, pipeline, runs, looked_into)
-        gr.api(comparison_api(pipeline, runs), api_name="compare", concurrency_limit=None)
+        gr.api(probe_api(pipeline, runs), api_name="probe", concurrency_limit=None)
+        gr.api(comparison_api(pipeline, compare, runs), api_name="compare", concurrency_limit=None)
     return app

@@ -7,12 +7,13 @@ from urllib.parse import urlencode
 import gradio as gr
 
 from timeripple import figures
-from timeripple.compare import check, compare, read_settings, save
+from timeripple.compare import check, read_settings, save
 from timeripple.generate import Request
 from timeripple.methods import Method, parse_method
 from timeripple.video import read_metadata
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, size_choices, size_of
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, result_of, size_choices, size_of
+from ui.gpu import Comparer
 from ui.method_form import fill_method, method_form, read_method, title
 from ui.runs import Limits, Run, Runs
 
@@ -28,7 +29,7 @@ SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scroll
 """On a phone the stage lies below the form."""
 
 
-def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
+def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None:
     """Adds the content of the tab to `app`, which is being built."""
     saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
     shown = gr.State(None)
@@ -64,7 +65,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
             stage = gr.HTML(markup.welcome(), elem_id="stage")
             with gr.Column(visible=False) as results:
-                title = gr.HTML()
+                heading = gr.HTML()
                 with gr.Row(elem_classes="tr-videos"):
                     videos = [
                         gr.Video(
@@ -82,13 +83,13 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
                     report_file = gr.DownloadButton("Download report.json", min_width=220)
 
     form = [prompt, seed, size, steps, guidance, negative, *method_a, *method_b]
-    outcome = [title, *videos, numbers, seconds, saving, video_file, report_file]
+    outcome = [heading, *videos, numbers, seconds, saving, video_file, report_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
     def start(*settings):
         """Queues the run the form asks for: its id, and the timer that shows it."""
         try:
-            run = submit(pipeline, runs, *read_form(settings), settings)
+            run = submit(pipeline, compare, runs, *read_form(settings), settings)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
         return run.id, gr.Timer(active=True), None
@@ -102,15 +103,11 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
         filled = fill_from(link) if "prompt" in link else [gr.skip()] * len(form)
         return [None, *filled, gr.Timer(active=False), None]
 
-    def fill_from(values) -> list:
+    def fill_from(source: dict | str) -> list:
+        """The form from a link's query, or from the mp4 at a path."""
         try:
+            values = read_metadata(source) if isinstance(source, str) else source
             return fill_form(*read_settings(values), runs.limits)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def restore_from_video(path):
-        try:
-            return fill_form(*read_settings(read_metadata(path)), runs.limits)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -146,7 +143,7 @@ def compare_tab(app: gr.Blocks, pipeline, runs: Runs) -> None:
     methods = [steps, *method_a, *method_b]
     gr.on([app.load, *(control.change for control in methods)], draw_schedule, methods, [schedule, schedule_note],
           trigger_mode="always_last", **QUIET)  # fmt: skip
-    video.upload(restore_from_video, video, form, **QUEUED)
+    video.upload(fill_from, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [saved_id, timer, shown], **QUEUED)
@@ -174,13 +171,15 @@ def fill_form(request: Request, methods: list[Method], limits: Limits) -> list:
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
 
 
-def submit(pipeline, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
+def submit(
+    pipeline, compare: Comparer, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()
+) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
     check(pipeline, request, methods)
     runs.limits.check(request)
 
     def work(run: Run) -> dict:
-        comparison = compare(pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set)
+        comparison = compare(run, request, methods)
         save(comparison, run.folder, pipeline)
         return comparison.report(pipeline)
 
@@ -252,7 +251,7 @@ def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
     return numbers
 
 
-def comparison_api(pipeline, runs: Runs):
+def comparison_api(pipeline, compare: Comparer, runs: Runs):
     """The endpoint for programs: the comparison, without the page."""
 
     def compare_methods(
@@ -266,7 +265,7 @@ def comparison_api(pipeline, runs: Runs):
         """Compares methods on one prompt and seed; yields progress, at last the report and the side-by-side video."""
         try:
             request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
-            run = submit(pipeline, runs, request, [parse_method(text) for text in methods.split(",")])
+            run = submit(pipeline, compare, runs, request, [parse_method(text) for text in methods.split(",")])
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
         try:
@@ -274,8 +273,6 @@ def comparison_api(pipeline, runs: Runs):
                 yield {"state": run.state, **{name: event.step for name, event in run.progress.items()}}, None
         finally:
             runs.cancel(run.id)
-        if run.state != "done":
-            raise gr.Error(run.error or "The run was cancelled.", print_exception=False)
-        yield run.result, str(run.folder / "side_by_side.mp4")
+        yield result_of(runs, run), str(run.folder / "side_by_side.mp4")
 
     return compare_methods

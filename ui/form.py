@@ -1,6 +1,11 @@
 """What the forms of the tabs share: clip sizes, the request they make, and how their events are wired."""
 
+from typing import Any
+
+import gradio as gr
+
 from timeripple.generate import Request
+from ui.runs import Run, Runs
 
 SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
 POLL_SECONDS = 0.5
@@ -32,3 +37,14 @@ def size_of(request: Request) -> str:
             return name
     size = f"{request.num_frames} frames of {request.width} × {request.height}"
     raise ValueError(f"These settings are for {size}, which the form does not offer; use the command line for them.")
+
+
+def result_of(runs: Runs, run: Run) -> Any:
+    """Waits for a run that a program asked for; it is cancelled with the call. Raises gr.Error, one sentence."""
+    try:
+        runs.wait(run)
+    finally:
+        runs.cancel(run.id)
+    if run.state != "done":
+        raise gr.Error(run.error or "The run was cancelled.", print_exception=False)
+    return run.result

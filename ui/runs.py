@@ -24,8 +24,9 @@ class Limits:
     """What one app allows; `from_environment` reads each from TIMERIPPLE_<NAME IN CAPITALS>.
 
     max_tokens, max_steps: of one generation. max_queue: runs that may wait for their turn. max_kept: finished runs
-    kept; max_age: for how many seconds; max_megabytes: on how much disk. max_upload_pixels, max_upload_seconds: of a
-    frame and of the length of a visitor's clip.
+    kept; max_age: for how many seconds; max_megabytes: on how much disk. max_upload_megabytes, max_upload_pixels,
+    max_upload_seconds: of a visitor's file, of a frame of it and of its length. Runs share one model, so they go one
+    after the other.
     """
 
     max_tokens: int = 16_384
@@ -34,6 +35,7 @@ class Limits:
     max_kept: int = 50
     max_age: int = 7200
     max_megabytes: int = 500
+    max_upload_megabytes: int = 8
     max_upload_pixels: int = 16_777_216
     max_upload_seconds: int = 60
 
@@ -126,6 +128,17 @@ class Runs:
             name = secrets.token_urlsafe(16)
             run = self._runs[name] = Run(name, work, settings, Path(self._folder.name) / name)
             self._lock.notify_all()
+        return run
+
+    def adopt(self, folder: Path, result: Any, settings: tuple) -> Run:
+        """A finished run with a copy of what lies in `folder`, for results that were recorded before."""
+        name = secrets.token_urlsafe(16)
+        run = Run(name, None, settings, Path(self._folder.name) / name, state="done", result=result)
+        shutil.copytree(folder, run.folder)
+        run.bytes = sum(file.stat().st_size for file in run.folder.glob("*"))
+        with self._lock:
+            self._runs[name] = run
+            self._clean()
         return run
 
     def find(self, id: str | None) -> Run | None:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import gradio as gr
 
 from timeripple.generate import MAX_SEED, Request
-from timeripple.probe import Inspection, inspect_clip, inspect_request
+from timeripple.probe import Inspection, inspect_clip, inspect_request, probe_report
 from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, read_request, size_choices
+from ui.form import POLL_SECONDS, QUEUED, QUIET, read_request, result_of, size_choices
 from ui.runs import Run, Runs
 
 FIRST_NOTE = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
@@ -148,6 +148,28 @@ def submit_clip(pipeline, runs: Runs, path: str | None, request: Request) -> Run
     )
     work = partial(inspect_clip, pipeline, clip, request.steps, _kept(request.steps), request.seed)
     return _submit(runs, "Your own clip", work)
+
+
+def probe_api(pipeline, runs: Runs) -> Callable:
+    """The endpoint for programs: what `python -m timeripple probe` writes."""
+
+    def probe(
+        prompt: str, at: str = "10", seed: int = 0, steps: int = 20, num_frames: int = 16, pixels: int = 96
+    ) -> dict:
+        """How much the channels of Q and K repeat themselves in a dense run, at steps counted from 1 ("5,10")."""
+        try:
+            request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
+            request.check(pipeline)
+            runs.limits.check(request)
+            wanted = {int(step) - 1 if step.strip().isdecimal() else -1 for step in at.split(",")}
+            if not all(0 <= step < steps for step in wanted):
+                raise ValueError(f"The steps to look at are {at!r}; give numbers from 1 to {steps}, such as 1,{steps}.")
+            run = runs.submit(lambda run: probe_report(pipeline, request, wanted, should_stop=run.stop.is_set))
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return result_of(runs, run)
+
+    return probe
 
 
 def _submit(runs: Runs, title: str, inspect: Callable) -> Run:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
-from ui.build import LAUNCH, build_app
+from ui.build import build_app, launch_options
 from ui.runs import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
@@ -18,8 +18,9 @@ FLAGS = [
 
 @pytest.fixture(scope="session")
 def url(tiny_pipeline):
-    app = build_app(tiny_pipeline, Limits(max_tokens=10_000, max_steps=40))
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **LAUNCH)
+    limits = Limits(max_tokens=10_000, max_steps=40)
+    app = build_app(tiny_pipeline, limits)
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
     yield url
     app.close()
 

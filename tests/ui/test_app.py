@@ -61,8 +61,21 @@ def test_presets_say_what_pond_understands(preset):
     assert parse_prompt(preset).motion
 
 
-def test_the_api_has_one_named_endpoint(client):
-    assert list(client.view_api(return_format="dict", print_info=False)["named_endpoints"]) == ["/compare"]
+def test_the_names_of_the_api_are_stable(client):
+    names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    assert sorted(names) == ["/compare", "/probe"]
+
+
+def test_probe_over_the_api(client):
+    report = client.predict("a red ball", "1,4", **SMALL, api_name="/probe")
+    assert {row["step"] for row in report["rows"]} == {0, 3} and len(report["channels"]) == 24
+    for change, sentence in [
+        ({"at": "5"}, "from 1 to 4"),
+        ({"at": "soon"}, "are 'soon'"),
+        ({"prompt": ""}, "is empty"),
+    ]:
+        with pytest.raises(AppError, match=sentence):
+            client.predict(**{"prompt": "a red ball", **SMALL, **change}, api_name="/probe")
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", str(ROOT / "app.py"), "../../etc/passwd"])

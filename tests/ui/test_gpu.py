@@ -1,0 +1,73 @@
+"""Comparisons on a lent GPU, with a stand-in for the package `spaces` that copies as processes do."""
+
+import importlib.util
+import pickle
+import sys
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from timeripple.compare import compare
+from timeripple.generate import Cancelled, Request
+from timeripple.methods import parse_method
+from ui.gpu import comparer, seconds_needed
+
+REQUEST = Request("a red ball", seed=3, steps=3, num_frames=4, height=32, width=32)
+METHODS = [parse_method("dense"), parse_method("token:0.5")]
+
+
+class StandInRun:
+    def __init__(self, stop_after=None):
+        self.stop, self.steps, self.stop_after = threading.Event(), [], stop_after
+
+    def report(self, event):
+        self.steps.append((event.method, event.step))
+        if len(self.steps) == self.stop_after:
+            self.stop.set()
+
+
+@pytest.fixture
+def durations(monkeypatch):
+    asked = []
+
+    def lend(duration):
+        def decorate(function):
+            def on_gpu(*args):
+                asked.append(duration(*args))
+                for event in function(*pickle.loads(pickle.dumps(args))):
+                    yield pickle.loads(pickle.dumps(event))
+
+            return on_gpu
+
+        return decorate
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "spaces" or found(name))
+    monkeypatch.setitem(sys.modules, "spaces", SimpleNamespace(GPU=lend))
+    return asked
+
+
+def test_a_lent_gpu_gives_what_ours_gives(tiny_pipeline, durations):
+    run = StandInRun()
+    lent = comparer(tiny_pipeline)(run, REQUEST, METHODS)
+    ours = compare(tiny_pipeline, REQUEST, METHODS)
+    assert [(g.frames == o.frames).all() for g, o in zip(lent.generations, ours.generations, strict=True)] == [True] * 2
+    assert run.steps == [(method, step) for method in ("dense", "token-0.5") for step in (1, 2, 3)]
+    assert durations == [seconds_needed(tiny_pipeline, REQUEST, METHODS)] and 20 <= durations[0] <= 60
+
+
+def test_cancelling_and_errors_come_through(tiny_pipeline, durations):
+    run = StandInRun(stop_after=2)
+    with pytest.raises(Cancelled):
+        comparer(tiny_pipeline)(run, REQUEST, METHODS)
+    assert len(run.steps) == 2
+    with pytest.raises(ValueError, match="The prompt is empty"):
+        comparer(tiny_pipeline)(StandInRun(), Request(""), METHODS)
+
+
+def test_without_the_package_nothing_changes(tiny_pipeline):
+    run = StandInRun(stop_after=1)
+    with pytest.raises(Cancelled):
+        comparer(tiny_pipeline)(run, REQUEST, METHODS)
+    assert run.steps == [("dense", 1)]

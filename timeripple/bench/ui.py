@@ -1,0 +1,124 @@
+"""How fast the page is: first paint, and the answer to every pick, in headless Chromium on the real app."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.request import urlopen
+
+from timeripple.timing import environment
+
+ROOT = Path(__file__).resolve().parents[2]
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+START_SECONDS, RUN_SECONDS = 60, 600
+
+
+def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = None) -> dict:
+    """Rows: what, ms (median), worst_ms, goal_ms. Raises ValueError, one sentence, where no browser is at hand.
+
+    First paint is the browser's first contentful paint of a fresh visit, ready is when the prompt can be typed. A pick
+    is timed from the click to the change of what it draws, on a run of 2304 tokens that is made first.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        raise ValueError("The page is driven with playwright; install requirements-dev.txt first.") from None
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        raise ValueError("The page is driven in Chromium; install the package 'chromium' first.")
+    with _server() as url, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        times: dict[str, list[float]] = {}
+        for run in range(repeats):
+            for what, seconds in _first_paint(browser, url).items():
+                times.setdefault(what, []).append(seconds)
+            if on_run is not None:
+                on_run(run + 1, 2 * repeats)
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        _look_inside(page, url)
+        for run in range(repeats):
+            for what, seconds in _picks(page, run):
+                times.setdefault(what, []).append(seconds)
+            if on_run is not None:
+                on_run(repeats + run + 1, 2 * repeats)
+        browser.close()
+    rows = [
+        {
+            "what": what,
+            "ms": round(1000 * statistics.median(seconds)),
+            "worst_ms": round(1000 * max(seconds)),
+            "goal_ms": 300 if what.startswith("pick") else 3000,
+        }
+        for what, seconds in times.items()
+    ]
+    return {"rows": rows, "kind": "measured here", "environment": environment(None)}
+
+
+@contextmanager
+def _server() -> Iterator[str]:
+    """The app on a free port, as a process of its own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/"
+    settings = os.environ | {"GRADIO_SERVER_PORT": str(port)}
+    server = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env=settings, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                urlopen(url).close()
+                break
+            except OSError:
+                if server.poll() is not None or time.monotonic() > deadline:
+                    raise ValueError("The app did not start; try python app.py.") from None
+                time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _first_paint(browser, url: str) -> dict[str, float]:
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page = context.new_page()
+    start = time.perf_counter()
+    page.goto(url)
+    page.get_by_role("button", name="Generate").wait_for()
+    ready = time.perf_counter() - start
+    paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+    context.close()
+    return {"first paint": paint, "page ready": ready}
+
+
+def _look_inside(page, url: str) -> None:
+    """Makes the run whose heads and channels are picked."""
+    page.goto(url)
+    page.get_by_role("tab", name="Correlations").click()
+    page.get_by_role("button", name="Look inside").locator("visible=true").click()
+    page.locator("#correlation-table table").wait_for(timeout=RUN_SECONDS * 1000)
+
+
+def _picks(page, run: int) -> Iterator[tuple[str, float]]:
+    """Picks that differ from run to run, each with the seconds until the page shows it."""
+    channel, layer, head = 3 + run, 1 + run % 4, run % 3 + 1
+    table = page.locator("#correlation-table")
+    button = table.get_by_role("button", name=str(channel), exact=True)
+    yield "pick a channel", _until(button, page.locator(f"text=Channel {channel} turns with"))
+    button = page.locator(f"#correlation-heads button[data-layer='{layer}'][data-head='{head}']")
+    yield "pick a head", _until(button, table.locator(f"caption:has-text('layer {layer}, head {head}')"))
+
+
+def _until(button, shown) -> float:
+    start = time.perf_counter()
+    button.click()
+    shown.wait_for()
+    return time.perf_counter() - start
