@@ -64,14 +64,36 @@ def test_saving_heatmap_puts_layers_and_heads_in_their_cells():
 
 
 def test_schedule_curve_shows_budgets_and_thresholds_on_axes_of_their_own():
-    budget, theta = ReuseConfig(budget=0.75, refresh=2), ReuseConfig("channel", theta=0.3, ramp=0)
+    budget, theta = ReuseConfig(budget=0.5, refresh=2), ReuseConfig("channel", theta=0.3, ramp=0)
     figure = figures.schedule_curve([("A", budget.schedule(6)), ("B", theta.schedule(6))])
     first, second = figure.data
     assert list(first.customdata) == ["refresh", "reuse", "refresh", "reuse", "refresh", "reuse"]
-    assert np.mean(first.y[1:]) == pytest.approx(75) and first.y[2] == pytest.approx(first.y[1] - 100)
+    assert np.mean(first.y[1:]) == pytest.approx(50) and first.y[2] == pytest.approx(first.y[1] - 100)
     assert list(second.y) == [0, 0.3, 0.3, 0.3, 0.3, 0] and (first.yaxis, second.yaxis) == ("y", "y2")
 
 
 def test_fragments_bring_plotly_once():
     parts = figures.fragments([figures.saving_per_step([("token", [0.5])])] * 3)
     assert ["plotly.js v" in part for part in parts] == [True, False, False]
+
+
+ROWS = [
+    {"method": method, "tokens": tokens, "ms": ms, "intensity": 100.0 * tokens, "gflops": 50.0}
+    for method, tokens, ms in [("dense", 256, 1.0), ("token:0.7", 256, 0.5), ("dense", 1024, 16.0)]
+]
+
+
+def test_time_over_tokens_has_a_line_a_method():
+    figure = figures.time_over_tokens(ROWS, "measured here")
+    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
+        ("dense", [256, 1024], [1, 16]),
+        ("token:0.7", [256], [0.5]),
+    ]
+    assert figure.layout.xaxis.type == figure.layout.yaxis.type == "log" and "measured here" in figure.layout.title.text
+
+
+def test_the_roof_rises_with_the_memory_and_ends_at_the_peak():
+    figure = figures.roofline(ROWS, {"gflops": 800.0, "gbytes": 20.0}, "measured here")
+    roof = figure.data[0]
+    assert all(y == pytest.approx(min(800, 20 * x)) for x, y in zip(roof.x, roof.y, strict=True))
+    assert max(roof.x) >= 1024 * 100 and [list(line.customdata) for line in figure.data[1:]] == [[256, 1024], [256]]

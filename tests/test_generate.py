@@ -65,7 +65,7 @@ def test_preview_is_the_clean_clip_of_an_exact_velocity(tiny_pipeline):
     clean, noise = torch.randn(2, 1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     before, after = (clean + sigma * (noise - clean) for sigma in tiny_pipeline.scheduler.sigmas[1:3])
     preview = generating._preview(tiny_pipeline, 1, before, after)
-    expected = generating._to_frames(tiny_pipeline.decode(clean[:, :, 1:2]))[0]
+    expected = generating.to_frames(tiny_pipeline.decode(clean[:, :, 1:2]))[0]
     assert np.abs(preview.astype(int) - expected).max() <= 1
 
 

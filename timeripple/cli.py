@@ -277,6 +277,30 @@ def scaling(
 
 
 @bench_app.command()
+def roofline(
+    tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "",
+    saving: Annotated[float, typer.Option(min=0, max=0.8, help="Share of attention that token and tile save.")] = 0.7,
+    model: Model = "pond",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Attention over the number of tokens, and how near it comes to the peak of this machine."""
+    with _one_sentence(ValueError):
+        from timeripple.bench import roofline as bench
+        from timeripple.generate import load_pipeline
+
+        counts = _parse_counts(tokens) if tokens else bench.TOKENS
+        pipeline = load_pipeline(model)
+    with _one_sentence(ValueError), _counted("lengths") as count:
+        result = bench.attention_scaling(pipeline, counts, saving, on_run=count)
+    columns = ("tokens", "method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share")
+    _print_result(result, as_json, (*columns, "gflops", "intensity"))
+    if not as_json:
+        _console().print(
+            "Peak {gflops:.0f} GFLOP/s, memory {gbytes:.0f} GB/s, measured here.".format(**result["roofs"])
+        )
+
+
+@bench_app.command()
 def ui(
     repeats: Annotated[int, typer.Option(min=1, help="Visits, and picks of each kind.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,

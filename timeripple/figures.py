@@ -11,6 +11,7 @@ from plotly.colors import sample_colorscale
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442")
 SIGNED, RISING = "RdBu_r", "Viridis"  # colour scales that people with colour-blindness can read
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 MARKERS = {"dense": "square", "refresh": "diamond", "reuse": "circle"}
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
 INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
@@ -68,6 +69,50 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     figure.update_xaxes(title="seconds")
     figure.update_yaxes(autorange="reversed", type="category")
     return _styled(figure, "Seconds by stage (measured here)")
+
+
+def time_over_tokens(rows: list[dict], kind: str) -> go.Figure:
+    """Milliseconds of one call of attention over the number of tokens, one line a method, both axes logarithmic.
+
+    rows: method, tokens, ms, all of one kind, such as "measured here".
+    """
+    figure = go.Figure()
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == method]
+        figure.add_scatter(
+            x=[row["tokens"] for row in own], y=[row["ms"] for row in own], name=method, mode="lines+markers",
+            line={"color": PALETTE[index], "dash": DASHES[index]}, hovertemplate="%{x} tokens: %{y:.3g} ms",
+        )  # fmt: skip
+    tokens = sorted({row["tokens"] for row in rows})
+    figure.update_xaxes(title="tokens", type="log", tickvals=tokens, ticktext=[str(count) for count in tokens])
+    figure.update_yaxes(title="milliseconds", type="log")
+    return _styled(figure, f"Attention over tokens ({kind})")
+
+
+def roofline(rows: list[dict], roofs: dict[str, float], kind: str) -> go.Figure:
+    """Achieved over possible speed (Williams et al., 2009): points below the lower of two roofs, compute and memory.
+
+    rows: method, tokens, intensity in operations a byte, gflops; roofs: gflops and gbytes a second; all of one kind.
+    """
+    figure = go.Figure()
+    ridge = roofs["gflops"] / roofs["gbytes"]
+    last = 2 * max(ridge, *(row["intensity"] for row in rows))
+    figure.add_scatter(
+        x=[ridge / 50, ridge, last], y=[roofs["gflops"] / 50, roofs["gflops"], roofs["gflops"]], name="roof",
+        mode="lines", line={"color": INK},
+        hovertemplate=f"{roofs['gflops']:.0f} GFLOP/s, {roofs['gbytes']:.0f} GB/s<extra></extra>",
+    )  # fmt: skip
+    for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
+        own = [row for row in rows if row["method"] == method]
+        figure.add_scatter(
+            x=[row["intensity"] for row in own], y=[row["gflops"] for row in own], name=method, mode="lines+markers",
+            line={"color": PALETTE[index], "dash": "dot", "width": 1}, customdata=[row["tokens"] for row in own],
+            marker={"symbol": SYMBOLS[index], "size": 9},
+            hovertemplate="%{customdata} tokens: %{y:.0f} GFLOP/s",
+        )  # fmt: skip
+    figure.update_xaxes(title="operations a byte", type="log")
+    figure.update_yaxes(title="GFLOP/s", type="log")
+    return _styled(figure, f"Roofline ({kind})")
 
 
 def saving_heatmap(by_head: dict[str, list[float]], label: str, kind: str) -> go.Figure:

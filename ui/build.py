@@ -9,8 +9,10 @@ from ui import markup
 from ui.compare_tab import compare_tab, comparison_api
 from ui.correlation_tab import correlation_tab
 from ui.gpu import comparer
+from ui.method_tab import method_tab
 from ui.runs import Limits, Runs
 from ui.source import probe_api
+from ui.timing_tab import timing_tab
 
 HERE = Path(__file__).parent
 FONT = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
@@ -53,11 +55,16 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
         gr.HTML(markup.hero())
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
+        measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
                 compare_tab(app, pipeline, compare, runs)
             with gr.Tab("Correlations") as tab:
                 correlation_tab(app, tab, pipeline, runs, looked_into)
+            with gr.Tab("Timing") as tab:
+                timing_tab(app, tab, pipeline, runs, measured)
+            with gr.Tab("Method"):
+                method_tab()
         gr.api(probe_api(pipeline, runs), api_name="probe", concurrency_limit=None)
         gr.api(comparison_api(pipeline, compare, runs), api_name="compare", concurrency_limit=None)
     return app

@@ -147,6 +147,17 @@ def head_grid(pictures: list[list], chosen: tuple[int, int]) -> str:
     return f'<div class="tr-heads" role="group" aria-label="Layer and head">{"".join(rows)}</div>'
 
 
+def table(caption: str, columns: list[str], rows: list[list[str]]) -> str:
+    """A table whose first column names the rows; the caption says the kind of its figures."""
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    body = "".join(
+        f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
+        for row in rows
+    )
+    return f"""<div class="tr-table" tabindex="0" role="region" aria-label="{escape(caption)}"><table>
+      <caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
+
+
 def pictures(shown: list[tuple[str, object]]) -> str:
     """(caption, uint8 [h, w, 3]) each, side by side and equally large; tokens stay squares."""
     items = [

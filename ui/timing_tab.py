@@ -1,0 +1,191 @@
+"""Timing: attention on this machine, what was recorded elsewhere, and what the compiler says of the Triton kernels.
+
+Measured and recorded figures stay apart: a figure or table holds one kind.
+"""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+
+from timeripple import figures
+from timeripple.bench.attention import request_for
+from timeripple.bench.roofline import TOKENS, attention_scaling
+from ui import markup
+from ui.form import POLL_SECONDS, QUEUED, QUIET
+from ui.runs import Run, Runs
+
+RECORDED = Path(__file__).parents[1] / "assets" / "benchmarks"
+FIRST_NOTE = "Dense, token and tile attention of one layer, on Q, K and V of a real denoising step."
+LENGTHS = (*TOKENS, 9216)
+COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is written
+    "tokens": ("tokens", "{:,}"),
+    "ms": ("ms", "{:.2f}"),
+    "attention_ms": ("attention, ms", "{:.2f}"),
+    "seconds": ("seconds", "{:.1f}"),
+    "speedup": ("speed-up", "{:.2f}×"),
+    "ideal_speedup": ("ideal", "{:.2f}×"),
+    "amdahl_speedup": ("Amdahl", "{:.2f}×"),
+    "saving": ("saving", "{:.0%}"),
+    "relative_error": ("output error", "{:.3f}"),
+    "psnr": ("PSNR dB", "{:.1f}"),
+    "planning_share": ("planning", "{:.0%}"),
+    "attention_share": ("attention share", "{:.0%}"),
+    "gflops": ("GFLOP/s", "{:,.0f}"),
+}
+
+
+def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:
+    """Adds the content of the tab to `app`, which is being built; run_id remembers the measurement."""
+    allowed = [count for count in LENGTHS if count <= runs.limits.max_tokens]
+    recorded = recorded_files()
+    with gr.Row(elem_classes="tr-columns"):
+        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
+            tokens = gr.CheckboxGroup(
+                [(f"{count:,}", count) for count in allowed], value=[t for t in allowed if t in TOKENS], label="Tokens"
+            )
+            saving = gr.Slider(0.3, 0.8, value=0.7, step=0.05, label="Saving", info="Of token and tile reuse")
+            with gr.Row(elem_classes="tr-tight tr-actions"):
+                measure = gr.Button("Measure here", variant="primary", size="lg", scale=3, min_width=140)
+                cancel = gr.Button("Stop", variant="stop", size="lg", scale=1, min_width=90)
+            note = gr.HTML(markup.facts([FIRST_NOTE]))
+        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
+            with gr.Column(visible=False) as stage:
+                with gr.Row():
+                    time = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                    roof = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                table = gr.HTML()
+                with gr.Row():
+                    csv_file = gr.DownloadButton("Download attention.csv", min_width=180)
+                    json_file = gr.DownloadButton("Download attention.json", min_width=180)
+            if recorded:
+                chosen = gr.Dropdown(
+                    list(recorded), value=next(iter(recorded)), label="Recorded results", filterable=False
+                )
+                shown = gr.HTML(recorded_table(recorded[chosen.value]))
+                gr.HTML(markup.facts([gpu_note(recorded)]))
+                chosen.change(lambda name: recorded_table(recorded[name]), chosen, shown, **QUIET)
+            if (RECORDED / "kernels.json").is_file():
+                kernels = json.loads((RECORDED / "kernels.json").read_text())
+                targets = list(dict.fromkeys(row["target"] for row in kernels["rows"]))
+                target = gr.Dropdown(targets, value=targets[0], label="Triton kernels compiled for", filterable=False)
+                report = gr.HTML(kernel_table(kernels, targets[0]))
+                target.change(lambda name: kernel_table(kernels, name), target, report, **QUIET)
+
+    def start(tokens, saving) -> str:
+        """Queues the measurement the form asks for."""
+        try:
+            return submit(pipeline, runs, sorted(tokens), saving).id
+        except ValueError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def follow(id: str | None) -> Iterator[list]:
+        """How far the measurement is; ends with what it gave."""
+        run = runs.find(id)
+        while run and not runs.wait(run, POLL_SECONDS):
+            done, total = run.progress.get("lengths", (0, len(run.settings[0])))
+            line = f"{done} of {total} lengths measured." if run.state == "running" else "Waiting for another run."
+            yield [markup.facts([line]), *[gr.skip()] * 6]
+        if run and run.state == "failed":
+            raise gr.Error(run.error, print_exception=False)
+        if run is None or run.state != "done":
+            line = "The measurement has stopped." if run else FIRST_NOTE
+            yield [markup.facts([line]), gr.Column(visible=False), *[gr.skip()] * 5]
+            return
+        yield [markup.facts([machine(run.result)]), gr.Column(visible=True), *present(run)]
+
+    outcome = [note, stage, time, roof, table, csv_file, json_file]
+    measure.click(start, [tokens, saving], run_id, **QUEUED).success(follow, run_id, outcome, **QUEUED)
+    tab.select(follow, run_id, outcome, **QUEUED)
+    cancel.click(runs.cancel, run_id, None, **QUIET)
+
+
+def submit(pipeline, runs: Runs, tokens: list[int], saving: float) -> Run:
+    """Queues a measurement. Raises ValueError, one sentence, for what is out of bounds."""
+    if not tokens:
+        raise ValueError("There is no number of tokens to measure; choose at least one.")
+    for count in tokens:
+        runs.limits.check(request_for(count))
+
+    def work(run: Run) -> dict:
+        def on_run(done: int, total: int) -> None:
+            run.progress = {"lengths": (done, total)}
+            run.changed()
+
+        result = attention_scaling(pipeline, tokens, saving, on_run=on_run, should_stop=run.stop.is_set)
+        (run.folder / "attention.json").write_text(json.dumps(result, indent=2))
+        with open(run.folder / "attention.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, list(result["rows"][0]))
+            writer.writeheader()
+            writer.writerows(result["rows"])
+        return result
+
+    return runs.submit(work, (tokens,))
+
+
+def present(run: Run) -> list:
+    """Figures, table and files of a measurement."""
+    rows, kind = run.result["rows"], run.result["kind"]
+    return [
+        figures.time_over_tokens(rows, kind),
+        figures.roofline(rows, run.result["roofs"], kind),
+        rows_table(rows, f"Attention of one layer, one pass ({kind})"),
+        gr.DownloadButton(value=run.folder / "attention.csv"),
+        gr.DownloadButton(value=run.folder / "attention.json"),
+    ]
+
+
+def rows_table(rows: list[dict], caption: str) -> str:
+    """The columns of COLUMNS that the rows have; savings of one kind only."""
+    names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
+    cells = [
+        [row["method"], *("–" if row.get(name) is None else COLUMNS[name][1].format(row[name]) for name in names)]
+        for row in rows
+    ]
+    return markup.table(caption, ["method", *(COLUMNS[name][0] for name in names)], cells)
+
+
+def recorded_files() -> dict[str, dict]:
+    """Benchmarks of the repository whose rows are methods, by file name."""
+    files = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))}
+    timed = {"ms", "attention_ms", "seconds"}
+    return {name: file for name, file in files.items() if timed & {*next(iter(file.get("rows", [])), ())}}
+
+
+def recorded_table(result: dict) -> str:
+    """Savings that are theoretical are left out, as the column is of realised ones."""
+    rows = [
+        row | ({} if row.get("saving_kind", "realised") == "realised" else {"saving": None}) for row in result["rows"]
+    ]
+    return rows_table(rows, f"Recorded on {machine(result)}")
+
+
+def machine(result: dict) -> str:
+    """Where and when a result was made."""
+    where = result["environment"]
+    device = where["cpu"] if where["device"] == "cpu" else where["device"]
+    dtype = f", {where['dtype']}" if where.get("dtype") else ""
+    return f"{device}, {where['threads']} threads{dtype}, {where['date'][:10]}"
+
+
+def gpu_note(recorded: dict[str, dict]) -> str:
+    devices = {result["environment"]["device"] for result in recorded.values()} - {"cpu"}
+    if devices:
+        return f"Results of a GPU are among them: {', '.join(sorted(devices))}."
+    return "No result of a GPU is recorded yet: the Triton kernels are checked in the interpreter and compiled only."
+
+
+def kernel_table(kernels: dict, target: str) -> str:
+    """What the compiler says of every kernel for a target."""
+    columns = ["kernel", "config", "registers", "spills", "shared_bytes", "occupancy"]
+    rows = [[_cell(row[name]) for name in columns] for row in kernels["rows"] if row["target"] == target]
+    caption = f"Compiled for {target}, not run ({kernels['environment']['date'][:10]})"
+    return markup.table(caption, [name.replace("_", " ") for name in columns], rows)
+
+
+def _cell(value) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {item}" for name, item in value.items())
+    return "–" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)
