@@ -153,7 +153,7 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
 def test_correlations(open_page, look, width, theme):
     page = open_page(width, theme)
     page.get_by_role("tab", name="Correlations").click()
-    page.get_by_label("Clip", exact=True).click()
+    page.get_by_label("Clip size").click()
     page.get_by_role("option", name="Tiny").click()
     number = page.get_by_label("number input for Steps in all")
     number.fill("5")
