@@ -43,7 +43,7 @@ class Image:
 
     def __init__(self, root: Path):
         self.root, self.directory, self.user = root, "/", {}
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(root)}
+        self.environment = dict(os.environ)
         self.other_user = {"user": UID, "group": UID, "extra_groups": []} if os.getuid() == 0 else {}
         self.python = python_for(self.other_user)
 
@@ -70,6 +70,7 @@ class Image:
             assert self.run(self.inside(value)).wait() == 0
         elif name == "USER":
             self.user = self.other_user
+            self.environment["HOME"] = str(self.root / "tmp")
         elif name == "ENV":
             self.environment |= dict(part.split("=") for part in self.inside(value).split())
 
