@@ -60,9 +60,7 @@ class Comparison:
 
         Identical clips have a PSNR of `quality.PSNR_CAP`.
         """
-        rows = zip(
-            self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True
-        )
+        rows = zip(self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True)
         return {
             **self.settings(pipeline),
             "grid": _grid(self.request, pipeline),
