@@ -41,7 +41,7 @@ def test_compare_writes_files_and_a_table(run, tmp_path):
     assert [method["label"] for method in report["methods"]] == ["dense", "channel-0.6", "token-0.6"]
     assert report["grid"] == [2, 4, 5]
     assert {path.name for path in (tmp_path / "run").iterdir()} >= {"dense.mp4", "token-0.6.mp4", "side_by_side.mp4"}
-    assert "theoretical" in out and "realised" in out and "measured" in out and "token-0.6.mp4" in out
+    assert "VMAF" in out and "theoretical" in out and "realised" in out and "measured" in out and "token-0.6.mp4" in out
 
 
 def test_defaults_and_theta(run, tmp_path):

@@ -13,9 +13,9 @@ from timeripple.compare import check_folder, compare, read_settings, save
 from timeripple.config import ConfigError
 from timeripple.generate import Cancelled, Request
 from timeripple.methods import parse_method
-from timeripple.quality import PSNR_CAP
+from timeripple.quality import PSNR_CAP, psnr
 from timeripple.report import html_report
-from timeripple.video import read_metadata, read_mp4
+from timeripple.video import AMPLIFICATIONS, read_metadata, read_mp4
 
 REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
 METHODS = ("dense", "token:0.6", "channel:0.6")
@@ -44,7 +44,9 @@ def test_dense_against_dense_is_identical(tiny_pipeline):
     result = compare(tiny_pipeline, REQUEST, [parse_method("dense"), parse_method("channel:0")])
     first, second = result.generations
     assert np.array_equal(first.frames, second.frames)
-    assert result.quality == [None, {"psnr": PSNR_CAP, "ssim": pytest.approx(1)}]
+    none, score = result.quality
+    assert none is None and score == {"psnr": PSNR_CAP, "ssim": pytest.approx(1), "vmaf": pytest.approx(97.5, abs=2.5)}
+    assert result.per_frame[1]["psnr"] == [PSNR_CAP] * REQUEST.num_frames
 
 
 def test_report(tiny_pipeline, comparison):
@@ -61,7 +63,11 @@ def test_report(tiny_pipeline, comparison):
     assert (token["method"], token["label"], token["budget"], token["theta"]) == ("token:0.6", "token-0.6", 0.6, None)
     assert token["saving"]["kind"] == "realised" and channel["saving"]["kind"] == "theoretical"
     assert set(token["saving"]) == {"kind", "reuse_steps", "all_steps", "per_step"}
-    assert set(token["quality"]) == {"psnr", "ssim"}
+    assert set(token["quality"]) == set(token["per_frame"]) == {"psnr", "ssim", "vmaf"}
+    assert {len(values) for values in token["per_frame"].values()} == {3}
+    for name in ("ssim", "vmaf"):
+        assert np.mean(token["per_frame"][name]) == pytest.approx(token["quality"][name])
+    assert (dense["per_frame"], dense["amplification"]) == (None, None) and token["amplification"] in AMPLIFICATIONS
     shares = list(token["saving_by_head"].values())
     assert np.mean(shares) == pytest.approx(token["saving"]["all_steps"]) and np.shape(shares) == (2, 2)
     assert dense["saving_by_head"] is None
@@ -72,11 +78,23 @@ def test_report(tiny_pipeline, comparison):
 def test_saved_files(tiny_pipeline, comparison, tmp_path):
     folder = tmp_path / "new" / "run"
     paths = save(comparison, folder, tiny_pipeline)
-    names = ["channel-0.6.mp4", "dense.mp4", "report.html", "report.json", "side_by_side.mp4", "token-0.6.mp4"]
-    assert [path.name for path in paths] == sorted(os.listdir(folder)) == names
+    videos = ["channel-0.6.mp4", "dense.mp4", "player.mp4", "side_by_side.mp4", "token-0.6.mp4"]
+    assert (
+        [path.name for path in paths] == sorted(os.listdir(folder)) == sorted([*videos, "report.html", "report.json"])
+    )
     assert os.listdir(tmp_path) == ["new"]
     assert read_mp4(folder / "dense.mp4").shape == (3, 128, 160, 3)
     assert read_mp4(folder / "side_by_side.mp4").shape == (3, 160, 3 * 160 + 2 * 8, 3)
+    player = read_mp4(folder / "player.mp4")
+    assert player.shape == (3, 128, 3 * (160 + 16), 3)
+    for number, label in enumerate(("dense", "token-0.6")):
+        left = number * 176 + 8
+        assert psnr(player[:, :, left : left + 160], read_mp4(folder / f"{label}.mp4")) > 35
+
+
+def test_one_method_alone_has_no_player(tiny_pipeline, tmp_path):
+    save(compare(tiny_pipeline, REQUEST, [parse_method("dense")]), tmp_path, tiny_pipeline)
+    assert (tmp_path / "dense.mp4").exists() and not (tmp_path / "player.mp4").exists()
 
 
 def test_settings_travel_in_every_video(tiny_pipeline, comparison, tmp_path):
@@ -125,7 +143,7 @@ def test_saving_twice_replaces_and_spares_other_files(tiny_pipeline, comparison,
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "report.json").write_text("old")
     save(comparison, tmp_path, tiny_pipeline)
-    assert len(list(tmp_path.iterdir())) == 7 and (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(list(tmp_path.iterdir())) == 8 and (tmp_path / "notes.txt").read_text() == "mine"
     assert json.loads((tmp_path / "report.json").read_text())["seed"] == 3
 
 

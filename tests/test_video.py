@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 
 from timeripple.quality import psnr
-from timeripple.video import FPS, enlarge, read_clip, read_metadata, read_mp4, side_by_side, write_mp4
+from timeripple.video import (
+    AMPLIFICATIONS,
+    FPS,
+    amplification,
+    amplified_difference,
+    enlarge,
+    player_frames,
+    read_clip,
+    read_metadata,
+    read_mp4,
+    side_by_side,
+    write_mp4,
+)
 
 
 def smooth_clip(frames: int = 10, height: int = 128, width: int = 160) -> np.ndarray:
@@ -86,6 +98,34 @@ def test_side_by_side_keeps_the_clips_and_writes_captions():
 def test_side_by_side_of_unequal_clips():
     with pytest.raises(ValueError, match="do not fit side by side"):
         side_by_side([np.zeros((1, 32, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.uint8)], ["a", "b"])
+
+
+def test_amplified_difference_is_that_of_plain_numbers():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), dtype=np.uint8)
+    for factor in (1, 8):
+        expected = [min(255, factor * abs(int(x) - int(y))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+        for pair in ((a, b), (b, a)):
+            assert amplified_difference(*pair, factor).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "factor"), [(0, 32), (7, 32), (8, 16), (31, 8), (63, 4), (127, 2), (128, 1), (255, 1)]
+)
+def test_differences_are_amplified_as_far_as_they_fit(error, factor):
+    reference, clip = np.zeros((2, 1, 10, 20, 3), np.uint8)
+    clip[..., :] = error
+    assert factor in AMPLIFICATIONS and amplification(clip, reference) == factor
+    clip[:] = 3
+    clip[0, 0, :1] = 255  # half a percent of all values may be cut off
+    assert amplification(clip, reference) == 32
+
+
+def test_frames_of_the_player():
+    reference, clip = np.full((2, 64, 48, 3), 40, np.uint8), np.full((2, 64, 48, 3), 50, np.uint8)
+    frames = player_frames(reference, clip, 16)
+    assert frames.shape == (2, 256, 3 * (192 + 16), 3)
+    for number, level in enumerate((40, 50, 160)):
+        assert (frames[:, :, number * 208 : (number + 1) * 208] == level).all()
 
 
 def test_full_disk():

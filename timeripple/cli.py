@@ -436,13 +436,14 @@ def _comparison_table(comparison: "Comparison") -> Table:
         table.add_column(title, justify="right")
     table.add_column("PSNR\ndB", justify="right")
     table.add_column("SSIM", justify="right")
+    table.add_column("VMAF", justify="right")
     for generation, speedup, score in zip(comparison.generations, comparison.speedups, comparison.quality, strict=True):
         seconds, saving = generation.seconds, generation.saving
         table.add_row(
             generation.method.label,
             *(f"{seconds['total']:.1f}", f"{speedup:.2f}x", f"{seconds['attention']:.1f}"),
             *((f"{saving['reuse_steps']:.1%}\n{saving['kind']}", f"{saving['all_steps']:.1%}") if saving else "--"),
-            *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}") if score else "--"),
+            *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}", f"{score['vmaf']:.1f}") if score else "---"),
         )
     return table
 

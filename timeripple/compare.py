@@ -10,15 +10,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
+from statistics import fmean
 
 from timeripple.attention.run import saving_by_head
 from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
 from timeripple.methods import Method, parse_method
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
-from timeripple.quality import measure
+from timeripple.quality import measure, per_frame
 from timeripple.report import html_report
 from timeripple.timing import environment
-from timeripple.video import side_by_side, write_mp4
+from timeripple.video import amplification, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
 
@@ -27,12 +28,20 @@ PROBE_BYTES = 1 << 20
 class Comparison:
     """Generations of one request; the first is the reference.
 
-    quality: `{"psnr", "ssim"}` against the reference per generation, None for the reference itself.
+    quality: `{"psnr", "ssim", "vmaf"}` against the reference per generation, None for the reference itself; per_frame:
+    the same of each frame.
     """
 
     request: Request
     generations: list[Generation]
     quality: list[dict[str, float] | None]
+    per_frame: list[dict[str, list[float]] | None]
+
+    @property
+    def amplifications(self) -> list[int | None]:
+        """By how much differences from the reference are to be amplified to be seen, None for the reference itself."""
+        reference, *others = (generation.frames for generation in self.generations)
+        return [None] + [amplification(frames, reference) for frames in others]
 
     @property
     def speedups(self) -> list[float]:
@@ -51,6 +60,7 @@ class Comparison:
 
         Identical clips have a PSNR of `quality.PSNR_CAP`.
         """
+        rows = zip(self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True)
         return {
             **self.settings(pipeline),
             "grid": _grid(self.request, pipeline),
@@ -65,9 +75,11 @@ class Comparison:
                     "saving": generation.saving,
                     "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
                     "quality": quality,
+                    "per_frame": per_frame,
+                    "amplification": amplification,
                     "held_bytes": generation.summary["held_bytes"],
                 }
-                for generation, speedup, quality in zip(self.generations, self.speedups, self.quality, strict=True)
+                for generation, speedup, quality, per_frame, amplification in rows
             ],
             "environment": environment(pipeline),
             "versions": {
@@ -129,8 +141,12 @@ def compare(
         raise Cancelled
     pipeline(**replace(request, steps=1).arguments() | {"output_type": "pt"})
     generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
-    reference = generations[0].frames
-    return Comparison(request, generations, [None] + [measure(g.frames, reference) for g in generations[1:]])
+    reference, *others = (generation.frames for generation in generations)
+    frames = [per_frame(clip, reference) for clip in others]
+    quality = [
+        measure(clip, reference) | {"vmaf": fmean(each["vmaf"])} for clip, each in zip(others, frames, strict=True)
+    ]
+    return Comparison(request, generations, [None, *quality], [None, *frames])
 
 
 def check_folder(folder: str | Path) -> None:
@@ -142,6 +158,7 @@ def check_folder(folder: str | Path) -> None:
 def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> list[Path]:
     """Write one mp4 per method, side_by_side.mp4, report.json and report.html to `folder`, all or none; returns paths.
 
+    player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
     Files of these names are replaced, others left alone. Raises OSError, one sentence.
     """
     folder = Path(folder)
@@ -155,6 +172,9 @@ def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> 
             write_mp4(path, generation.frames, metadata=settings | {"method": generation.method.text})
         clips = [generation.frames for generation in comparison.generations]
         write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
+        if len(clips) > 1:
+            frames = player_frames(*clips[:2], comparison.amplifications[1])
+            write_mp4(staging / "player.mp4", frames, metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         (staging / "report.html").write_text(html_report(report, staging))
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,16 @@
-"""How close two clips are: PSNR and SSIM of raw frames, never of coded video."""
+"""How close two clips are: PSNR, SSIM and VMAF of raw frames, never of coded video."""
 
+import json
 import math
+import subprocess
+import tempfile
+from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from skimage.metrics import structural_similarity
+
+from timeripple.video import enlarge
 
 PSNR_CAP = 100.0
 """What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""
@@ -40,8 +47,41 @@ def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
     return float(ssim_per_frame(clip, reference).mean())
 
 
+def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """VMAF of each frame, 0 to 100, by libvmaf's default model (v0.6.1), [F] float64; clips are uint8 [F, H, W, 3].
+
+    Small clips are enlarged first, as they are shown. Raises OSError, one sentence, if ffmpeg cannot measure.
+    """
+    _difference(clip, reference)
+    clips = {"clip.rgb": enlarge(clip), "reference.rgb": enlarge(reference)}
+    height, width = clips["clip.rgb"].shape[1:3]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+    for name in clips:
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", name]
+    luma = "scale=out_color_matrix=bt709:out_range=tv,format=yuv444p"
+    graph = f"[0]{luma}[clip];[1]{luma}[reference];[clip][reference]libvmaf=log_fmt=json:log_path=vmaf.json"
+    with tempfile.TemporaryDirectory(prefix="timeripple-") as folder:
+        for name, frames in clips.items():
+            (Path(folder) / name).write_bytes(frames.tobytes())
+        result = subprocess.run([*command, "-lavfi", graph, "-f", "null", "-"], cwd=folder, capture_output=True)
+        if result.returncode:
+            reason = result.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+            raise OSError(f"VMAF cannot be measured: {reason or 'ffmpeg failed'}.")
+        log = json.loads((Path(folder) / "vmaf.json").read_text())
+    return np.array([frame["metrics"]["vmaf"] for frame in log["frames"]])
+
+
+def per_frame(clip: np.ndarray, reference: np.ndarray) -> dict[str, list[float]]:
+    """`{"psnr", "ssim", "vmaf"}` of each frame as reports hold them: PSNR in dB, at most `PSNR_CAP`."""
+    return {
+        "psnr": np.minimum(psnr_per_frame(clip, reference), PSNR_CAP).tolist(),
+        "ssim": ssim_per_frame(clip, reference).tolist(),
+        "vmaf": vmaf_per_frame(clip, reference).tolist(),
+    }
+
+
 def measure(clip: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """`{"psnr", "ssim"}` as reports hold them: PSNR in dB, at most `PSNR_CAP`."""
+    """`{"psnr", "ssim"}` as reports hold them: PSNR in dB, at most `PSNR_CAP`. Quick, so without VMAF."""
     return {"psnr": min(psnr(clip, reference), PSNR_CAP), "ssim": ssim(clip, reference)}
 
 

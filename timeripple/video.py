@@ -15,6 +15,7 @@ FPS = 8
 WATCHABLE = 512
 """Pixels up to which small clips are enlarged."""
 CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
+AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:
@@ -42,6 +43,29 @@ def side_by_side(clips: list[np.ndarray], captions: list[str]) -> np.ndarray:
         canvas[:, :CAPTION_HEIGHT, columns] = _caption(caption, width)
         canvas[:, CAPTION_HEIGHT:, columns] = clip
     return canvas
+
+
+def amplification(clip: np.ndarray, reference: np.ndarray) -> int:
+    """The largest of `AMPLIFICATIONS` at which at most 1 % of the values of `amplified_difference` are cut off."""
+    largest = np.percentile(amplified_difference(clip, reference, 1), 99)
+    return next((factor for factor in AMPLIFICATIONS if factor * largest <= 255), 1)
+
+
+def amplified_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -> np.ndarray:
+    """min(255, factor * |clip - reference|) of each value: black where equal; uint8 [F, H, W, 3] all three."""
+    difference = np.abs(clip.astype(np.int16) - reference)
+    return np.minimum(255, factor * difference).astype(np.uint8)
+
+
+def player_frames(reference: np.ndarray, clip: np.ndarray, factor: int) -> np.ndarray:
+    """What a player shows of two clips: reference, clip and `amplified_difference`, enlarged, next to each other.
+
+    Returns uint8 [F, H, 3 * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated 8 times
+    on both sides, so that coding does not let one bleed into the next.
+    """
+    panels = [enlarge(panel) for panel in (reference, clip, amplified_difference(clip, reference, factor))]
+    sides = ((0, 0), (0, 0), (SEAM, SEAM), (0, 0))
+    return np.concatenate([np.pad(panel, sides, mode="edge") for panel in panels], axis=2)
 
 
 def _caption(text: str, width: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from ui import markup
 from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, result_of, size_choices, size_of
 from ui.gpu import Comparer
 from ui.method_form import fill_method, method_form, read_method, title
+from ui.player import played, player
 from ui.runs import Limits, Run, Runs
 
 PRESETS = {
@@ -66,24 +67,19 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
             stage = gr.HTML(markup.welcome(), elem_id="stage")
             with gr.Column(visible=False) as results:
                 heading = gr.HTML()
-                with gr.Row(elem_classes="tr-videos"):
-                    videos = [
-                        gr.Video(
-                            label=side, autoplay=True, loop=True, buttons=["download"], interactive=False,
-                            min_width=260, elem_id=f"video-{side.lower()}", elem_classes=f"tr-video tr-{side.lower()}",
-                        )
-                        for side in "AB"
-                    ]  # fmt: skip
+                video_player = player(elem_id="player")
                 numbers = gr.HTML()
                 with gr.Row():
                     seconds = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                     saving = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                 with gr.Row():
+                    side_files = [gr.DownloadButton(f"Download {side}.mp4", min_width=220) for side in "AB"]
+                with gr.Row():
                     video_file = gr.DownloadButton("Download side_by_side.mp4", min_width=220)
                     report_file = gr.DownloadButton("Download report.json", min_width=220)
 
     form = [prompt, seed, size, steps, guidance, negative, *method_a, *method_b]
-    outcome = [heading, *videos, numbers, seconds, saving, video_file, report_file]
+    outcome = [heading, video_player, numbers, seconds, saving, *side_files, video_file, report_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
     def start(*settings):
@@ -208,7 +204,7 @@ def describe(run: Run, ahead: int) -> str:
 
 
 def present(run: Run) -> list:
-    """The result: heading, videos, cards, plots and files, from the run's report."""
+    """The result: heading, player, cards, plots and files, from the run's report."""
     request, methods = read_form(run.settings)
     rows, names = (
         run.result["methods"],
@@ -220,10 +216,11 @@ def present(run: Run) -> list:
     curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
         markup.heading(request.prompt, f"{detail} · seed {request.seed}", permalink(run)),
-        *(gr.Video(run.folder / f"{row['label']}.mp4", label=name) for row, name in zip(rows, names, strict=True)),
+        played(run.folder / "player.mp4", [title(method) for method in methods], rows[1]),
         markup.cards(measured(rows)),
         figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)]),
         figures.saving_per_step(curves),
+        *(gr.DownloadButton(f"Download {row['label']}.mp4", run.folder / f"{row['label']}.mp4") for row in rows),
         gr.DownloadButton(value=run.folder / "side_by_side.mp4"),
         gr.DownloadButton(value=run.folder / "report.json"),
     ]
@@ -243,6 +240,7 @@ def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
         ("Speed-up", f"{rows[1]['speedup']:.2f}×", "measured here", took),
         ("PSNR", f"{quality['psnr']:.1f} dB", "measured here", "B against A; higher is closer"),
         ("SSIM", f"{quality['ssim']:.3f}", "measured here", "B against A; 1 is identical"),
+        ("VMAF", f"{quality['vmaf']:.1f}", "measured here", "B against A as people would see it; 100 is best"),
     ]
     for side, saving in zip("AB", (row["saving"] for row in rows), strict=True):
         if saving:

@@ -30,3 +30,15 @@ def test_every_tab(open_page, theme):
         expect(tab).to_have_attribute("aria-selected", "true")
         found[tab.inner_text()] = serious(page)
     assert len(found) >= 2 and not any(found.values()), found
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_result(open_page, theme):
+    page = open_page(theme=theme)
+    page.get_by_label("Size").click()
+    page.get_by_role("option", name="Tiny").click()
+    page.get_by_label("number input for Denoising steps").fill("4")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.locator(".tr-player")).to_have_attribute("data-frame", "1", timeout=60_000)
+    page.locator(".tr-player").press("w")
+    assert serious(page) == []
