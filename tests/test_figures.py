@@ -97,3 +97,22 @@ def test_the_roof_rises_with_the_memory_and_ends_at_the_peak():
     roof = figure.data[0]
     assert all(y == pytest.approx(min(800, 20 * x)) for x, y in zip(roof.x, roof.y, strict=True))
     assert max(roof.x) >= 1024 * 100 and [list(line.customdata) for line in figure.data[1:]] == [[256, 1024], [256]]
+
+
+def test_frames_under_colours_the_token_and_frames_the_picked_one():
+    frames = np.full((4, 32, 48, 3), 100, np.uint8)
+    values = np.zeros((2, 4, 6), np.float32)
+    values[1, 2, 3] = 0.5
+    first, second = figures.frames_under(frames, values, 0.5, False, (0, 0, 5))
+    assert first.shape == second.shape == (32, 48, 3)
+    bright = figures.colours(np.array([0.5]), 0.5, False)[0]
+    assert (second[16:24, 24:32] == bright).all() and (second[:16] == second[0, 0]).all()
+    assert (first[0, 40:48] == figures.PICKED).all() and (first[3, 43] == second[0, 0]).all()
+
+
+def test_attention_map_has_its_values_and_lines_between_frames():
+    values = np.arange(1, 25).reshape(4, 6) / 100
+    figure = figures.attention_map(values, 2, 3, "planted")
+    assert np.allclose(figure.data[0].z, np.log10(values), atol=1e-3)
+    assert sorted((shape.x0, shape.y0) for shape in figure.layout.shapes) == [(0, 1.5), (2.5, 0)]
+    assert not figures.attention_map(values, None, None, "one frame").layout.shapes

@@ -14,6 +14,7 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 MARKERS = {"dense": "square", "refresh": "diamond", "reuse": "circle"}
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
+PICKED = (0xD5, 0x5E, 0x00)
 INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
 
 
@@ -177,6 +178,57 @@ def colours(values: np.ndarray, high: float, signed: bool) -> np.ndarray:
     low = -high if signed else 0.0
     index = np.clip((values - low) / max(high - low, 1e-12), 0, 1) * 255
     return (np.array(table) * 255).round().astype(np.uint8)[index.round().astype(int)]
+
+
+def frames_under(
+    frames: np.ndarray, values: np.ndarray, high: float, signed: bool, picked: tuple[int, int, int], side: int = 8
+) -> list[np.ndarray]:
+    """Frames of a clip in grey under the colours of their tokens, one picture a token frame, uint8 [h, w, 3].
+
+    frames: uint8 [F, H, W, 3]; values: [t, y, x] on the token grid, coloured as in `colours`, the more opaque the
+    larger; picked: the token with a frame around it; side: pixels of a token.
+    """
+    grid_frames, height, width = values.shape
+    painted = colours(values, high, signed)
+    pictures = []
+    for t in range(grid_frames):
+        frame = frames[t * len(frames) // grid_frames]
+        rows = (np.arange(height * side) * frame.shape[0] // (height * side))[:, None]
+        columns = np.arange(width * side) * frame.shape[1] // (width * side)
+        grey = frame[rows, columns].mean(-1, keepdims=True)
+        opacity = 0.35 + 0.65 * np.clip(np.abs(values[t]) / max(high, 1e-12), 0, 1)
+        opacity, colour = (x.repeat(side, 0).repeat(side, 1) for x in (opacity[..., None], painted[t].astype(float)))
+        pictures.append(((1 - opacity) * grey + opacity * colour).round().astype(np.uint8))
+    t, y, x = picked
+    block = pictures[t][y * side : (y + 1) * side, x * side : (x + 1) * side]
+    block[[0, -1]] = block[:, [0, -1]] = PICKED
+    return pictures
+
+
+def attention_map(
+    values: np.ndarray, rows_per_frame: int | None, columns_per_frame: int | None, title: str
+) -> go.Figure:
+    """A map of attention, queries downwards, keys to the right, on a logarithmic colour scale, with lines at frames.
+
+    values: [rows, columns], means of cells; rows_per_frame, columns_per_frame: cells, None where one frame is shown.
+    """
+    logarithm = np.log10(np.maximum(values, 1e-12)).astype(np.float32)
+    figure = go.Figure(
+        go.Heatmap(
+            z=logarithm.round(3), zmin=float(np.quantile(logarithm, 0.02)), zmax=float(logarithm.max()),
+            colorscale=RISING, colorbar={"thickness": 12, "title": "log₁₀"},
+            hovertemplate="query cell %{y}, key cell %{x}: 10^%{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    _styled(figure, title)
+    line = {"color": "rgba(255, 255, 255, 0.35)", "width": 1}
+    for cell in range(rows_per_frame or 0, len(values) if rows_per_frame else 0, rows_per_frame or 1):
+        figure.add_hline(y=cell - 0.5, line=line)
+    for cell in range(columns_per_frame or 0, values.shape[1] if columns_per_frame else 0, columns_per_frame or 1):
+        figure.add_vline(x=cell - 0.5, line=line)
+    figure.update_xaxes(title="keys", showgrid=False)
+    figure.update_yaxes(title="queries", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain")
+    return figure.update_layout(showlegend=False)
 
 
 def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.Figure:

@@ -6,6 +6,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ui import markup
+from ui.attention_tab import attention_tab
 from ui.compare_tab import compare_tab, comparison_api
 from ui.correlation_tab import correlation_tab
 from ui.gpu import comparer
@@ -61,6 +62,8 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
                 compare_tab(app, pipeline, compare, runs)
             with gr.Tab("Correlations") as tab:
                 correlation_tab(app, tab, pipeline, runs, looked_into)
+            with gr.Tab("Attention") as tab:
+                attention_tab(app, tab, pipeline, runs, looked_into)
             with gr.Tab("Timing") as tab:
                 timing_tab(app, tab, pipeline, runs, measured)
             with gr.Tab("Method"):

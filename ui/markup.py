@@ -158,6 +158,18 @@ def table(caption: str, columns: list[str], rows: list[list[str]]) -> str:
       <caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
 
 
+def frame_sheet(frames: list, sizes: tuple[int, int, int], picked: tuple[int, int, int], label: str) -> str:
+    """Frames to pick a token on, uint8 [h, w, 3] each; sizes: of the token grid; picked: (t, y, x)."""
+    items = [
+        f'<img src="{_data_uri(frame)}" alt="Frame {t + 1}" data-frame="{t}" draggable="false">'
+        for t, frame in enumerate(frames)
+    ]
+    t, y, x = sizes
+    return f"""<div class="tr-sheet" tabindex="0" role="application" data-t="{t}" data-y="{y}" data-x="{x}"
+      data-picked="{list(picked)}" aria-label="{escape(label)}. Token {picked[0] + 1}, {picked[1] + 1}, {picked[2] + 1};
+      arrow keys move it, page keys change the frame.">{"".join(items)}</div>"""
+
+
 def pictures(shown: list[tuple[str, object]]) -> str:
     """(caption, uint8 [h, w, 3]) each, side by side and equally large; tokens stay squares."""
     items = [

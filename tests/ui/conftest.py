@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from ui.build import build_app, launch_options
 from ui.runs import Limits
@@ -69,3 +69,36 @@ def look():
         page.screenshot(path=path, full_page=True)
 
     return look
+
+
+@pytest.fixture
+def open_tab():
+    """open_tab(page, name): on a narrow page the last tabs are behind a button."""
+
+    def open_tab(page, name):
+        page.get_by_role("tab").first.wait_for()
+        tab = page.get_by_role("tab", name=name).filter(visible=True)
+        if not tab.count():
+            page.locator(".overflow-menu > button").click()
+            tab = page.locator(".overflow-dropdown button").filter(has_text=name)
+        tab.click()
+
+    return open_tab
+
+
+@pytest.fixture
+def look_inside(open_tab):
+    """look_inside(page, tab): opens the tab and has a tiny run looked into, five steps of 8×8×8 tokens."""
+
+    def look_inside(page, tab):
+        open_tab(page, tab)
+        page.get_by_label("Clip size").filter(visible=True).click()
+        page.get_by_role("option", name="Tiny").click()
+        number = page.get_by_label("number input for Steps in all").filter(visible=True)
+        number.fill("5")
+        number.press("Tab")
+        page.get_by_role("button", name="Look inside").filter(visible=True).click()
+        note = page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)
+        expect(note).to_be_visible(timeout=60_000)
+
+    return look_inside

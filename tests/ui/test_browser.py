@@ -147,34 +147,3 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
         "Schedule",
     ):
         assert name in " | ".join(reached)
-
-
-@pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_correlations(open_page, look, width, theme):
-    page = open_page(width, theme)
-    page.get_by_role("tab", name="Correlations").click()
-    page.get_by_label("Clip size").click()
-    page.get_by_role("option", name="Tiny").click()
-    number = page.get_by_label("number input for Steps in all")
-    number.fill("5")
-    number.press("Tab")
-    page.get_by_role("button", name="Look inside").click()
-    table = page.locator(".tr-channels")
-    expect(table).to_be_visible(timeout=60_000)
-    expect(table.locator("tbody tr")).to_have_count(24)  # channels of a head of the tiny model
-    expect(page.locator(".tr-facts").first).to_contain_text("512 tokens in 8×8×8")
-    channel = table.get_by_role("button", name="9", exact=True)
-    channel.click()
-    expect(channel).to_have_attribute("aria-pressed", "true")
-    expect(page.get_by_text("Channel 9 turns with")).to_be_visible()
-    head = page.get_by_role("button", name="Layer 1, head 1")
-    head.click()
-    expect(head).to_have_attribute("aria-pressed", "true")
-    expect(table.locator("caption")).to_contain_text("Correlation of Q, layer 1, head 1, measured here")
-    page.get_by_label("Keys").click()
-    page.get_by_label("Deviation Δ (Eq. 3)").click()
-    expect(table.locator("caption")).to_contain_text("Deviation Δ (Eq. 3) of K, layer 1, head 1")
-    look(page, "correlations")
-    page.reload()
-    page.get_by_role("tab", name="Correlations").click()
-    expect(table).to_be_visible(timeout=10_000)

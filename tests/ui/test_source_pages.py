@@ -1,0 +1,63 @@
+"""The tabs that look inside a run, in headless Chromium: what is picked is what is shown."""
+
+import re
+
+import pytest
+from playwright.sync_api import expect
+
+pytestmark = pytest.mark.browser
+
+LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_correlations(open_page, open_tab, look, look_inside, width, theme):
+    page = open_page(width, theme)
+    look_inside(page, "Correlations")
+    table = page.locator(".tr-channels")
+    expect(table.locator("tbody tr")).to_have_count(24)  # channels of a head of the tiny model
+    channel = table.get_by_role("button", name="9", exact=True)
+    channel.click()
+    expect(channel).to_have_attribute("aria-pressed", "true")
+    expect(page.get_by_text("Channel 9 turns with")).to_be_visible()
+    head = page.get_by_role("button", name="Layer 1, head 1")
+    head.click()
+    expect(head).to_have_attribute("aria-pressed", "true")
+    expect(table.locator("caption")).to_contain_text("Correlation of Q, layer 1, head 1, measured here")
+    page.get_by_label("Keys").click()
+    page.get_by_label("Deviation Δ (Eq. 3)").click()
+    expect(table.locator("caption")).to_contain_text("Deviation Δ (Eq. 3) of K, layer 1, head 1")
+    look(page, "correlations")
+    page.reload()
+    open_tab(page, "Correlations")
+    expect(table).to_be_visible(timeout=10_000)
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_attention(open_page, open_tab, look, look_inside, width, theme):
+    page = open_page(width, theme)
+    look_inside(page, "Attention")
+    sheet, facts = page.locator(".tr-sheet"), page.locator(".tr-facts").filter(has_text="of its attention to its own")
+    expect(sheet.locator("img")).to_have_count(8)
+    expect(facts).to_contain_text("Token (1, 1, 1)")
+    box = sheet.locator("img").nth(2).bounding_box()
+    sheet.locator("img").nth(2).click(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 3.5 / 8})
+    expect(facts).to_contain_text("Token (3, 4, 6)")
+    dense = sheet.locator("img").nth(2).get_attribute("src")
+    for key in ("ArrowLeft", "ArrowDown", "PageUp"):
+        page.keyboard.press(key)
+        page.wait_for_timeout(300)
+    expect(facts).to_contain_text("Token (2, 5, 5)")
+    for mode in ("With reuse", "Difference", "Keys computed"):
+        page.get_by_label(mode, exact=True).check()
+        expect(sheet).to_have_attribute("aria-label", re.compile(f"^{mode}"))
+        assert sheet.locator("img").nth(2).get_attribute("src") != dense
+    expect(page.get_by_role("table").filter(has_text="own place", visible=True).locator("tbody tr")).to_have_count(4)
+    plot = page.locator(".js-plotly-plot").filter(has_text="Layer 0, mean of heads", visible=True)
+    expect(plot).to_be_visible()
+    page.get_by_label("Keys of").click()
+    page.get_by_role("option", name="Frame 3").click()
+    expect(plot).to_be_visible()
+    look(page, "attention")
+    open_tab(page, "Correlations")  # the run is there, too
+    expect(page.locator("#correlation-table table")).to_be_visible(timeout=10_000)
