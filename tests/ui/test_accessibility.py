@@ -1,5 +1,6 @@
 """axe-core finds nothing serious on any tab, light and dark, nor on a result."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,6 @@ def test_a_result(open_page, theme):
     page.get_by_role("option", name="Tiny").click()
     page.get_by_label("number input for Denoising steps").fill("4")
     page.get_by_role("button", name="Generate").click()
-    expect(page.locator(".tr-player")).to_have_attribute("data-frame", "1", timeout=60_000)
+    expect(page.locator(".tr-player")).to_have_attribute("data-frame", re.compile("."), timeout=60_000)
     page.locator(".tr-player").press("w")
     assert serious(page) == []
