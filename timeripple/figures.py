@@ -181,7 +181,12 @@ def colours(values: np.ndarray, high: float, signed: bool) -> np.ndarray:
 
 
 def frames_under(
-    frames: np.ndarray, values: np.ndarray, high: float, signed: bool, picked: tuple[int, int, int], side: int = 8
+    frames: np.ndarray,
+    values: np.ndarray,
+    high: float,
+    signed: bool,
+    picked: tuple[int, int, int] | None,
+    side: int = 8,
 ) -> list[np.ndarray]:
     """Frames of a clip in grey under the colours of their tokens, one picture a token frame, uint8 [h, w, 3].
 
@@ -199,10 +204,58 @@ def frames_under(
         opacity = 0.35 + 0.65 * np.clip(np.abs(values[t]) / max(high, 1e-12), 0, 1)
         opacity, colour = (x.repeat(side, 0).repeat(side, 1) for x in (opacity[..., None], painted[t].astype(float)))
         pictures.append(((1 - opacity) * grey + opacity * colour).round().astype(np.uint8))
-    t, y, x = picked
-    block = pictures[t][y * side : (y + 1) * side, x * side : (x + 1) * side]
-    block[[0, -1]] = block[:, [0, -1]] = PICKED
+    if picked is not None:
+        t, y, x = picked
+        block = pictures[t][y * side : (y + 1) * side, x * side : (x + 1) * side]
+        block[[0, -1]] = block[:, [0, -1]] = PICKED
     return pictures
+
+
+def error_over_saving(
+    points: list[tuple[float, float, float]], present: tuple[float, float, float], title: str
+) -> go.Figure:
+    """Relative error of the output over the share of attention saved, (saving in 0..1, error, theta) each."""
+    figure = go.Figure()
+    for name, part, mode, colour, size, symbol in (
+        ("all thresholds", points, "lines+markers", PALETTE[0], 7, "circle"),
+        ("this setting", [present], "markers", PALETTE[1], 14, "star"),
+    ):
+        figure.add_scatter(
+            x=[100 * saving for saving, _, _ in part], y=[error for _, error, _ in part], name=name, mode=mode,
+            marker={"color": colour, "size": size, "symbol": symbol}, customdata=[theta for _, _, theta in part],
+            hovertemplate="%{x:.1f} % saved, error %{y:.3f}, θ %{customdata:.3g}",
+        )  # fmt: skip
+    figure.update_xaxes(title="attention saved, %")
+    figure.update_yaxes(title="relative error of the output", rangemode="tozero")
+    return _styled(figure, title)
+
+
+def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
+    """Relative error of the output for each of several ways, (name, error)."""
+    figure = go.Figure(
+        go.Bar(
+            x=[error for _, error in bars], y=[name for name, _ in bars], orientation="h",
+            marker={"color": [PALETTE[index] for index in range(len(bars))]},
+            texttemplate="%{x:.3f}", hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_xaxes(title="relative error of the output")
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title).update_layout(showlegend=False)
+
+
+def drift_heatmap(by_layer: dict[str, list[float]], title: str) -> go.Figure:
+    """Change of the error of reuse over its size, one value a head, by layer; 1: it changed by as much as it was."""
+    values = list(by_layer.values())
+    figure = go.Figure(
+        go.Heatmap(
+            z=values, x=[f"head {head}" for head in range(len(values[0]))], y=list(by_layer), zmin=0,
+            colorscale=RISING, colorbar={"thickness": 12}, texttemplate="%{z:.2f}",
+            hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(autorange="reversed")
+    return _styled(figure, title).update_layout(showlegend=False)
 
 
 def attention_map(
@@ -227,7 +280,8 @@ def attention_map(
     for cell in range(columns_per_frame or 0, values.shape[1] if columns_per_frame else 0, columns_per_frame or 1):
         figure.add_vline(x=cell - 0.5, line=line)
     figure.update_xaxes(title="keys", showgrid=False)
-    figure.update_yaxes(title="queries", showgrid=False, autorange="reversed", scaleanchor="x", constrain="domain")
+    square = {"scaleanchor": "x", "constrain": "domain"} if values.shape[0] == values.shape[1] else {}
+    figure.update_yaxes(title="queries", showgrid=False, autorange="reversed", **square)
     return figure.update_layout(showlegend=False)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from timeripple import figures
 from timeripple.attention_maps import attention_row, averaged_map, head_scores, plan_at, reused_row
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.config import ReuseConfig
 from timeripple.probe import Inspection
 from ui import markup
 from ui.form import QUIET
@@ -75,10 +75,7 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.
 
     def draw_token(id, *chosen) -> list:
         seen = inspected(runs, id)
-        try:
-            return describe_token(seen, *chosen) if seen else [gr.skip()] * 2
-        except ConfigError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+        return describe_token(seen, *chosen) if seen else [gr.skip()] * 2
 
     def draw_map(id, *chosen):
         seen = inspected(runs, id)

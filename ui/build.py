@@ -11,6 +11,7 @@ from ui.compare_tab import compare_tab, comparison_api
 from ui.correlation_tab import correlation_tab
 from ui.gpu import comparer
 from ui.method_tab import method_tab
+from ui.reuse_tab import reuse_tab
 from ui.runs import Limits, Runs
 from ui.source import probe_api
 from ui.timing_tab import timing_tab
@@ -56,6 +57,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
         gr.HTML(markup.hero())
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
+        paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
@@ -64,6 +66,8 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
                 correlation_tab(app, tab, pipeline, runs, looked_into)
             with gr.Tab("Attention") as tab:
                 attention_tab(app, tab, pipeline, runs, looked_into)
+            with gr.Tab("Reuse laboratory") as tab:
+                reuse_tab(app, tab, pipeline, runs, looked_into, paired)
             with gr.Tab("Timing") as tab:
                 timing_tab(app, tab, pipeline, runs, measured)
             with gr.Tab("Method"):

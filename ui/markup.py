@@ -158,6 +158,13 @@ def table(caption: str, columns: list[str], rows: list[list[str]]) -> str:
       <caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
 
 
+def frame_gallery(frames: list, caption: str) -> str:
+    """Frames to look at, uint8 [h, w, 3] each."""
+    items = "".join(f'<img src="{_data_uri(frame)}" alt="Frame {t + 1}">' for t, frame in enumerate(frames))
+    return f"""<figure class="tr-gallery"><div class="tr-sheet">{items}</div>
+      <figcaption>{escape(caption)}</figcaption></figure>"""
+
+
 def frame_sheet(frames: list, sizes: tuple[int, int, int], picked: tuple[int, int, int], label: str) -> str:
     """Frames to pick a token on, uint8 [h, w, 3] each; sizes: of the token grid; picked: (t, y, x)."""
     items = [

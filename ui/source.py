@@ -115,7 +115,7 @@ def wire_source(
     shown_id = gr.State(None)
     outcome = [form.note, stage, step, shown_id]
     form.kind.input(choose, form.kind, [form.prompt, form.clip], **QUIET)
-    started = form.look.click(start, list(form[:6]), run_id, **QUIET)
+    started = form.look.click(start, list(form[:6]), run_id, **QUEUED)
     for ready in (started.success, tab.select, app.load):
         ready(follow, [run_id, shown_id], outcome, **QUEUED).then(draw, picked, shown, **QUIET)
     form.cancel.click(runs.cancel, run_id, None, **QUIET)

@@ -61,3 +61,40 @@ def test_attention(open_page, open_tab, look, look_inside, width, theme):
     look(page, "attention")
     open_tab(page, "Correlations")  # the run is there, too
     expect(page.locator("#correlation-table table")).to_be_visible(timeout=10_000)
+
+
+@pytest.mark.parametrize(("width", "theme"), LOOKS)
+def test_reuse_laboratory(open_page, look, look_inside, width, theme):
+    page = open_page(width, theme)
+    look_inside(page, "Reuse laboratory")
+    cards = page.locator(".tr-metrics").filter(visible=True)
+    expect(cards).to_contain_text("Attention saved70.")
+    expect(cards).to_contain_text("realised")
+    gallery = page.locator(".tr-gallery").filter(visible=True)
+    expect(gallery.locator("img")).to_have_count(8)
+    expect(page.locator(".js-plotly-plot").filter(has_text="Output error at", visible=True)).to_be_visible()
+    page.get_by_label("channel", exact=True).check()
+    expect(cards).to_contain_text("theoretical")
+    page.get_by_label("Threshold θ", exact=True).filter(visible=True).check()
+    number = page.get_by_label("θ", exact=True).filter(visible=True)
+    number.fill("0")
+    number.press("Tab")
+    expect(cards).to_contain_text("Attention saved0.0%")
+    page.get_by_label("token", exact=True).filter(visible=True).check()
+    page.get_by_label("Saving", exact=True).filter(visible=True).check()
+    page.get_by_text("Why feedback works").click()
+    page.get_by_role("button", name="Measure the drift").click()
+    expect(page.get_by_text("Change of the error since step 1")).to_be_visible(timeout=30_000)
+    look(page, "reuse")
+    for axis in ("time", "height", "width"):
+        page.get_by_label(axis, exact=True).filter(visible=True).uncheck()
+    expect(page.get_by_test_id("toast-body").first).to_contain_text("are not distinct axes")
+
+
+def test_wrong_pairings_as_video(open_page, open_tab):
+    page = open_page()
+    open_tab(page, "Reuse laboratory")
+    page.get_by_text("Reuse along the wrong axis").click()
+    page.get_by_role("button", name="Generate all pairings").click()
+    expect(page.get_by_text("Channels of group t reused along x")).to_be_visible(timeout=90_000)
+    page.wait_for_function("[...document.querySelectorAll('video')].some(v => v.readyState >= 2 && v.videoWidth > 600)")

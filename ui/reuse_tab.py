@@ -1,0 +1,220 @@
+"""Reuse laboratory: threshold, window, axes and granularity against saving and error, on captured q, k and v."""
+
+from collections.abc import Iterator
+
+import gradio as gr
+import torch
+
+from timeripple import figures
+from timeripple.compare import compare, save
+from timeripple.config import METRICS, ConfigError, ReuseConfig
+from timeripple.generate import Request
+from timeripple.grid import AXES
+from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
+from timeripple.methods import parse_method
+from timeripple.probe import Inspection
+from ui import markup
+from ui.compare_tab import PRESETS
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES
+from ui.method_form import AXES as AXIS_CHOICES
+from ui.runs import Run, Runs
+from ui.source import inspected, source_form, wire_source
+
+SAVING, THETA = "Saving", "Threshold θ"
+SHOWN = {"Queries": 0, "Keys": 1}
+PAIRED_STEPS = 20
+MEANING = {
+    "channel": "share of a token's channels that are reused",
+    "token": "1 − 1/n in a group of n tokens that share a row",
+    "tile": "share of keys that are reused for the token, and of queries that reuse the token",
+}
+
+
+def reuse_tab(
+    app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState, paired_id: gr.BrowserState
+) -> None:
+    """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into,
+    paired_id the run of wrong pairings."""
+    config = pipeline.transformer.config
+
+    with gr.Row(elem_classes="tr-columns"):
+        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
+            form = source_form(runs)
+        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
+            with gr.Row(elem_classes="tr-tight"):
+                step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
+                layers = list(range(config.num_layers))
+                layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
+                heads = list(range(config.num_attention_heads))
+                head = gr.Dropdown(heads, value=0, label="Head", filterable=False, min_width=90)
+                granularity = gr.Radio(["channel", "token", "tile"], value="token", label="Granularity", min_width=240)
+            with gr.Row(elem_classes="tr-tight"):
+                by = gr.Radio([SAVING, THETA], value=SAVING, label="How much", min_width=190)
+                saving = gr.Slider(0.05, 0.95, value=0.7, step=0.05, label="Saving of the head", min_width=160)
+                theta = gr.Number(0.3, label="θ", minimum=0, step=0.05, visible=False, min_width=160)
+                window = gr.Dropdown([2, 4, 8], value=2, label="Window (channel)", filterable=False, min_width=110)
+                axes = gr.CheckboxGroup(AXIS_CHOICES, value=list(AXES), label="Along", min_width=230)
+                metric = gr.Radio(list(METRICS), value="logit", label="Metric (token)", min_width=150)
+            cards = gr.HTML()
+            side = gr.Radio(list(SHOWN), value="Queries", label="Reused, on the frames")
+            with gr.Row():
+                with gr.Column(scale=3, min_width=320):
+                    sheet = gr.HTML()
+                with gr.Column(scale=2, min_width=320):
+                    curve = gr.Plot(show_label=False, elem_classes="tr-plot")
+                    bars = gr.Plot(show_label=False, elem_classes="tr-plot")
+            with gr.Accordion("Why feedback works: how slowly the error of reuse drifts", open=False):
+                drift_button = gr.Button("Measure the drift of all layers")
+                drift = gr.Plot(show_label=False, visible=False, elem_classes="tr-plot")
+                drift_note = gr.HTML()
+    with gr.Accordion("Reuse along the wrong axis (Fig. 5 of the paper)", open=False):
+        gr.HTML(markup.facts(["Every second token takes one group of channels from its neighbour along one axis."]))
+        with gr.Row(elem_classes="tr-tight"):
+            group = gr.Radio(list(AXES), value="t", label="Channels of group")
+            pair = gr.Button("Generate all pairings", variant="primary")
+            stop = gr.Button("Stop", variant="stop")
+        pair_note = gr.HTML()
+        video = gr.Video(
+            label="Dense and the three pairings", visible=False, autoplay=True, loop=True, interactive=False,
+            buttons=["download"],
+        )  # fmt: skip
+
+    place = [run_id, step, layer, head]
+    settings = [granularity, by, saving, theta, window, axes, metric]
+    picked = [*place, *settings, side]
+
+    def with_specimen(show, outputs: int):
+        """`show` of the specimen that is picked; nothing while there is no run; one sentence for what cannot work."""
+
+        def draw(id, step, layer, head, granularity, by, saving, theta, window, axes, metric, *others):
+            seen = inspected(runs, id)
+            if seen is None:
+                return [gr.skip()] * outputs if outputs > 1 else gr.skip()
+            try:
+                config = read_config(granularity, by, saving, theta, window, axes, metric)
+                specimen = Specimen(*seen.qkv(step, layer, slice(head, head + 1)), seen.grid, config)
+                return show(seen, specimen, specimen.try_reuse(), *others)
+            except ConfigError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+
+        return draw
+
+    draw = with_specimen(describe, 2)
+    draw_curve = with_specimen(lambda seen, specimen, trial, side: show_curve(specimen, trial), 1)
+    draw_bars = with_specimen(lambda seen, specimen, trial, side: show_alternatives(specimen, trial), 1)
+
+    def draw_drift(id, *settings):
+        seen = inspected(runs, id)
+        if seen is None:
+            raise gr.Error("There is no run yet; look inside one first.", print_exception=False)
+        try:
+            config = read_config(*settings)
+        except ConfigError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        layers = range(len(seen.layers))
+        drift = [residual_drift([seen.qkv(s, layer) for s in seen.kept], seen.grid, config) for layer in layers]
+        return show_drift(seen, drift)
+
+    def follow(id: str | None) -> Iterator[list]:
+        """How far the pairings are; ends with the video."""
+        run = runs.find(id)
+        while run and not runs.wait(run, POLL_SECONDS):
+            done = sum(event.step for event in run.progress.values())
+            yield [markup.facts([f"{done} of {4 * PAIRED_STEPS} steps."]), gr.skip()]
+        if run and run.state == "failed":
+            raise gr.Error(run.error, print_exception=False)
+        yield show_pairings(run) if run and run.state == "done" else [markup.facts([]), gr.Video(visible=False)]
+
+    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, [cards, sheet])
+    changed = [control.input for control in (step, layer, head, *settings)]
+    gr.on(changed, draw, picked, [cards, sheet], trigger_mode="always_last", **QUEUED)
+    side.input(draw, picked, [cards, sheet], **QUIET)
+    by.input(lambda chosen: (gr.Slider(visible=chosen == SAVING), gr.Number(visible=chosen == THETA)), by,
+             [saving, theta], **QUIET)  # fmt: skip
+    # The slower pictures follow once the numbers are there.
+    cards.change(draw_curve, picked, curve, trigger_mode="always_last", **QUIET).success(
+        draw_bars, picked, bars, trigger_mode="always_last", **QUIET
+    )
+    drift_button.click(draw_drift, [run_id, *settings], [drift, drift_note], **QUEUED | {"show_progress": "full"})
+    pair.click(lambda group: submit_pairings(pipeline, runs, group).id, group, paired_id, **QUEUED).success(
+        follow, paired_id, [pair_note, video], **QUEUED
+    )
+    tab.select(follow, paired_id, [pair_note, video], **QUEUED)
+    stop.click(runs.cancel, paired_id, None, **QUIET)
+
+
+def read_config(granularity, by, saving, theta, window, axes, metric) -> ReuseConfig:
+    """What the controls ask for. Raises ConfigError, one sentence."""
+    amount = {"budget": saving} if by == SAVING else {"theta": float(theta or 0)}
+    axes = [axis for axis in AXES if axis in axes]
+    return ReuseConfig(granularity, axes=axes, window=window, metric=metric, **amount)
+
+
+def describe(seen: Inspection, specimen: Specimen, trial: Trial, side: str) -> list[str]:
+    """The numbers of one head, and where it reuses."""
+    config = specimen.config
+    numbers = [
+        ("Attention saved", f"{trial.saving.item():.1%}", trial.kind, "of this head, in this call"),
+        ("Output error", f"{trial.error.item():.3f}", "measured here", "|output − dense| over |dense|"),
+        ("Threshold θ", f"{trial.theta:.4g}", "measured here", "that this saving takes" if config.budget else "as set"),
+    ]
+    shares = specimen.reused(trial.theta)[SHOWN[side], 0].numpy()
+    pictures = figures.frames_under(seen.frames, shares, 1.0, signed=False, picked=None)
+    caption = f"{side} reused, from dark (0) to yellow (1): {MEANING[config.granularity]} ({trial.kind})"
+    return [markup.cards(numbers), markup.frame_gallery(pictures, caption)]
+
+
+def show_curve(specimen: Specimen, trial: Trial):
+    """Error over saving of the head, with the present setting."""
+    points = [(t.saving.item(), t.error.item(), t.theta) for t in specimen.trials()]
+    present = (trial.saving.item(), trial.error.item(), trial.theta)
+    return figures.error_over_saving(points, present, f"Output error over saving ({trial.kind})")
+
+
+def show_alternatives(specimen: Specimen, trial: Trial):
+    """Reuse, skipping and zeroing at the saving of the present setting (Fig. 7)."""
+    tried = specimen.alternatives(trial.saving.mean().item())
+    bars = [(f"{t.name} ({t.kind})", t.error.item()) for t in tried]
+    return figures.error_bars(bars, f"Output error at {trial.saving.item():.0%} saved (measured here)")
+
+
+def show_drift(seen: Inspection, drift: list[torch.Tensor]) -> list:
+    """Change of the error at the last step that is kept, by layer and head, and what to make of it."""
+    by_step = torch.stack(drift)  # [layers, steps, heads]
+    names = {f"layer {layer}": heads.tolist() for layer, heads in enumerate(by_step[:, 1])}
+    first, second = (f"{index + 1}" for index in seen.kept[:2])
+    below = (by_step[:, 1] < 1).float().mean().item()
+    steps = ", ".join(
+        f"{mean:.2f} at step {index + 1}" for index, mean in zip(seen.kept, by_step.mean((0, 2)).tolist(), strict=True)
+    )
+    lines = [
+        f"Change of the error since step {first}, over its size, mean of all heads: {steps} (measured here).",
+        f"Giving back the error of step {first} helps where it has changed by less than its size: at step {second} in "
+        f"{below:.0%} of the heads (measured here). Between two refreshes of a run lie fewer steps.",
+    ]
+    title = f"Change of the error from step {first} to {second} (measured here)"
+    return [gr.Plot(figures.drift_heatmap(names, title), visible=True), markup.facts(lines)]
+
+
+def submit_pairings(pipeline, runs: Runs, group: str) -> Run:
+    """Queues a dense clip and one for every axis along which the channels of the group are reused."""
+    frames, pixels = SIZES["Tiny"]
+    request = Request(PRESETS["Ball at sunset"], num_frames=frames, height=pixels, width=pixels, steps=PAIRED_STEPS)
+    methods = [parse_method("dense"), *(pairing_method(pipeline.transformer, group, axis) for axis in AXES)]
+
+    def work(run: Run) -> list[float]:
+        result = compare(pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set)
+        save(result, run.folder, pipeline)
+        return [quality["psnr"] for quality in result.quality[1:]]
+
+    return runs.submit(work, (group,))
+
+
+def show_pairings(run: Run) -> list:
+    group = run.settings[0]
+    lines = [
+        f"Channels of group {group} reused along {axis}{' (their own axis)' if axis == group else ''}: "
+        f"{psnr:.1f} dB against dense (measured here)."
+        for axis, psnr in zip(AXES, run.result, strict=True)
+    ]
+    return [markup.facts(lines), gr.Video(run.folder / "side_by_side.mp4", visible=True)]
