@@ -1,6 +1,7 @@
 """The pictures of the method show what they say, and the paper's figures agree with one another."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
@@ -41,7 +42,7 @@ def test_the_schedule_has_every_step_and_refreshes_evenly_from_the_first():
     refreshes = [index for index, bar in enumerate(bars) if bar["class"] == "tr-moving"]
     tallest = max(float(bar["height"]) for bar in bars)
     assert refreshes == [index for index, bar in enumerate(bars) if float(bar["height"]) == tallest]
-    gaps = [later - earlier for earlier, later in zip(refreshes, refreshes[1:], strict=False)]
+    gaps = [later - earlier for earlier, later in pairwise(refreshes)]
     assert refreshes[0] == 0 and max(gaps) - min(gaps) <= 1
     words = re.search(r"dense at steps ([\d, ]+) of", method_tab.schedule())[1]
     assert [int(word) - 1 for word in words.split(",")] == refreshes
