@@ -41,13 +41,13 @@ def open_page(browser, url):
     """Opens the page as a new visitor; at the end there must be no error in any page's console."""
     contexts, errors = [], []
 
-    def open_page(width=1440, theme="light"):
+    def open_page(width=1440, theme="light", query=""):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
         contexts[-1].set_default_timeout(10_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(f"{url}?__theme={theme}")
+        page.goto(f"{url}?__theme={theme}&{query}")
         page.get_by_role("button", name="Generate").wait_for()
         return page
 
