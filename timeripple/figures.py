@@ -111,8 +111,8 @@ def roofline(rows: list[dict], roofs: dict[str, float], kind: str) -> go.Figure:
             marker={"symbol": SYMBOLS[index], "size": 9},
             hovertemplate="%{customdata} tokens: %{y:.0f} GFLOP/s",
         )  # fmt: skip
-    figure.update_xaxes(title="operations a byte", type="log")
-    figure.update_yaxes(title="GFLOP/s", type="log")
+    figure.update_xaxes(title="operations a byte", type="log", dtick=1)
+    figure.update_yaxes(title="GFLOP/s", type="log", dtick=1)
     return _styled(figure, f"Roofline ({kind})")
 
 
