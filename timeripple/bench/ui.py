@@ -115,6 +115,12 @@ def _picks(page, run: int) -> Iterator[tuple[str, float]]:
     yield "pick a channel", _until(button, page.locator(f"text=Channel {channel} turns with"))
     button = page.locator(f"#correlation-heads button[data-layer='{layer}'][data-head='{head}']")
     yield "pick a head", _until(button, table.locator(f"caption:has-text('layer {layer}, head {head}')"))
+    page.get_by_role("tab", name="Attention").click()
+    frame = page.locator("#attention-sheet img").nth(run)
+    frame.wait_for()
+    yield "pick a token", _until(frame, page.locator(f"text=/^Token \\({run + 1}, /"))
+    page.get_by_role("tab", name="Correlations").click()
+    table.locator("table").wait_for()
 
 
 def _until(button, shown) -> float:
