@@ -48,6 +48,14 @@ def test_attention(open_page, open_tab, look, look_inside, width, theme):
         page.keyboard.press(key)
         page.wait_for_timeout(300)
     expect(facts).to_contain_text("Token (2, 5, 5)")
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "PageDown"):  # faster than they are answered
+        page.keyboard.press(key)
+    expect(facts).to_contain_text("Token (3, 4, 7)")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("PageUp")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
+    expect(facts).to_contain_text("Token (2, 5, 5)")
     for mode in ("With reuse", "Difference", "Keys computed"):
         page.get_by_label(mode, exact=True).check()
         expect(sheet).to_have_attribute("aria-label", re.compile(f"^{mode}"))
