@@ -40,6 +40,7 @@ def reuse_tab(
     paired_id the run of wrong pairings."""
     config = pipeline.transformer.config
     specimen_of = lru_cache(SPECIMENS)(take_specimen)
+    drawn = gr.State(None)  # what was picked when the numbers were drawn, for the slower pictures
 
     with gr.Row(elem_classes="tr-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
@@ -89,26 +90,30 @@ def reuse_tab(
     settings = [granularity, by, saving, theta, window, axes, metric]
     picked = [*place, *settings, side]
 
-    def with_specimen(show, outputs: int):
-        """`show` of the specimen that is picked; nothing while there is no run; one sentence for what cannot work."""
+    def try_picked(id, step, layer, head, *settings) -> tuple[Inspection, Specimen, Trial] | None:
+        """None while there is no run. Raises ConfigError, one sentence."""
+        seen = inspected(runs, id)
+        if seen is None:
+            return None
+        config = read_config(*settings)
+        specimen = specimen_of(seen, step, layer, head, replace(config, budget=None, theta=0))
+        return seen, specimen, specimen.try_reuse(theta=config.theta, saving=config.budget)
 
-        def draw(id, step, layer, head, granularity, by, saving, theta, window, axes, metric, *others):
-            seen = inspected(runs, id)
-            if seen is None:
-                return [gr.skip()] * outputs if outputs > 1 else gr.skip()
-            try:
-                config = read_config(granularity, by, saving, theta, window, axes, metric)
-                specimen = specimen_of(seen, step, layer, head, replace(config, budget=None, theta=0))
-                trial = specimen.try_reuse(theta=config.theta, saving=config.budget)
-                return show(seen, specimen, trial, by, *others)
-            except ConfigError as error:
-                raise gr.Error(str(error), print_exception=False) from None
+    def draw(*picked) -> list:
+        *picked, side = picked
+        try:
+            tried = try_picked(*picked)
+        except ConfigError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return [*describe(*tried, picked[5], side), picked] if tried else [gr.skip()] * 3
 
-        return draw
+    def draw_curve(picked):
+        tried = try_picked(*picked) if picked else None
+        return show_curve(*tried[1:]) if tried else gr.skip()
 
-    draw = with_specimen(describe, 2)
-    draw_curve = with_specimen(lambda seen, specimen, trial, *_: show_curve(specimen, trial), 1)
-    draw_bars = with_specimen(lambda seen, specimen, trial, *_: show_alternatives(specimen, trial), 1)
+    def draw_bars(picked):
+        tried = try_picked(*picked) if picked else None
+        return show_alternatives(*tried[1:]) if tried else gr.skip()
 
     def draw_drift(id, step, *settings):
         seen = inspected(runs, id)
@@ -136,16 +141,15 @@ def reuse_tab(
             raise gr.Error(run.error, print_exception=False)
         yield show_pairings(run) if run and run.state == "done" else [markup.facts([]), gr.Video(visible=False)]
 
-    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, [cards, sheet])
+    shown = [cards, sheet, drawn]
+    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, shown)
     changed = [control.input for control in (step, layer, head, *settings)]
-    gr.on(changed, draw, picked, [cards, sheet], trigger_mode="always_last", **QUEUED)
-    side.input(draw, picked, [cards, sheet], **QUIET)
+    gr.on(changed, draw, picked, shown, trigger_mode="always_last", **QUEUED)
+    side.input(draw, picked, shown, **QUIET)
     by.input(lambda chosen: (gr.Slider(visible=chosen == SAVING), gr.Number(visible=chosen == THETA)), by,
              [saving, theta], **QUIET)  # fmt: skip
     # The slower pictures follow once the numbers are there.
-    cards.change(draw_curve, picked, curve, trigger_mode="always_last", **QUIET).success(
-        draw_bars, picked, bars, trigger_mode="always_last", **QUIET
-    )
+    drawn.change(draw_bars, drawn, bars, **QUIET).then(draw_curve, drawn, curve, **QUIET)
     drifts = [drift, drift_map, drift_curve, drift_note]
     drift_button.click(draw_drift, [run_id, step, *settings], drifts, **QUEUED | {"show_progress": "full"})
     pair.click(lambda group: submit_pairings(pipeline, runs, group).id, group, paired_id, **QUEUED).success(
