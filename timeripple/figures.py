@@ -39,7 +39,7 @@ def saving_per_step(curves: list[tuple[str, list[float]]]) -> go.Figure:
     return _styled(figure, "Attention saved at each denoising step")
 
 
-def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
+def seconds_by_stage(runs: list[tuple[str, dict[str, float]]], kind: str = "measured here") -> go.Figure:
     """Where the time of every method went, as stacked bars.
 
     runs: (label, seconds) per method, in order from the top; seconds as in `Generation.seconds`: text, denoise,
@@ -69,7 +69,7 @@ def seconds_by_stage(runs: list[tuple[str, dict[str, float]]]) -> go.Figure:
     figure.update_layout(barmode="stack", legend_traceorder="normal")
     figure.update_xaxes(title="seconds")
     figure.update_yaxes(autorange="reversed", type="category")
-    return _styled(figure, "Seconds by stage (measured here)")
+    return _styled(figure, f"Seconds by stage ({kind})")
 
 
 def time_over_tokens(rows: list[dict], kind: str) -> go.Figure:
@@ -111,8 +111,8 @@ def roofline(rows: list[dict], roofs: dict[str, float], kind: str) -> go.Figure:
             marker={"symbol": SYMBOLS[index], "size": 9},
             hovertemplate="%{customdata} tokens: %{y:.0f} GFLOP/s",
         )  # fmt: skip
-    figure.update_xaxes(title="operations a byte", type="log")
-    figure.update_yaxes(title="GFLOP/s", type="log")
+    figure.update_xaxes(title="operations a byte", type="log", dtick=1)
+    figure.update_yaxes(title="GFLOP/s", type="log", dtick=1)
     return _styled(figure, f"Roofline ({kind})")
 
 
@@ -264,7 +264,8 @@ def drift_heatmap(by_layer: dict[str, list[float]], title: str) -> go.Figure:
     values = list(by_layer.values())
     figure = go.Figure(
         go.Heatmap(
-            z=values, x=[f"head {head}" for head in range(len(values[0]))], y=list(by_layer), zmin=0,
+            z=values, x=[f"head {head}" for head in range(len(values[0]))], y=list(by_layer),
+            zmin=0, zmax=max(1.0, *map(max, values)),
             colorscale=RISING, colorbar={"thickness": 12}, texttemplate="%{z:.2f}",
             hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>",
         )

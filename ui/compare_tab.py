@@ -1,7 +1,9 @@
 """Compare: one prompt and seed, two methods, side by side while they run and measured when they are done."""
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import urlencode
 
 import gradio as gr
@@ -10,9 +12,10 @@ from timeripple import figures
 from timeripple.compare import check, read_settings, save
 from timeripple.generate import Request
 from timeripple.methods import Method, parse_method
-from timeripple.video import read_metadata
+from timeripple.report import html_report
+from timeripple.video import read_metadata, read_mp4
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, result_of, size_choices, size_of
+from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, result_of, size_choices, size_of
 from ui.gpu import Comparer
 from ui.method_form import fill_method, method_form, read_method, title
 from ui.player import played, player
@@ -26,6 +29,8 @@ PRESETS = {
     "Bouncing ring": "a cyan ring bouncing in the desert by day",
     "Camera pan": "a green cube circling above the city while the camera pans right",
 }
+EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
+MEASURED = "measured here"
 SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
 """On a phone the stage lies below the form."""
 
@@ -33,7 +38,7 @@ SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scroll
 def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None:
     """Adds the content of the tab to `app`, which is being built."""
     saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
-    shown = gr.State(None)
+    shown, recorded = gr.State(None), examples()
     timer = gr.Timer(POLL_SECONDS, active=False)
 
     with gr.Row(elem_classes="tr-columns"):
@@ -64,7 +69,8 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
             with gr.Accordion("Settings from a video", open=False):
                 video = gr.File(label="An mp4 that TimeRipple wrote", file_types=[".mp4"], height=110)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
-            stage = gr.HTML(markup.welcome(), elem_id="stage")
+            welcome = markup.welcome([example_card(folder) for folder in recorded])
+            stage = gr.HTML(welcome, elem_id="stage", js_on_load=PICK)
             with gr.Column(visible=False) as results:
                 heading = gr.HTML()
                 video_player = player(elem_id="player")
@@ -73,13 +79,17 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
                     seconds = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                     saving = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                 with gr.Row():
+                    by_head = [gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot") for _ in "AB"]
+                with gr.Row():
                     side_files = [gr.DownloadButton(f"Download {side}.mp4", min_width=220) for side in "AB"]
                 with gr.Row():
                     video_file = gr.DownloadButton("Download side_by_side.mp4", min_width=220)
                     report_file = gr.DownloadButton("Download report.json", min_width=220)
+                    page_file = gr.DownloadButton("Download report.html", min_width=220)
 
     form = [prompt, seed, size, steps, guidance, negative, *method_a, *method_b]
-    outcome = [heading, video_player, numbers, seconds, saving, *side_files, video_file, report_file]
+    outcome = [heading, video_player, numbers, seconds, saving, *by_head]
+    outcome += [*side_files, video_file, report_file, page_file]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
     def start(*settings):
@@ -98,6 +108,10 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
             return [run.id, *run.settings, gr.Timer(active=True), None]
         filled = fill_from(link) if "prompt" in link else [gr.skip()] * len(form)
         return [None, *filled, gr.Timer(active=False), None]
+
+    def pick_example(event: gr.EventData):
+        run = open_example(runs, recorded[int(event.example)])
+        return run.id, *run.settings, gr.Timer(active=True), None
 
     def fill_from(source: dict | str) -> list:
         """The form from a link's query, or from the mp4 at a path."""
@@ -127,7 +141,7 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
             return [gr.skip()] * len(view)
         done, busy = bool(run and run.state == "done"), bool(run and not run.finished)
         return [
-            gr.HTML(describe(run, runs.ahead(run)) if run else markup.welcome(), visible=not done),
+            gr.HTML(describe(run, runs.ahead(run)) if run else welcome, visible=not done),
             gr.Column(visible=done),
             *(present(run) if done else [gr.skip()] * len(outcome)),
             gr.Button(interactive=not busy),
@@ -144,6 +158,9 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [saved_id, timer, shown], **QUEUED)
         started.success(show, [saved_id, shown], view, **QUIET).then(None, js=SHOW_STAGE)
+    stage.select(pick_example, None, [saved_id, *form, timer, shown], **QUIET).success(
+        show, [saved_id, shown], view, **QUIET
+    )
     cancel.click(runs.cancel, saved_id, None, **QUIET).then(show, [saved_id, shown], view, **QUIET)
     timer.tick(show, [saved_id, shown], view, trigger_mode="once", **QUIET)
     app.load(restore, saved_id, [saved_id, *form, timer, shown], **QUEUED)
@@ -206,24 +223,50 @@ def describe(run: Run, ahead: int) -> str:
 def present(run: Run) -> list:
     """The result: heading, player, cards, plots and files, from the run's report."""
     request, methods = read_form(run.settings)
-    rows, names = (
-        run.result["methods"],
-        [f"{side} · {title(method)}" for side, method in zip("AB", methods, strict=True)],
-    )
+    rows, kind = run.result["methods"], run.result.get("kind", MEASURED)
+    names = [f"{side} · {title(method)}" for side, method in zip("AB", methods, strict=True)]
     detail = f"{request.num_frames} frames of {request.width} × {request.height} · {request.steps} steps"
     dense = {"kind": "no reuse", "per_step": [0] * request.steps}
     savings = [row["saving"] or dense for row in rows]
     curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
         markup.heading(request.prompt, f"{detail} · seed {request.seed}", permalink(run)),
-        played(run.folder / "player.mp4", [title(method) for method in methods], rows[1]),
-        markup.cards(measured(rows)),
-        figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)]),
+        played(run.folder / "player.mp4", [title(method) for method in methods], rows[1], kind),
+        markup.cards(measured(rows, kind)),
+        figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)], kind),
         figures.saving_per_step(curves),
+        *(
+            gr.Plot(figures.saving_heatmap(row["saving_by_head"], name, row["saving"]["kind"]), visible=True)
+            if row["saving"]
+            else gr.Plot(visible=False)
+            for name, row in zip(names, rows, strict=True)
+        ),
         *(gr.DownloadButton(f"Download {row['label']}.mp4", run.folder / f"{row['label']}.mp4") for row in rows),
-        gr.DownloadButton(value=run.folder / "side_by_side.mp4"),
-        gr.DownloadButton(value=run.folder / "report.json"),
+        *(gr.DownloadButton(value=run.folder / name) for name in ("side_by_side.mp4", "report.json", "report.html")),
     ]
+
+
+def examples() -> list[Path]:
+    """Folders of comparisons that were recorded before."""
+    return sorted(path.parent for path in EXAMPLES.glob("*/report.json"))
+
+
+def example_card(folder: Path) -> tuple[str, str, object]:
+    """What the welcome shows of a recorded comparison: prompt, what came of it, and the first frame."""
+    report = json.loads((folder / "report.json").read_text())
+    second = report["methods"][1]
+    numbers = f"{second['speedup']:.2f}× at {second['quality']['psnr']:.1f} dB"
+    return report["prompt"], f"{second['method']}: {numbers}, recorded", read_mp4(folder / "dense.mp4")[0]
+
+
+def open_example(runs: Runs, folder: Path) -> Run:
+    """A recorded comparison as a finished run of the visitor's own."""
+    report = json.loads((folder / "report.json").read_text())
+    machine, date = report["environment"]["cpu"], report["environment"]["date"][:10]
+    settings = tuple(fill_form(*read_settings(report), runs.limits))
+    run = runs.adopt(folder, report | {"kind": f"recorded on {machine}, {date}"}, settings)
+    (run.folder / "report.html").write_text(html_report(report, run.folder))
+    return run
 
 
 def permalink(run: Run) -> str:
@@ -232,20 +275,24 @@ def permalink(run: Run) -> str:
     return "?" + urlencode({"run": run.id} | {name: run.result[name] for name in names})
 
 
-def measured(rows: list[dict]) -> list[tuple[str, str, str, str]]:
+def measured(rows: list[dict], kind: str) -> list[tuple[str, str, str, str]]:
     """The numbers of the cards, each with its kind and what it means."""
-    seconds, quality = [f"{row['seconds']['total']:.1f} s" for row in rows], rows[1]["quality"]
-    took = f"A took {seconds[0]}, B {seconds[1]}, from prompt to pixels"
+    seconds, quality = [row["seconds"] for row in rows], rows[1]["quality"]
+    took = f"A took {seconds[0]['total']:.1f} s, B {seconds[1]['total']:.1f} s, from prompt to pixels"
     numbers = [
-        ("Speed-up", f"{rows[1]['speedup']:.2f}×", "measured here", took),
-        ("PSNR", f"{quality['psnr']:.1f} dB", "measured here", "B against A; higher is closer"),
-        ("SSIM", f"{quality['ssim']:.3f}", "measured here", "B against A; 1 is identical"),
-        ("VMAF", f"{quality['vmaf']:.1f}", "measured here", "B against A as people would see it; 100 is best"),
+        ("Speed-up", f"{rows[1]['speedup']:.2f}×", kind, took),
+        ("PSNR", f"{quality['psnr']:.1f} dB", kind, "B against A; higher is closer"),
+        ("SSIM", f"{quality['ssim']:.3f}", kind, "B against A; 1 is identical"),
+        ("VMAF", f"{quality['vmaf']:.1f}", kind, "B against A as people would see it; 100 is best"),
     ]
     for side, saving in zip("AB", (row["saving"] for row in rows), strict=True):
         if saving:
             meaning = f"{side}, on the steps that reuse; {saving['all_steps']:.0%} of all steps together"
             numbers.append(("Attention saved", f"{saving['reuse_steps']:.0%}", saving["kind"], meaning))
+    if rows[0]["saving"] is None:
+        share = seconds[0]["attention"] / seconds[0]["total"]
+        meaning = f"the speed-up if attention cost nothing: it is {share:.0%} of A's time"
+        numbers.append(("Amdahl's limit", f"{1 / (1 - share):.2f}×", "theoretical", meaning))
     return numbers
 
 

@@ -8,7 +8,7 @@ from timeripple.grid import AXES, TokenGrid
 from timeripple.probe import Inspection, rope_frequencies
 from timeripple.similarity import correlation_table, deviation_table, reuse_mask
 from ui import markup
-from ui.form import QUIET
+from ui.form import PICK, QUIET
 from ui.runs import Runs
 from ui.source import inspected, source_form, wire_source
 
@@ -16,11 +16,6 @@ LAGS = (1, 2, 3, 4)
 WINDOWS = (2, 4, 8)
 SIDES = {"Queries": 0, "Keys": 1}
 VALUES = {"Correlation": "correlation", "Deviation Δ (Eq. 3)": "deviation"}
-PICK = """element.addEventListener('click', event => {
-  const button = event.target.closest('button');
-  if (button) trigger('select', {...button.dataset});
-});"""
-"""A click on a button of an HTML component tells Python its data attributes."""
 
 
 def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:

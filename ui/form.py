@@ -14,6 +14,12 @@ QUIET = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 QUEUED = QUIET | {"queue": True, "concurrency_limit": None}
 """Keyword arguments of events that may fail with a message or take as long as a run."""
 
+PICK = """element.addEventListener('click', event => {
+  const button = event.target.closest('button');
+  if (button) trigger('select', {...button.dataset});
+});"""
+"""A click on a button of an HTML component tells Python its data attributes."""
+
 
 def size_choices(*names: str) -> list[tuple[str, str]]:
     """Choices of a dropdown: what is shown, and the name in SIZES."""

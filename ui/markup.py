@@ -17,7 +17,14 @@ def hero() -> str:
     </header>"""
 
 
-def welcome() -> str:
+def welcome(recorded: list[tuple[str, str, object]]) -> str:
+    """recorded: (prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
+    cards = "".join(
+        f"""<button type="button" data-example="{number}"><img src="{_data_uri(picture)}" alt="">
+        <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
+        for number, (prompt, outcome, picture) in enumerate(recorded)
+    )
+    examples = f'<h3>Or see a recorded one at once</h3><div class="tr-examples">{cards}</div>' if recorded else ""
     return f"""<section class="tr-card tr-welcome">
       <div class="tr-grids" aria-hidden="true">
         <figure>{_grid(merged=False)}<figcaption>Dense: every token</figcaption></figure>
@@ -27,6 +34,7 @@ def welcome() -> str:
       <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A,
       one by method B. Then compare how close they are, how many seconds each stage took and how much attention was
       saved.</p>
+      {examples}
     </section>"""
 
 

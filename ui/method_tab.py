@@ -65,15 +65,16 @@ def line(x1: float, y1: float, x2: float, y2: float, tone: str = "tr-line") -> s
 def neighbours() -> str:
     """Three frames of one channel of each group: equal along time, along y, along x."""
     parts = []
-    for group, (name, varies) in enumerate([("t", (1, 1)), ("y", (0, 1)), ("x", (1, 0))]):
+    groups = [("time", (1, 1)), ("height", (0, 1)), ("width", (1, 0))]
+    for group, (name, varies) in enumerate(groups):
         for frame in range(3):
             for y in range(3):
                 for x in range(3):
                     shade = (y * varies[0] * 3 + x * varies[1] + (group > 0) * frame) % 4
-                    parts.append(square(24 + frame * 62 + x * 18, 6 + group * 66 + y * 18, f"tr-shade-{shade}"))
-        parts.append(text(10, 38 + group * 66, name))
+                    parts.append(square(78 + frame * 54 + x * 15, 6 + group * 54 + y * 15, f"tr-shade-{shade}", 13))
+        parts.append(text(68, 31 + group * 54, name, "end"))
     return svg(
-        210, 200, "Channels of group t repeat from frame to frame, of y and x along an axis of the frame", *parts
+        260, 164, "Channels of group t repeat from frame to frame, of y and x along an axis of the frame", *parts
     )
 
 
@@ -133,7 +134,7 @@ def schedule() -> str:
         place = f'x="{8 + 10 * step.index}" y="{64 - height:g}" width="8" height="{height:g}"'
         parts.append(f'<rect class="{tones[step.kind]}" {place} rx="1"/>')
     refreshes = ", ".join(str(step.index + 1) for step in steps if step.kind == "refresh")
-    parts += [text(108, 82, f"dense again at steps {refreshes} of {STEPS}")]
+    parts += [text(108, 82, f"dense at steps {refreshes} of {STEPS}")]
     return svg(216, 90, f"Attention computed at each of {STEPS} steps: all of it at steps {refreshes}", *parts)
 
 

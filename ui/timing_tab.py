@@ -26,9 +26,9 @@ COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is 
     "attention_ms": ("attention, ms", "{:.2f}"),
     "seconds": ("seconds", "{:.1f}"),
     "speedup": ("speed-up", "{:.2f}×"),
-    "ideal_speedup": ("ideal", "{:.2f}×"),
-    "amdahl_speedup": ("Amdahl", "{:.2f}×"),
-    "saving": ("saving", "{:.0%}"),
+    "ideal_speedup": ("ideal (theoretical)", "{:.2f}×"),
+    "amdahl_speedup": ("Amdahl (theoretical)", "{:.2f}×"),
+    "saving": ("saving (realised)", "{:.0%}"),
     "relative_error": ("output error", "{:.3f}"),
     "psnr": ("PSNR dB", "{:.1f}"),
     "planning_share": ("planning", "{:.0%}"),
@@ -138,7 +138,8 @@ def present(run: Run) -> list:
 
 
 def rows_table(rows: list[dict], caption: str) -> str:
-    """The columns of COLUMNS that the rows have; savings of one kind only."""
+    """The columns of COLUMNS that the rows have. Savings that are theoretical are left out of the realised ones."""
+    rows = [row | ({"saving": None} if row.get("saving_kind") == "theoretical" else {}) for row in rows]
     names = [name for name in COLUMNS if any(row.get(name) is not None for row in rows)]
     cells = [
         [row["method"], *("–" if row.get(name) is None else COLUMNS[name][1].format(row[name]) for name in names)]
@@ -155,11 +156,7 @@ def recorded_files() -> dict[str, dict]:
 
 
 def recorded_table(result: dict) -> str:
-    """Savings that are theoretical are left out, as the column is of realised ones."""
-    rows = [
-        row | ({} if row.get("saving_kind", "realised") == "realised" else {"saving": None}) for row in result["rows"]
-    ]
-    return rows_table(rows, f"Recorded on {machine(result)}")
+    return rows_table(result["rows"], f"Recorded on {machine(result)}")
 
 
 def machine(result: dict) -> str:
@@ -167,7 +164,8 @@ def machine(result: dict) -> str:
     where = result["environment"]
     device = where["cpu"] if where["device"] == "cpu" else where["device"]
     dtype = f", {where['dtype']}" if where.get("dtype") else ""
-    return f"{device}, {where['threads']} threads{dtype}, {where['date'][:10]}"
+    threads = "1 thread" if where["threads"] == 1 else f"{where['threads']} threads"
+    return f"{device}, {threads}{dtype}, {where['date'][:10]}"
 
 
 def gpu_note(recorded: dict[str, dict]) -> str:
