@@ -229,3 +229,30 @@ def test_probe_writes_the_correlations_of_every_channel(run, tmp_path):
 def test_probe_refuses_in_one_sentence(run, options, message):
     code, _, error = run("probe", "--prompt", "a red ball", *SMALL, *options)
     assert code == cli.USER_ERROR and message in error and error.count("\n") == 1
+
+
+def test_lab_tells_what_every_head_saves_and_loses(run):
+    options = ("--prompt", "a red ball", "--at", "2,4", *SMALL)
+    code, out, _ = run("lab", *options, "--method", "channel:0.5", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["method"] == "channel:0.5" and result["kind"] == "measured here"
+    places = [(row["step"], row["layer"], row["head"]) for row in result["rows"]]
+    assert places == [(s, f"blocks.{layer}.attn1", h) for s in (1, 3) for layer in (0, 1) for h in (0, 1)]
+    assert {row["kind"] for row in result["rows"]} == {"theoretical"}
+    assert all(row["drift"] == 0 for row in result["rows"][:4]) and all(row["error"] > 0 for row in result["rows"])
+    code, out, _ = run("lab", *options)
+    assert code == 0 and "realised" in out and "theoretical" in out and out.count("blocks.1.attn1") == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "9"], "are 9; give some from 1 to 5"),
+        (["--method", "dense"], "'dense' reuses nothing; choose from channel, token, tile"),
+        (["--method", "skip:0.5"], "'skip:0.5' reuses nothing"),
+        (["--method", "token:0.99"], "above the ceiling"),
+    ],
+)
+def test_lab_refuses_in_one_sentence(run, options, message):
+    code, out, error = run("lab", "--prompt", "a red ball", *SMALL, *options)
+    assert code == cli.USER_ERROR and out == "" and message in error and error.count("\n") == 1

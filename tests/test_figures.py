@@ -55,6 +55,15 @@ def test_a_token_strip_shows_every_value_once():
     assert [note.text for note in figure.layout.annotations] == [str(n) for n in range(1, 11)]
 
 
+def test_drift_curve_has_a_line_a_layer_and_one_at_1():
+    figure = figures.drift_curve([5, 10], {"layer 0": [0.0, 0.4], "layer 1": [0.0, 1.2]}, "Since step 5")
+    assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
+        ("layer 0", [5, 10], [0, 0.4]),
+        ("layer 1", [5, 10], [0, 1.2]),
+    ]
+    assert [shape.y0 for shape in figure.layout.shapes] == [1]
+
+
 def test_saving_heatmap_puts_layers_and_heads_in_their_cells():
     by_head = {"blocks.0.attn1": [0.1, 0.2, -0.3], "blocks.1.attn1": [0.4, 0.5, 0.9]}
     figure = figures.saving_heatmap(by_head, "token", "realised")

@@ -75,6 +75,28 @@ def test_alternatives_save_as_much():
         assert trial.saving.mean().item() == pytest.approx(0.5, abs=0.05) and trial.error.min() > 0
 
 
+def test_skipping_tokens_that_are_alike_loses_nothing_where_all_windows_are_as_large():
+    """One key of eight equal ones stays everywhere: the softmax loses a factor of eight above and below."""
+    found = {trial.name: trial for trial in Specimen(*constant_windows(), GRID, CONFIGS[1]).alternatives(7 / 8)}
+    skipped = found["skip tokens"]
+    assert skipped.saving.tolist() == [7 / 8] * 2 and skipped.error.max() < 1e-4
+    assert found["zero"].error.min() > 0.01
+
+
+def test_what_cannot_save_as_much_is_absent():
+    found = Specimen(*random(), GRID, CONFIGS[1]).alternatives(
+        0.92
+    )  # one key of eight, one window of twelve has to stay
+    assert [trial.name for trial in found] == ["reuse", "zero"]
+
+
+def test_trials_rise_to_the_ceiling():
+    trials = Specimen(*random(heads=1), GRID, CONFIGS[1]).trials
+    savings = [trial.saving.item() for trial in trials]
+    assert savings == sorted(savings) and savings[-1] == pytest.approx(1 - 1 / 64)
+    assert trials[0].error < trials[-1].error
+
+
 def test_zeroing_the_smallest_entries():
     """With all but the smallest of each equal, half of the entries saved on each side leaves a quarter."""
     specimen = Specimen(*random(heads=1), GRID, ReuseConfig("channel", budget=0.5))

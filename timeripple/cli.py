@@ -107,9 +107,7 @@ def probe(
 
         width, height = _parse_size(size)
         request = Request(prompt, "", seed, steps, frames, height, width)
-        wanted = {step - 1 for step in _parse_counts(at)}
-        if not all(0 <= step < steps for step in wanted):
-            raise ValueError(f"The steps to look at are {at}; give some from 1 to {steps}.")
+        wanted = _parse_steps(at, steps)
         _check_file(out)
         pipeline = load_pipeline(model)
         result = probe_report(pipeline, request, wanted)
@@ -137,6 +135,41 @@ def probe(
     console.print(table)
     console.print(heads)
     console.print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def lab(
+    prompt: Annotated[str, typer.Option(help='Such as "a red ball rolling left across the ocean at sunset".')],
+    method: Annotated[str, typer.Option(help="channel, token or tile: name[:saving][:key=value...].")] = "token:0.7",
+    at: Annotated[str, typer.Option(help="Denoising steps to look at, counted from 1, with commas between.")] = "10",
+    seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: Model = "pond",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """What reuse saves and costs in every head of a dense run, against skipping and zeroing at the same saving.
+
+    One threshold serves the heads of a layer; drift is how far the error has moved since the first of the steps.
+    """
+    with _one_sentence(ValueError):
+        from timeripple.generate import Request, load_pipeline
+        from timeripple.laboratory import laboratory_report, parse_reuse
+        from timeripple.probe import capture
+        from timeripple.timing import environment
+
+        config = parse_reuse(method)
+        width, height = _parse_size(size)
+        request = Request(prompt, "", seed, steps, frames, height, width)
+        wanted = _parse_steps(at, steps)
+        pipeline = load_pipeline(model)
+        rows = laboratory_report(capture(pipeline, request, wanted), config)
+    if as_json:
+        result = {"method": config.text, "rows": rows, "kind": "measured here", "environment": environment(pipeline)}
+        print(json.dumps(result, indent=2, allow_nan=False))
+    else:
+        _console().print(_laboratory_table(rows, config.text))
 
 
 @app.command()
@@ -399,6 +432,14 @@ def _parse_counts(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+def _parse_steps(text: str, steps: int) -> set[int]:
+    """Denoising steps "5,10", counted from 1, to {4, 9}."""
+    wanted = {step - 1 for step in _parse_counts(text)}
+    if not all(0 <= step < steps for step in wanted):
+        raise ValueError(f"The steps to look at are {text}; give some from 1 to {steps}.")
+    return wanted
+
+
 def _print_result(result: dict, as_json: bool, columns: tuple[str, ...]) -> None:
     """A benchmark as one JSON object, or some columns of its rows as a table."""
     if as_json:
@@ -465,6 +506,20 @@ def _kernel_table(rows: list[dict]) -> Table:
     for row in rows:
         figures = (row["registers"], row["spills"], row["shared_bytes"])
         table.add_row(row["kernel"], row["target"], row["config"], *map(str, figures), f"{row['occupancy']:.0%}")
+    return table
+
+
+def _laboratory_table(rows: list[dict], method: str) -> Table:
+    table = Table(title=f"{method}: errors of the output over its size, measured here", box=SIMPLE)
+    others = {name: kind for row in rows for name, kind, *_ in row["alternatives"]}
+    errors = (f"error:\n{name}\n({kind})" for name, kind in others.items())
+    for title in ("step", "layer", "head", "θ", f"saving\n({rows[0]['kind']})", "error:\nreuse", *errors, "drift"):
+        table.add_column(title, justify="left" if title == "layer" else "right")
+    for row in rows:
+        found = {name: f"{error:.3f}" for name, _, _, error in row["alternatives"]}
+        place = str(row["step"] + 1), row["layer"], str(row["head"]), f"{row['theta']:.3g}", f"{row['saving']:.1%}"
+        errors = (f"{row['error']:.3f}", *(found.get(name, "-") for name in others))
+        table.add_row(*place, *errors, f"{row['drift']:.2f}")
     return table
 
 

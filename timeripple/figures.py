@@ -230,6 +230,21 @@ def error_over_saving(
     return _styled(figure, title)
 
 
+def drift_curve(steps: list[int], by_layer: dict[str, list[float]], title: str) -> go.Figure:
+    """Change of the error of reuse over its size at denoising steps, one line a layer; below 1, feedback helps."""
+    figure = go.Figure()
+    for index, (layer, values) in enumerate(by_layer.items()):
+        figure.add_scatter(
+            x=steps, y=values, name=layer, mode="lines+markers",
+            line={"color": PALETTE[index % len(PALETTE)], "dash": DASHES[index % len(DASHES)]},
+            hovertemplate="step %{x}: %{y:.3f}",
+        )  # fmt: skip
+    figure.add_hline(y=1, line={"color": INK, "dash": "dot"})
+    figure.update_xaxes(title="denoising step", tickvals=steps)
+    figure.update_yaxes(title="change of the error over its size", rangemode="tozero")
+    return _styled(figure, title)
+
+
 def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
     """Relative error of the output for each of several ways, (name, error)."""
     figure = go.Figure(

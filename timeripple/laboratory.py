@@ -30,15 +30,16 @@ from timeripple.attention.plan import (
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.baselines import SkipConfig
 from timeripple.baselines.skip import measure as measure_skip
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.grid import AXES, TokenGrid
 from timeripple.hooks import FAMILIES
-from timeripple.methods import Method
+from timeripple.methods import Method, parse_method
 from timeripple.probe import Capture
 from timeripple.similarity import reuse_mask
 
 Kind = Literal["realised", "theoretical"]
 EVERY = 1e9  # a threshold below which everything is
+TRIALS = 12
 REACHED = 0.01  # two savings are the same within this
 
 
@@ -113,10 +114,11 @@ class Specimen:
             shares = torch.stack(masks)[..., grid.video, :].double().mean(-1)
         return grid.unflatten(shares[..., None])[..., 0].float()
 
-    def trials(self, count: int = 12) -> list[Trial]:
-        """Reuse at `count` thresholds whose savings rise evenly to the largest there is."""
+    @cached_property
+    def trials(self) -> list[Trial]:
+        """Reuse at thresholds whose savings rise evenly to the largest there is."""
         largest = self.curve.saving(1.001 * self.curve.highest).mean().item()
-        return [self.try_reuse(saving=largest * (number + 1) / count) for number in range(count)]
+        return [self.try_reuse(saving=largest * (number + 1) / TRIALS) for number in range(TRIALS)]
 
     def alternatives(self, saving: float) -> list[Trial]:
         """Reuse, and what the paper compares it with, all at this saving (Fig. 7); what cannot save as much is absent.
@@ -140,8 +142,8 @@ class Specimen:
         plan = curve.plan(*self._qkv[:2], theta)
         output = torch.empty_like(self.dense)
         for head, owner in enumerate(plan.key.owner):
-            kept = torch.zeros_like(owner, dtype=torch.bool)
-            kept[owner.argsort(stable=True)[torch.diff(owner.sort().values, prepend=owner.new_tensor([-1])) > 0]] = True
+            rows, order = owner.sort(stable=True)
+            kept = order[torch.diff(rows, prepend=rows.new_tensor([-1])) > 0]  # the first token of every row
             output[:, head] = dense_attention(self.query[head], self.key[head, kept], self.value[head, kept])
         return self._trial("skip tokens", output, plan.saving, "realised", theta)
 
@@ -194,6 +196,14 @@ def residual_drift(steps: Sequence[Tensor], grid: TokenGrid, config: ReuseConfig
         reused, _ = ripple_attention(*qkv, grid, config, theta=theta, plan=kept)
         residuals.append((dense_attention(*qkv) - reused)[0])
     return torch.stack([relative_change(residual, residuals[0]) for residual in residuals])
+
+
+def parse_reuse(text: str) -> ReuseConfig:
+    """Reads "token:0.7", "channel:theta=0.3:axes=ty" and the like. Raises ConfigError for what is no reuse."""
+    config = parse_method(text).config
+    if type(config) is not ReuseConfig:
+        raise ConfigError(f"The method {text!r} reuses nothing; choose from {', '.join(GRANULARITIES)}.")
+    return config
 
 
 def laboratory_report(captures: Sequence[Capture], config: ReuseConfig) -> list[dict]:

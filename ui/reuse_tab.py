@@ -1,6 +1,8 @@
 """Reuse laboratory: threshold, window, axes and granularity against saving and error, on captured q, k and v."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
 
 import gradio as gr
 import torch
@@ -23,6 +25,7 @@ from ui.source import inspected, source_form, wire_source
 SAVING, THETA = "Saving", "Threshold θ"
 SHOWN = {"Queries": 0, "Keys": 1}
 PAIRED_STEPS = 20
+SPECIMENS = 64  # heads whose measurements are kept, about 3 MB each
 MEANING = {
     "channel": "share of a token's channels that are reused",
     "token": "1 − 1/n in a group of n tokens that share a row",
@@ -36,6 +39,8 @@ def reuse_tab(
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into,
     paired_id the run of wrong pairings."""
     config = pipeline.transformer.config
+    specimen_of = lru_cache(SPECIMENS)(take_specimen)
+    drawn = gr.State(None)  # what was picked when the numbers were drawn, for the slower pictures
 
     with gr.Row(elem_classes="tr-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
@@ -65,7 +70,9 @@ def reuse_tab(
                     bars = gr.Plot(show_label=False, elem_classes="tr-plot")
             with gr.Accordion("Why feedback works: how slowly the error of reuse drifts", open=False):
                 drift_button = gr.Button("Measure the drift of all layers")
-                drift = gr.Plot(show_label=False, visible=False, elem_classes="tr-plot")
+                with gr.Row(visible=False) as drift:
+                    drift_map = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                    drift_curve = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                 drift_note = gr.HTML()
     with gr.Accordion("Reuse along the wrong axis (Fig. 5 of the paper)", open=False):
         gr.HTML(markup.facts(["Every second token takes one group of channels from its neighbour along one axis."]))
@@ -83,27 +90,32 @@ def reuse_tab(
     settings = [granularity, by, saving, theta, window, axes, metric]
     picked = [*place, *settings, side]
 
-    def with_specimen(show, outputs: int):
-        """`show` of the specimen that is picked; nothing while there is no run; one sentence for what cannot work."""
+    def try_picked(id, step, layer, head, *settings) -> tuple[Inspection, Specimen, Trial] | None:
+        """None while there is no run. Raises ConfigError, one sentence."""
+        seen = inspected(runs, id)
+        if seen is None:
+            return None
+        config = read_config(*settings)
+        specimen = specimen_of(seen, step, layer, head, replace(config, budget=None, theta=0))
+        return seen, specimen, specimen.try_reuse(theta=config.theta, saving=config.budget)
 
-        def draw(id, step, layer, head, granularity, by, saving, theta, window, axes, metric, *others):
-            seen = inspected(runs, id)
-            if seen is None:
-                return [gr.skip()] * outputs if outputs > 1 else gr.skip()
-            try:
-                config = read_config(granularity, by, saving, theta, window, axes, metric)
-                specimen = Specimen(*seen.qkv(step, layer, slice(head, head + 1)), seen.grid, config)
-                return show(seen, specimen, specimen.try_reuse(), *others)
-            except ConfigError as error:
-                raise gr.Error(str(error), print_exception=False) from None
+    def draw(*picked) -> list:
+        *picked, side = picked
+        try:
+            tried = try_picked(*picked)
+        except ConfigError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        return [*describe(*tried, picked[5], side), picked] if tried else [gr.skip()] * 3
 
-        return draw
+    def draw_curve(picked):
+        tried = try_picked(*picked) if picked else None
+        return show_curve(*tried[1:]) if tried else gr.skip()
 
-    draw = with_specimen(describe, 2)
-    draw_curve = with_specimen(lambda seen, specimen, trial, side: show_curve(specimen, trial), 1)
-    draw_bars = with_specimen(lambda seen, specimen, trial, side: show_alternatives(specimen, trial), 1)
+    def draw_bars(picked):
+        tried = try_picked(*picked) if picked else None
+        return show_alternatives(*tried[1:]) if tried else gr.skip()
 
-    def draw_drift(id, *settings):
+    def draw_drift(id, step, *settings):
         seen = inspected(runs, id)
         if seen is None:
             raise gr.Error("There is no run yet; look inside one first.", print_exception=False)
@@ -111,9 +123,13 @@ def reuse_tab(
             config = read_config(*settings)
         except ConfigError as error:
             raise gr.Error(str(error), print_exception=False) from None
+        later = [kept for kept in seen.kept if kept >= step]
+        if len(later) < 2:
+            sentence = f"Step {step + 1} is the last one that is kept; pick an earlier one to see how its error drifts."
+            raise gr.Error(sentence, print_exception=False)
         layers = range(len(seen.layers))
-        drift = [residual_drift([seen.qkv(s, layer) for s in seen.kept], seen.grid, config) for layer in layers]
-        return show_drift(seen, drift)
+        drift = [residual_drift([seen.qkv(s, layer) for s in later], seen.grid, config) for layer in layers]
+        return show_drift(later, torch.stack(drift))
 
     def follow(id: str | None) -> Iterator[list]:
         """How far the pairings are; ends with the video."""
@@ -125,17 +141,17 @@ def reuse_tab(
             raise gr.Error(run.error, print_exception=False)
         yield show_pairings(run) if run and run.state == "done" else [markup.facts([]), gr.Video(visible=False)]
 
-    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, [cards, sheet])
+    shown = [cards, sheet, drawn]
+    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, shown)
     changed = [control.input for control in (step, layer, head, *settings)]
-    gr.on(changed, draw, picked, [cards, sheet], trigger_mode="always_last", **QUEUED)
-    side.input(draw, picked, [cards, sheet], **QUIET)
+    gr.on(changed, draw, picked, shown, trigger_mode="always_last", **QUEUED)
+    side.input(draw, picked, shown, **QUIET)
     by.input(lambda chosen: (gr.Slider(visible=chosen == SAVING), gr.Number(visible=chosen == THETA)), by,
              [saving, theta], **QUIET)  # fmt: skip
     # The slower pictures follow once the numbers are there.
-    cards.change(draw_curve, picked, curve, trigger_mode="always_last", **QUIET).success(
-        draw_bars, picked, bars, trigger_mode="always_last", **QUIET
-    )
-    drift_button.click(draw_drift, [run_id, *settings], [drift, drift_note], **QUEUED | {"show_progress": "full"})
+    drawn.change(draw_bars, drawn, bars, **QUIET).then(draw_curve, drawn, curve, **QUIET)
+    drifts = [drift, drift_map, drift_curve, drift_note]
+    drift_button.click(draw_drift, [run_id, step, *settings], drifts, **QUEUED | {"show_progress": "full"})
     pair.click(lambda group: submit_pairings(pipeline, runs, group).id, group, paired_id, **QUEUED).success(
         follow, paired_id, [pair_note, video], **QUEUED
     )
@@ -150,23 +166,27 @@ def read_config(granularity, by, saving, theta, window, axes, metric) -> ReuseCo
     return ReuseConfig(granularity, axes=axes, window=window, metric=metric, **amount)
 
 
-def describe(seen: Inspection, specimen: Specimen, trial: Trial, side: str) -> list[str]:
+def take_specimen(seen: Inspection, step: int, layer: int, head: int, config: ReuseConfig) -> Specimen:
+    """One head. What it is asked may differ, so the config says how to reuse, not how much."""
+    return Specimen(*seen.qkv(step, layer, slice(head, head + 1)), seen.grid, config)
+
+
+def describe(seen: Inspection, specimen: Specimen, trial: Trial, by: str, side: str) -> list[str]:
     """The numbers of one head, and where it reuses."""
-    config = specimen.config
     numbers = [
         ("Attention saved", f"{trial.saving.item():.1%}", trial.kind, "of this head, in this call"),
         ("Output error", f"{trial.error.item():.3f}", "measured here", "|output − dense| over |dense|"),
-        ("Threshold θ", f"{trial.theta:.4g}", "measured here", "that this saving takes" if config.budget else "as set"),
+        ("Threshold θ", f"{trial.theta:.4g}", "measured here", "that this saving takes" if by == SAVING else "as set"),
     ]
     shares = specimen.reused(trial.theta)[SHOWN[side], 0].numpy()
     pictures = figures.frames_under(seen.frames, shares, 1.0, signed=False, picked=None)
-    caption = f"{side} reused, from dark (0) to yellow (1): {MEANING[config.granularity]} ({trial.kind})"
+    caption = f"{side} reused, from dark (0) to yellow (1): {MEANING[specimen.config.granularity]} ({trial.kind})"
     return [markup.cards(numbers), markup.frame_gallery(pictures, caption)]
 
 
 def show_curve(specimen: Specimen, trial: Trial):
     """Error over saving of the head, with the present setting."""
-    points = [(t.saving.item(), t.error.item(), t.theta) for t in specimen.trials()]
+    points = [(t.saving.item(), t.error.item(), t.theta) for t in specimen.trials]
     present = (trial.saving.item(), trial.error.item(), trial.theta)
     return figures.error_over_saving(points, present, f"Output error over saving ({trial.kind})")
 
@@ -178,22 +198,24 @@ def show_alternatives(specimen: Specimen, trial: Trial):
     return figures.error_bars(bars, f"Output error at {trial.saving.item():.0%} saved (measured here)")
 
 
-def show_drift(seen: Inspection, drift: list[torch.Tensor]) -> list:
-    """Change of the error at the last step that is kept, by layer and head, and what to make of it."""
-    by_step = torch.stack(drift)  # [layers, steps, heads]
-    names = {f"layer {layer}": heads.tolist() for layer, heads in enumerate(by_step[:, 1])}
-    first, second = (f"{index + 1}" for index in seen.kept[:2])
-    below = (by_step[:, 1] < 1).float().mean().item()
-    steps = ", ".join(
-        f"{mean:.2f} at step {index + 1}" for index, mean in zip(seen.kept, by_step.mean((0, 2)).tolist(), strict=True)
+def show_drift(steps: list[int], drift: torch.Tensor) -> list:
+    """Change of the error since the first of the steps, [layers, steps, heads]: at the next step by layer and head, at
+    all steps by layer, and what to make of it."""
+    first, second = (step + 1 for step in steps[:2])
+    names = [f"layer {layer}" for layer in range(len(drift))]
+    heads = dict(zip(names, drift[:, 1].tolist(), strict=True))
+    layers = dict(zip(names, drift.mean(-1).tolist(), strict=True))
+    below = (drift[:, 1] < 1).float().mean().item()
+    note = (
+        f"Giving back the error of step {first} leaves less error wherever it has changed by less than its own size: "
+        f"at step {second}, in {below:.0%} of the heads (measured here). A run refreshes more often than that."
     )
-    lines = [
-        f"Change of the error since step {first}, over its size, mean of all heads: {steps} (measured here).",
-        f"Giving back the error of step {first} helps where it has changed by less than its size: at step {second} in "
-        f"{below:.0%} of the heads (measured here). Between two refreshes of a run lie fewer steps.",
+    return [
+        gr.Row(visible=True),
+        figures.drift_heatmap(heads, f"Change of the error, step {first} to {second} (measured here)"),
+        figures.drift_curve([step + 1 for step in steps], layers, f"Since step {first}, mean of heads (measured here)"),
+        markup.facts([note]),
     ]
-    title = f"Change of the error from step {first} to {second} (measured here)"
-    return [gr.Plot(figures.drift_heatmap(names, title), visible=True), markup.facts(lines)]
 
 
 def submit_pairings(pipeline, runs: Runs, group: str) -> Run:

@@ -92,7 +92,7 @@ def test_reuse_laboratory(open_page, look, look_inside, width, theme):
     page.get_by_label("Saving", exact=True).filter(visible=True).check()
     page.get_by_text("Why feedback works").click()
     page.get_by_role("button", name="Measure the drift").click()
-    expect(page.get_by_text("Change of the error since step 1")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("Giving back the error of step")).to_be_visible(timeout=30_000)
     look(page, "reuse")
     for axis in ("time", "height", "width"):
         page.get_by_label(axis, exact=True).filter(visible=True).uncheck()
