@@ -299,7 +299,8 @@ def attention_map(
     figure.update_xaxes(title="keys", showgrid=False)
     square = {"scaleanchor": "x", "constrain": "domain"} if values.shape[0] == values.shape[1] else {}
     figure.update_yaxes(title="queries", showgrid=False, autorange="reversed", **square)
-    return figure.update_layout(showlegend=False, shapes=lines)
+    # a title that a phone has room for
+    return figure.update_layout(showlegend=False, shapes=lines, title_font_size=14)
 
 
 def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.Figure:
