@@ -251,7 +251,8 @@ def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
         go.Bar(
             x=[error for _, error in bars], y=[name for name, _ in bars], orientation="h",
             marker={"color": [PALETTE[index] for index in range(len(bars))]},
-            texttemplate="%{x:.3f}", hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            texttemplate="%{x:.3f}", textposition="outside", cliponaxis=False,
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
         )
     )  # fmt: skip
     figure.update_xaxes(title="relative error of the output")

@@ -149,7 +149,7 @@ def reuse_tab(
     by.input(lambda chosen: (gr.Slider(visible=chosen == SAVING), gr.Number(visible=chosen == THETA)), by,
              [saving, theta], **QUIET)  # fmt: skip
     # The slower pictures follow once the numbers are there.
-    drawn.change(draw_bars, drawn, bars, **QUIET).then(draw_curve, drawn, curve, **QUIET)
+    cards.change(draw_bars, drawn, bars, **QUIET).then(draw_curve, drawn, curve, **QUIET)
     drifts = [drift, drift_map, drift_curve, drift_note]
     drift_button.click(draw_drift, [run_id, step, *settings], drifts, **QUEUED | {"show_progress": "full"})
     pair.click(lambda group: submit_pairings(pipeline, runs, group).id, group, paired_id, **QUEUED).success(
@@ -188,14 +188,16 @@ def show_curve(specimen: Specimen, trial: Trial):
     """Error over saving of the head, with the present setting."""
     points = [(t.saving.item(), t.error.item(), t.theta) for t in specimen.trials]
     present = (trial.saving.item(), trial.error.item(), trial.theta)
-    return figures.error_over_saving(points, present, f"Output error over saving ({trial.kind})")
+    return figures.error_over_saving(
+        points, present, f"Output error over saving<br><sup>error measured here, saving {trial.kind}</sup>"
+    )
 
 
 def show_alternatives(specimen: Specimen, trial: Trial):
     """Reuse, skipping and zeroing at the saving of the present setting (Fig. 7)."""
     tried = specimen.alternatives(trial.saving.mean().item())
     bars = [(f"{t.name} ({t.kind})", t.error.item()) for t in tried]
-    return figures.error_bars(bars, f"Output error at {trial.saving.item():.0%} saved (measured here)")
+    return figures.error_bars(bars, f"Output error at {trial.saving.item():.0%} saved<br><sup>measured here</sup>")
 
 
 def show_drift(steps: list[int], drift: torch.Tensor) -> list:
@@ -212,8 +214,10 @@ def show_drift(steps: list[int], drift: torch.Tensor) -> list:
     )
     return [
         gr.Row(visible=True),
-        figures.drift_heatmap(heads, f"Change of the error, step {first} to {second} (measured here)"),
-        figures.drift_curve([step + 1 for step in steps], layers, f"Since step {first}, mean of heads (measured here)"),
+        figures.drift_heatmap(heads, f"Change of the error, step {first} to {second}<br><sup>measured here</sup>"),
+        figures.drift_curve(
+            [step + 1 for step in steps], layers, f"Since step {first}, mean of heads<br><sup>measured here</sup>"
+        ),
         markup.facts([note]),
     ]
 
