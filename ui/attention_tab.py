@@ -89,10 +89,6 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.
         seen = inspected(runs, id)
         return show_map(seen, *chosen) if seen else gr.skip()
 
-    def draw_scores(id, step):
-        seen = inspected(runs, id)
-        return score_table(seen, step) if seen else gr.skip()
-
     def draw(id, step, layer, head, place, *others) -> list:
         """Everything, with the picked token brought inside the grid; nothing while there is no run."""
         seen = inspected(runs, id)
