@@ -249,10 +249,8 @@ def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
     """Relative error of the output for each of several ways, (name, error)."""
     figure = go.Figure(
         go.Bar(
-            x=[error for _, error in bars], y=[name for name, _ in bars], orientation="h",
-            marker={"color": [PALETTE[index] for index in range(len(bars))]},
-            texttemplate="%{x:.3f}", textposition="outside", cliponaxis=False,
-            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            x=[error for _, error in bars], y=[f"{name}<br>{error:.3f}" for name, error in bars], orientation="h",
+            marker={"color": [PALETTE[index] for index in range(len(bars))]}, hoverinfo="x",
         )
     )  # fmt: skip
     figure.update_xaxes(title="relative error of the output")
