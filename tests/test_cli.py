@@ -213,6 +213,9 @@ def test_probe_writes_the_correlations_of_every_channel(run, tmp_path):
     for row in result["rows"]:
         assert row["columns"][0] == ["t", 1] and len(row["values"]) == 24
         assert all(-1 <= value <= 1 for values in row["values"] for value in values)
+    heads = [(row["step"], row["layer"], row["head"]) for row in result["heads"]]
+    assert heads == [(step, f"blocks.{layer}.attn1", head) for step in (1, 3) for layer in (0, 1) for head in (0, 1)]
+    assert "own place" in out and f"{result['heads'][0]['spatial']:.1f}×" in out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple.generate import Cancelled, Request, generate
 from timeripple.methods import parse_method
-from timeripple.probe import capture, inspect_clip, inspect_request, rope_frequencies
+from timeripple.probe import capture, head_report, inspect_clip, inspect_request, rope_frequencies
 
 REQUEST = Request("a red ball", steps=4, num_frames=2, height=32, width=48)
 
@@ -25,6 +25,23 @@ def test_captures_are_what_attention_gets(tiny_pipeline):
         expected = scaled_dot_product_attention(c.query, c.key, c.value).transpose(1, 2).flatten(2)
         torch.testing.assert_close(output, expected)
     assert not hasattr(tiny_pipeline.transformer, "_diffusers_hook")
+
+
+def test_heads_are_told_by_what_attention_does(tiny_pipeline):
+    captures = capture(tiny_pipeline, REQUEST, {0, 2})
+    rows = head_report(captures)
+    assert len(rows) == 2 * 2 * 2  # steps, layers, heads
+    for row in rows:
+        c = next(c for c in captures if (c.step, c.layer) == (row["step"], row["layer"]))
+        query, key = (x[0, row["head"]].double() for x in (c.query, c.key))
+        weights = (query @ key.T / 24**0.5).softmax(-1)  # all 48 queries: fewer than are drawn
+        tokens = torch.arange(48)
+        own_frame = (weights * (tokens // 24 == tokens[:, None] // 24)).sum(-1).mean()
+        own_place = (weights * (tokens % 24 == tokens[:, None] % 24)).sum(-1).mean()
+        assert row["spatial"] == pytest.approx(2 * own_frame.item(), abs=2e-4)
+        assert row["temporal"] == pytest.approx(24 * own_place.item(), abs=2e-4)
+        entropy = -(weights * weights.log()).sum(-1).mean() / np.log(48)
+        assert row["entropy"] == pytest.approx(entropy.item(), abs=2e-4)
 
 
 def test_only_the_layers_asked_for(tiny_pipeline):

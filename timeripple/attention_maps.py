@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
 from timeripple.attention.plan import TilePlan, TokenPlan, measure, theta_for_saving
 from timeripple.config import ReuseConfig
@@ -74,13 +75,14 @@ def averaged_map(
     columns = range(frames) if key_frame is None else [key_frame]
     size = grid.video_tokens // frames
     row_cells, column_cells = (_cells(size, max(1, cells // len(side))) for side in (rows, columns))
+    cell = row_cells[0], column_cells[0]
     video_query, chosen = query[grid.video].unflatten(0, (frames, size)), torch.tensor(columns)
     blocks = []
     for frame in rows:
         weights = _softmax(video_query[frame], key)[:, grid.video].unflatten(1, (frames, size))[:, chosen]
-        by_column = torch.stack([part.mean(-1) for part in weights.split(column_cells, dim=-1)], dim=-1).flatten(1)
-        blocks += [part.mean(0) for part in by_column.split(row_cells)]
-    return torch.stack(blocks), torch.tensor(row_cells * len(rows)), torch.tensor(column_cells * len(columns))
+        block = avg_pool2d(weights.transpose(0, 1), cell, ceil_mode=True)  # [key frames, row cells, column cells]
+        blocks.append(block.transpose(0, 1).flatten(1))
+    return torch.cat(blocks), torch.tensor(row_cells * len(rows)), torch.tensor(column_cells * len(columns))
 
 
 def head_scores(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = SAMPLES) -> dict[str, Tensor]:

@@ -96,9 +96,11 @@ def probe(
     frames: Frames = 16,
     size: Size = "96",
     model: Model = "pond",
-    out: Annotated[Path, typer.Option(help="JSON file for the correlations of all channels.")] = Path("probe.json"),
+    out: Annotated[Path, typer.Option(help="JSON file for the correlations of all channels, and the heads.")] = Path(
+        "probe.json"
+    ),
 ) -> None:
-    """How much the channels of Q and K repeat themselves along time, height and width in a dense run."""
+    """How much channels of Q and K repeat themselves along t, y and x in a dense run, and what its heads attend to."""
     with _one_sentence(ValueError, OSError):
         from timeripple.generate import Request, load_pipeline
         from timeripple.probe import probe_report
@@ -122,8 +124,16 @@ def probe(
         }
         numbers = (f"{means[axis]:.2f}" if axis in means else "-" for axis in "tyx")
         table.add_row(str(row["step"] + 1), row["layer"], str(row["head"]), row["side"], *numbers)
+    title = "Attention to a token's own frame and own place, over uniform attention (measured here)"
+    heads = Table(title=title, box=SIMPLE)
+    for column in ("step", "layer", "head", "own frame", "own place", "entropy"):
+        heads.add_column(column, justify="left" if column == "layer" else "right")
+    for row in result["heads"]:
+        numbers = f"{row['spatial']:.1f}×", f"{row['temporal']:.1f}×", f"{row['entropy']:.2f}"
+        heads.add_row(str(row["step"] + 1), row["layer"], str(row["head"]), *numbers)
     console = _console()
     console.print(table)
+    console.print(heads)
     console.print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
 
 

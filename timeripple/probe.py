@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from timeripple.attention.torch_backend import dense_attention
+from timeripple.attention_maps import head_scores
 from timeripple.generate import Cancelled, Request, to_frames
 from timeripple.grid import TokenGrid
 from timeripple.hooks import disable, enable
@@ -190,11 +191,16 @@ def probe_report(
     *,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict:
-    """What a dense run shows at `steps` (from 0): rows, see `correlation_report`; channels: axis and radians per token
-    of each; kind; environment. Errors as in `capture`."""
-    rows = correlation_report(capture(pipeline, request, steps, should_stop=should_stop))
-    channels = [{"axis": axis, "radians": radians} for axis, radians in rope_frequencies(pipeline.transformer)]
-    return {"rows": rows, "channels": channels, "kind": "measured here", "environment": environment(pipeline)}
+    """What a dense run shows at `steps` (from 0): rows, see `correlation_report`; heads, see `head_report`; channels:
+    axis and radians per token of each; kind; environment. Errors as in `capture`."""
+    captures = capture(pipeline, request, steps, should_stop=should_stop)
+    return {
+        "rows": correlation_report(captures),
+        "heads": head_report(captures),
+        "channels": [{"axis": axis, "radians": radians} for axis, radians in rope_frequencies(pipeline.transformer)],
+        "kind": "measured here",
+        "environment": environment(pipeline),
+    }
 
 
 def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3, 4)) -> list[dict]:
@@ -207,6 +213,18 @@ def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3
             names = {"step": c.step, "layer": c.layer, "side": side, "columns": [list(column) for column in columns]}
             for head, table in enumerate(values):
                 rows.append(names | {"head": head, "values": [[round(v, 4) for v in row] for row in table.tolist()]})
+    return rows
+
+
+def head_report(captures: list[Capture]) -> list[dict]:
+    """One row a step, layer and head: step, layer, head, spatial, temporal and entropy, as `head_scores` gives them,
+    rounded to 4 digits."""
+    rows = []
+    for c in captures:
+        scores = head_scores(c.query[0].float().cpu(), c.key[0].float().cpu(), c.grid)
+        for head in range(c.query.shape[1]):
+            numbers = {name: round(values[head].item(), 4) for name, values in scores.items()}
+            rows.append({"step": c.step, "layer": c.layer, "head": head} | numbers)
     return rows
 
 

@@ -19,23 +19,31 @@ PICK_TOKEN = """
 const move = {ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0],
   PageUp: [-1, 0, 0], PageDown: [1, 0, 0]};
 const sizes = sheet => ['t', 'y', 'x'].map(axis => Number(sheet.dataset[axis]));
+const picked = () => JSON.parse(element.querySelector('.tr-sheet').dataset.picked);
+let wanted = null, asked = false;  // keys come faster than answers: one question at a time, then the latest
+const ask = () => {
+  asked = String(wanted) !== String(picked());
+  if (asked) trigger('select', {t: wanted[0], y: wanted[1], x: wanted[2]});
+  else wanted = null;
+};
+watch('value', () => { if (wanted) ask(); });
 element.addEventListener('click', event => {
   const frame = event.target.closest('[data-frame]'), sheet = event.target.closest('.tr-sheet');
   if (!frame) return;
   const [, height, width] = sizes(sheet), box = frame.getBoundingClientRect();
   const place = (at, from, size, count) => Math.min(count - 1, Math.max(0, Math.floor((at - from) / size * count)));
   sheet.focus();
-  trigger('select', {t: Number(frame.dataset.frame), y: place(event.clientY, box.top, box.height, height),
-    x: place(event.clientX, box.left, box.width, width)});
+  wanted = [Number(frame.dataset.frame), place(event.clientY, box.top, box.height, height),
+    place(event.clientX, box.left, box.width, width)];
+  ask();
 });
 element.addEventListener('keydown', event => {
   const sheet = event.target.closest('.tr-sheet'), by = move[event.key];
   if (!sheet || !by) return;
   event.preventDefault();
-  const last = sizes(sheet), picked = JSON.parse(sheet.dataset.picked);
-  const [t, y, x] = picked.map((at, axis) => Math.min(last[axis] - 1, Math.max(0, at + by[axis])));
-  sheet.dataset.picked = JSON.stringify([t, y, x]);
-  trigger('select', {t, y, x});
+  const last = sizes(sheet);
+  wanted = (wanted || picked()).map((at, axis) => Math.min(last[axis] - 1, Math.max(0, at + by[axis])));
+  if (!asked) ask();
 });"""
 """A click on a frame, or an arrow key (page keys: another frame), tells Python the token."""
 
@@ -81,10 +89,6 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.
         seen = inspected(runs, id)
         return show_map(seen, *chosen) if seen else gr.skip()
 
-    def draw_scores(id, step):
-        seen = inspected(runs, id)
-        return score_table(seen, step) if seen else gr.skip()
-
     def draw(id, step, layer, head, place, *others) -> list:
         """Everything, with the picked token brought inside the grid; nothing while there is no run."""
         seen = inspected(runs, id)
@@ -95,12 +99,14 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.
         view = draw_token(id, step, layer, head, place, *others)
         return [*view, show_map(seen, step, layer, head, ALL, ALL), score_table(seen, step), place, frames, frames]
 
-    def pick(event: gr.EventData) -> tuple[int, int, int]:
-        return int(event.t), int(event.y), int(event.x)
+    def pick(id, step, layer, head, granularity, budget, mode, event: gr.EventData) -> list:
+        place = int(event.t), int(event.y), int(event.x)
+        return [*draw_token(id, step, layer, head, place, granularity, budget, mode), place]
 
     everything = [*token_view, whole, scores, place, query_frame, key_frame]
     wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, everything)
-    sheet.select(pick, None, place, **QUIET).then(draw_token, picked, token_view, **QUIET)
+    others = [control for control in picked if control is not place]
+    sheet.select(pick, others, [*token_view, place], trigger_mode="multiple", **QUIET)
     for control in (granularity, budget, mode):
         control.input(draw_token, picked, token_view, trigger_mode="always_last", **QUIET)
     for control in (layer, head):

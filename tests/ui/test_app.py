@@ -69,6 +69,7 @@ def test_the_names_of_the_api_are_stable(client):
 def test_probe_over_the_api(client):
     report = client.predict("a red ball", "1,4", **SMALL, api_name="/probe")
     assert {row["step"] for row in report["rows"]} == {0, 3} and len(report["channels"]) == 24
+    assert all(0 < row["entropy"] <= 1 for row in report["heads"]) and len(report["heads"]) == 2 * 2 * 2
     for change, sentence in [
         ({"at": "5"}, "from 1 to 4"),
         ({"at": "soon"}, "are 'soon'"),

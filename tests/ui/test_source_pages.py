@@ -2,8 +2,11 @@
 
 import re
 
+import numpy as np
 import pytest
 from playwright.sync_api import expect
+
+from timeripple.video import write_mp4
 
 pytestmark = pytest.mark.browser
 
@@ -47,6 +50,14 @@ def test_attention(open_page, open_tab, look, look_inside, width, theme):
     for key in ("ArrowLeft", "ArrowDown", "PageUp"):
         page.keyboard.press(key)
         page.wait_for_timeout(300)
+    expect(facts).to_contain_text("Token (2, 5, 5)")
+    for key in ("ArrowRight", "ArrowRight", "ArrowUp", "PageDown"):  # faster than they are answered
+        page.keyboard.press(key)
+    expect(facts).to_contain_text("Token (3, 4, 7)")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("PageUp")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("ArrowDown")
     expect(facts).to_contain_text("Token (2, 5, 5)")
     for mode in ("With reuse", "Difference", "Keys computed"):
         page.get_by_label(mode, exact=True).check()
@@ -98,3 +109,29 @@ def test_wrong_pairings_as_video(open_page, open_tab):
     page.get_by_role("button", name="Generate all pairings").click()
     expect(page.get_by_text("Channels of group t reused along x")).to_be_visible(timeout=90_000)
     page.wait_for_function("[...document.querySelectorAll('video')].some(v => v.readyState >= 2 && v.videoWidth > 600)")
+
+
+def look_into(page, open_tab, path):
+    open_tab(page, "Correlations")
+    page.get_by_label("My own clip").check()
+    page.get_by_label("Clip size").click()
+    page.get_by_role("option", name="Tiny").click()
+    page.locator("input[type=file]").filter(visible=False).last.set_input_files(path)
+    page.locator("video").filter(visible=True).first.wait_for()
+    page.get_by_role("button", name="Look inside").click()
+
+
+def test_a_clip_of_the_visitor(open_page, open_tab, tmp_path):
+    clip = np.random.default_rng(0).integers(0, 256, (12, 64, 80, 3), np.uint8)
+    write_mp4(tmp_path / "own.mp4", clip)
+    page = open_page()
+    look_into(page, open_tab, tmp_path / "own.mp4")
+    expect(page.get_by_text("Your own clip: 512 tokens in 8×8×8")).to_be_visible(timeout=60_000)
+    expect(page.locator("#correlation-table table")).to_be_visible()
+
+
+def test_a_file_that_is_no_clip_is_one_sentence(open_page, open_tab, tmp_path):
+    write_mp4(tmp_path / "own.mp4", np.zeros((1, 64, 64, 3), np.uint8))
+    page = open_page()
+    look_into(page, open_tab, tmp_path / "own.mp4")
+    expect(page.get_by_test_id("toast-body")).to_contain_text("holds no moving picture")

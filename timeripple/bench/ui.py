@@ -115,6 +115,12 @@ def _picks(page, run: int) -> Iterator[tuple[str, float]]:
     yield "pick a channel", _until(button, page.locator(f"text=Channel {channel} turns with"))
     button = page.locator(f"#correlation-heads button[data-layer='{layer}'][data-head='{head}']")
     yield "pick a head", _until(button, table.locator(f"caption:has-text('layer {layer}, head {head}')"))
+    page.get_by_role("tab", name="Attention").click()
+    frame = page.locator("#attention-sheet img").nth(1 + run % 4)  # a token of the first frame is picked already
+    frame.wait_for()
+    yield "pick a token", _until(frame, page.locator(f"text=/^Token \\({2 + run % 4}, /"))
+    page.get_by_role("tab", name="Correlations").click()
+    table.locator("table").wait_for()
 
 
 def _until(button, shown) -> float:
