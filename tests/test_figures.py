@@ -65,8 +65,12 @@ def test_drift_curve_has_a_line_a_layer_and_one_at_1():
 
 
 def test_error_bars_name_their_values():
-    bar = figures.error_bars([("reuse (realised)", 0.05), ("zero (theoretical)", 0.5)], "Errors").data[0]
-    assert list(bar.x) == [0.05, 0.5] and list(bar.y) == ["reuse (realised)<br>0.050", "zero (theoretical)<br>0.500"]
+    figure = figures.error_bars([("reuse (realised)", 0.05), ("zero (theoretical)", 0.5)], "Errors")
+    assert list(figure.data[0].x) == [0.05, 0.5] and list(figure.data[0].y) == [
+        "reuse (realised)",
+        "zero (theoretical)",
+    ]
+    assert list(figure.layout.yaxis.ticktext) == ["reuse (realised)<br>0.050", "zero (theoretical)<br>0.500"]
 
 
 def test_saving_heatmap_puts_layers_and_heads_in_their_cells():

@@ -249,12 +249,13 @@ def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
     """Relative error of the output for each of several ways, (name, error)."""
     figure = go.Figure(
         go.Bar(
-            x=[error for _, error in bars], y=[f"{name}<br>{error:.3f}" for name, error in bars], orientation="h",
+            x=[error for _, error in bars], y=[name for name, _ in bars], orientation="h",
             marker={"color": [PALETTE[index] for index in range(len(bars))]}, hoverinfo="x",
         )
     )  # fmt: skip
+    labels = [f"{name}<br>{error:.3f}" for name, error in bars]
     figure.update_xaxes(title="relative error of the output")
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", tickvals=[name for name, _ in bars], ticktext=labels)
     return _styled(figure, title).update_layout(showlegend=False)
 
 
