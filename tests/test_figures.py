@@ -64,6 +64,15 @@ def test_drift_curve_has_a_line_a_layer_and_one_at_1():
     assert [shape.y0 for shape in figure.layout.shapes] == [1]
 
 
+def test_error_bars_name_their_values():
+    figure = figures.error_bars([("reuse (realised)", 0.05), ("zero (theoretical)", 0.5)], "Errors")
+    assert list(figure.data[0].x) == [0.05, 0.5] and list(figure.data[0].y) == [
+        "reuse (realised)",
+        "zero (theoretical)",
+    ]
+    assert list(figure.layout.yaxis.ticktext) == ["reuse (realised)<br>0.050", "zero (theoretical)<br>0.500"]
+
+
 def test_saving_heatmap_puts_layers_and_heads_in_their_cells():
     by_head = {"blocks.0.attn1": [0.1, 0.2, -0.3], "blocks.1.attn1": [0.4, 0.5, 0.9]}
     figure = figures.saving_heatmap(by_head, "token", "realised")

@@ -129,6 +129,8 @@ def test_report(tiny_pipeline):
     ]
     assert all(row["drift"] == 0 for row in rows[:4]) and all(row["drift"] > 0 for row in rows[4:])
     assert {name for row in rows for name, *_ in row["alternatives"]} == {"skip tokens", "skip windows", "zero"}
+    for row in rows:  # as much as the head saves; a window of the eight that there are is an eighth more
+        assert all(-0.01 < saving - row["saving"] < 1 / 8 for _, _, saving, _ in row["alternatives"])
 
 
 def test_pairings_touch_their_channels_only_and_leave_nothing_behind(tiny_pipeline):

@@ -250,13 +250,12 @@ def error_bars(bars: list[tuple[str, float]], title: str) -> go.Figure:
     figure = go.Figure(
         go.Bar(
             x=[error for _, error in bars], y=[name for name, _ in bars], orientation="h",
-            marker={"color": [PALETTE[index] for index in range(len(bars))]},
-            texttemplate="%{x:.3f}", textposition="outside", cliponaxis=False,
-            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+            marker={"color": [PALETTE[index] for index in range(len(bars))]}, hoverinfo="x",
         )
     )  # fmt: skip
+    labels = [f"{name}<br>{error:.3f}" for name, error in bars]
     figure.update_xaxes(title="relative error of the output")
-    figure.update_yaxes(autorange="reversed")
+    figure.update_yaxes(autorange="reversed", tickvals=[name for name, _ in bars], ticktext=labels)
     return _styled(figure, title).update_layout(showlegend=False)
 
 

@@ -210,27 +210,23 @@ def laboratory_report(captures: Sequence[Capture], config: ReuseConfig) -> list[
     """One row a step, layer and head: step, layer, head, theta, saving, kind, error, alternatives and drift.
 
     One threshold serves the heads of a layer. alternatives: [name, kind, saving, error] of what `Specimen.alternatives`
-    tries at the saving of the layer; drift: `residual_drift` from the first step that was captured.
+    tries at the saving of the head; drift: `residual_drift` from the first step that was captured.
     """
     rows, layers = [], {}
     for c in captures:
         qkv = torch.stack([c.query[0], c.key[0], c.value[0]]).float()
         first = layers.setdefault(c.layer, qkv)
-        specimen = Specimen(*qkv, c.grid, config)
-        trial = specimen.try_reuse()
-        others = specimen.alternatives(trial.saving.mean().item())[1:]
-        drift = residual_drift([first, qkv], c.grid, config)[1]
-        for head in range(len(trial.saving)):
-            rows.append(
-                {
-                    "step": c.step, "layer": c.layer, "head": head, "theta": trial.theta, "kind": trial.kind,
-                    "saving": trial.saving[head].item(), "error": trial.error[head].item(),
-                    "alternatives": [
-                        [o.name, o.kind, o.saving[head].item(), o.error[head].item()] for o in others
-                    ],
-                    "drift": drift[head].item(),
-                }
-            )  # fmt: skip
+        trial = Specimen(*qkv, c.grid, config).try_reuse()
+        drift = residual_drift([first, qkv], c.grid, config)[1].tolist()
+        for head, (saving, error) in enumerate(zip(trial.saving.tolist(), trial.error.tolist(), strict=True)):
+            others = Specimen(*qkv[:, head : head + 1], c.grid, config).alternatives(saving)
+            tried = [
+                [other.name, other.kind, other.saving.item(), other.error.item()]
+                for other in others
+                if other.name != "reuse"
+            ]
+            place = {"step": c.step, "layer": c.layer, "head": head, "theta": trial.theta, "kind": trial.kind}
+            rows.append(place | {"saving": saving, "error": error, "alternatives": tried, "drift": drift[head]})
     return rows
 
 

@@ -44,7 +44,7 @@
       button.addEventListener('click', () => {
         const graph = plot.querySelector('.js-plotly-plot');
         const title = graph._fullLayout.title.text ?? 'plot';
-        save(graph, title.replace(/[^\p{L}\p{N}]+/gu, '-').replace(/^-|-$/g, '').toLowerCase());
+        save(graph, title.replace(/<[^>]*>/g, ' ').replace(/[^\p{L}\p{N}]+/gu, '-').replace(/^-|-$/g, '').toLowerCase());
       });
       bar.append(button);
     }

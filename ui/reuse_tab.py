@@ -210,7 +210,7 @@ def show_drift(steps: list[int], drift: torch.Tensor) -> list:
     below = (drift[:, 1] < 1).float().mean().item()
     note = (
         f"Giving back the error of step {first} leaves less error wherever it has changed by less than its own size: "
-        f"at step {second}, in {below:.0%} of the heads (measured here). A run refreshes more often than that."
+        f"at step {second}, in {below:.0%} of the heads (measured here)."
     )
     return [
         gr.Row(visible=True),
