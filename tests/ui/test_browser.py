@@ -43,7 +43,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, width, theme):
 
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(5, timeout=60_000)
+    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
     video = page.locator("#player video")
     page.wait_for_function("video => video.readyState >= 3 && !video.error", arg=video.element_handle())
     assert video.evaluate("video => video.loop && video.videoWidth >= 3 * 64 && Math.abs(video.duration - 1) < .2")
@@ -54,7 +54,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, width, theme):
     assert re.search(r"VMAF\s+\d+\.\d\s+measured here", text)
     assert re.search(r"Attention saved\s+\d+%\s+realised", text)
     expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
-    expect(page.locator(".tr-plot .js-plotly-plot")).to_have_count(2)
+    expect(page.locator(".tr-plot .js-plotly-plot").filter(visible=True)).to_have_count(3)
     with page.expect_download() as download:
         page.get_by_role("link", name="Download report.json").or_(
             page.get_by_text("Download report.json")
@@ -82,7 +82,7 @@ def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
     assert time.monotonic() - start < 15  # of a run of minutes: 80 steps at 9,216 tokens
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(5, timeout=60_000)
+    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
 
 
 def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page, look):
@@ -102,9 +102,9 @@ def test_a_result_is_still_there_after_a_reload(open_page):
     page = open_page()
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(5, timeout=60_000)
+    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
     page.reload()
-    expect(page.locator(".tr-metric")).to_have_count(5, timeout=20_000)
+    expect(page.locator(".tr-metric")).to_have_count(6, timeout=20_000)
     expect(page.locator(".tr-heading")).to_contain_text("a red ball rolling left across the ocean")
 
 
