@@ -63,15 +63,19 @@ def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: g
         seen = inspected(runs, id)
         return show_frame(seen, *chosen) if seen else gr.skip()
 
-    def pick_head(event: gr.EventData) -> tuple[int, int]:
-        return int(event.layer), int(event.head)
+    def pick_head(id, step, side, value, channel, theta, frame, event: gr.EventData) -> list:
+        layer, head = int(event.layer), int(event.head)
+        return [*draw(id, step, layer, head, side, value, channel, theta, frame), layer, head]
 
-    def pick_channel(event: gr.EventData) -> int:
-        return int(event.channel)
+    def pick_channel(id, step, layer, head, side, value, theta, frame, event: gr.EventData) -> list:
+        channel = int(event.channel)
+        return [*draw_details(id, step, layer, head, side, value, channel, theta, frame), channel]
 
     wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, shown)
-    heads.select(pick_head, None, [layer, head], **QUIET).then(draw, picked, shown, **QUIET)
-    table.select(pick_channel, None, channel, **QUIET).then(draw_details, picked, details, **QUIET)
+    but_head = [control for control in picked if control not in (layer, head)]
+    but_channel = [control for control in picked if control is not channel]
+    heads.select(pick_head, but_head, [*shown, layer, head], trigger_mode="multiple", **QUIET)
+    table.select(pick_channel, but_channel, [*details, channel], trigger_mode="multiple", **QUIET)
     for control in (step, side, value):
         control.input(draw, picked, shown, **QUIET)
     theta.input(draw_details, picked, details, **QUIET)

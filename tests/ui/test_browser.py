@@ -69,7 +69,8 @@ def test_channel_reuse_is_labelled_theoretical(open_page):
     page.get_by_label("Method B").click()
     page.get_by_role("option", name="Channel").click()
     generate(page)
-    expect(page.locator(".tr-kind.tr-theoretical")).to_have_text("theoretical", timeout=60_000)
+    saved = page.locator(".tr-metric").filter(has_text="Attention saved")
+    expect(saved.locator(".tr-kind")).to_have_text("theoretical", timeout=60_000)
 
 
 def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
