@@ -1,5 +1,6 @@
 """The app as programs see it, and how it starts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
@@ -13,8 +14,8 @@ import app
 from timeripple.generate import Request
 from timeripple.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
-from ui.compare_tab import PRESETS, fill_form, read_form
-from ui.runs import Limits
+from ui.compare_tab import PRESETS, examples, fill_form, measured, open_example, read_form
+from ui.runs import Limits, Runs
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
@@ -113,3 +114,17 @@ def test_the_form_asks_for_what_filled_it():
 def test_settings_the_form_cannot_show_are_one_sentence(request_, methods, sentence):
     with pytest.raises(ValueError, match=sentence):
         fill_form(request_, methods, Limits())
+
+
+@pytest.mark.parametrize("folder", examples(), ids=lambda folder: folder.name)
+def test_recorded_examples_say_where_they_were_made(folder, tmp_path):
+    runs = Runs(Limits(), tmp_path)
+    run = open_example(runs, folder)
+    report = json.loads((folder / "report.json").read_text())
+    assert runs.find(run.id).state == "done" and run.result["kind"].startswith("recorded on ")
+    assert report["environment"]["date"][:10] in run.result["kind"]
+    request, methods = read_form(run.settings)
+    assert request.prompt == report["prompt"]
+    assert [m.config for m in methods] == [parse_method(m["method"]).config for m in report["methods"]]
+    kinds = {kind for _, _, kind, _ in measured(run.result["methods"], run.result["kind"])}
+    assert "measured here" not in kinds and (run.folder / "report.html").stat().st_size > 1_000_000

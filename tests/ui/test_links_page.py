@@ -111,3 +111,12 @@ def test_data_under_every_plot(result):
     assert len(rows) == len(points) == 2 * 4 and rows[0]["x"] == "1"
     assert [float(row["y"]) for row in rows] == [point["y"] for point in points]
     assert files["PNG"].startswith(b"\x89PNG")
+
+
+def test_a_recorded_example_is_there_at_once(open_page):
+    page = open_page()
+    page.locator("[data-example]").first.click()
+    expect(page.locator(".tr-heading")).to_be_visible(timeout=10_000)
+    expect(page.locator(".tr-metric").first).to_contain_text("recorded on")
+    expect(page.locator(".tr-player canvas")).to_be_visible()
+    assert "measured here" not in page.locator(".tr-stage").filter(visible=True).first.inner_text()
