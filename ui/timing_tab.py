@@ -184,6 +184,4 @@ def kernel_table(kernels: dict, target: str) -> str:
 
 
 def _cell(value) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name} {item}" for name, item in value.items())
     return "–" if value is None else f"{value:.0%}" if isinstance(value, float) else str(value)

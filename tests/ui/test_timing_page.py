@@ -29,7 +29,7 @@ def test_theoretical_savings_are_not_put_into_a_column_of_realised_ones():
 def test_kernels_of_a_target_only():
     row = {
         "kernel": "attend",
-        "config": {"BLOCK_M": 64},
+        "config": "bf16 d64 128x64",
         "registers": 128,
         "spills": 0,
         "shared_bytes": 1,
@@ -40,7 +40,7 @@ def test_kernels_of_a_target_only():
         "environment": ENVIRONMENT,
     }
     table = kernel_table(kernels, "sm_90")
-    assert "<td>7</td>" in table and "128" not in table and "BLOCK_M 64" in table and "50%" in table
+    assert "<td>7</td>" in table and "<td>128</td>" not in table and "bf16 d64 128x64" in table and "50%" in table
 
 
 @pytest.mark.browser
