@@ -15,7 +15,18 @@ from timeripple.methods import Method, parse_method
 from timeripple.report import html_report
 from timeripple.video import read_metadata, read_mp4
 from ui import markup
-from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, read_request, result_of, size_choices, size_of
+from ui.form import (
+    PICK,
+    POLL_SECONDS,
+    QUEUED,
+    QUIET,
+    SIZES,
+    one_sentence,
+    read_request,
+    result_of,
+    size_choices,
+    size_of,
+)
 from ui.gpu import Comparer
 from ui.method_form import fill_method, method_form, read_method, title
 from ui.player import played, player
@@ -94,10 +105,8 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
 
     def start(*settings):
         """Queues the run the form asks for: its id, and the timer that shows it."""
-        try:
+        with one_sentence():
             run = submit(pipeline, compare, runs, *read_form(settings), settings)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return run.id, gr.Timer(active=True), None
 
     def restore(run_id, page: gr.Request):
@@ -115,11 +124,9 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
 
     def fill_from(source: dict | str) -> list:
         """The form from a link's query, or from the mp4 at a path."""
-        try:
+        with one_sentence():
             values = read_metadata(source) if isinstance(source, str) else source
             return fill_form(*read_settings(values), runs.limits)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     def draw_schedule(steps, *values):
         """The schedules of both methods, or why there is none."""
@@ -308,11 +315,9 @@ def comparison_api(pipeline, compare: Comparer, runs: Runs):
         pixels: int = 128,
     ) -> Iterator[tuple[dict, str | None]]:
         """Compares methods on one prompt and seed; yields progress, at last the report and the side-by-side video."""
-        try:
+        with one_sentence():
             request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
             run = submit(pipeline, compare, runs, request, [parse_method(text) for text in methods.split(",")])
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         try:
             while not runs.wait(run, POLL_SECONDS):
                 yield {"state": run.state, **{name: event.step for name, event in run.progress.items()}}, None

@@ -1,5 +1,7 @@
 """What the forms of the tabs share: clip sizes, the request they make, and how their events are wired."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -43,6 +45,15 @@ def size_of(request: Request) -> str:
             return name
     size = f"{request.num_frames} frames of {request.width} × {request.height}"
     raise ValueError(f"These settings are for {size}, which the form does not offer; use the command line for them.")
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """A ValueError inside the block becomes the message that the page shows."""
+    try:
+        yield
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from None
 
 
 def result_of(runs: Runs, run: Run) -> Any:

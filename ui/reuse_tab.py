@@ -9,7 +9,7 @@ import torch
 
 from timeripple import figures
 from timeripple.compare import compare, save
-from timeripple.config import METRICS, ConfigError, ReuseConfig
+from timeripple.config import METRICS, ReuseConfig
 from timeripple.generate import Request
 from timeripple.grid import AXES
 from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
@@ -17,7 +17,7 @@ from timeripple.methods import parse_method
 from timeripple.probe import Inspection
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence
 from ui.method_form import AXES as AXIS_CHOICES
 from ui.runs import Run, Runs
 from ui.source import inspected, source_form, wire_source
@@ -101,10 +101,8 @@ def reuse_tab(
 
     def draw(*picked) -> list:
         *picked, side = picked
-        try:
+        with one_sentence():
             tried = try_picked(*picked)
-        except ConfigError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return [*describe(*tried, picked[5], side), picked] if tried else [gr.skip()] * 3
 
     def draw_curve(picked):
@@ -119,10 +117,8 @@ def reuse_tab(
         seen = inspected(runs, id)
         if seen is None:
             raise gr.Error("There is no run yet; look inside one first.", print_exception=False)
-        try:
+        with one_sentence():
             config = read_config(*settings)
-        except ConfigError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         later = [kept for kept in seen.kept if kept >= step]
         if len(later) < 2:
             sentence = f"Step {step + 1} is the last one that is kept; pick an earlier one to see how its error drifts."

@@ -96,8 +96,7 @@ class Run:
 
     def report(self, event) -> None:
         """Takes note of a step; `event.method` says whose."""
-        self.progress = {**self.progress, event.method: event}
-        self.changed()
+        self.changed(progress={**self.progress, event.method: event})
 
     def changed(self, **attributes) -> None:
         for name, value in attributes.items():

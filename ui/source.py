@@ -11,7 +11,7 @@ from timeripple.probe import Inspection, inspect_clip, inspect_request, probe_re
 from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, read_request, result_of, size_choices
+from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, result_of, size_choices
 from ui.runs import Run, Runs
 
 FIRST_NOTE = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
@@ -72,15 +72,13 @@ def wire_source(
 
     def start(kind, prompt, clip, size, steps, seed) -> str:
         """Queues the run the form asks for."""
-        try:
+        with one_sentence():
             request = read_request(prompt, seed, size, steps)
             run = (
                 submit_request(pipeline, runs, request)
                 if kind == PROMPT
                 else submit_clip(pipeline, runs, clip, request)
             )
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return run.id
 
     def follow(id: str | None, shown_id: str | None) -> Iterator[list]:
@@ -157,7 +155,7 @@ def probe_api(pipeline, runs: Runs) -> Callable:
         prompt: str, at: str = "10", seed: int = 0, steps: int = 20, num_frames: int = 16, pixels: int = 96
     ) -> dict:
         """How much the channels of Q and K repeat themselves in a dense run, at steps counted from 1 ("5,10")."""
-        try:
+        with one_sentence():
             request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
             request.check(pipeline)
             runs.limits.check(request)
@@ -165,8 +163,6 @@ def probe_api(pipeline, runs: Runs) -> Callable:
             if not all(0 <= step < steps for step in wanted):
                 raise ValueError(f"The steps to look at are {at!r}; give numbers from 1 to {steps}, such as 1,{steps}.")
             run = runs.submit(lambda run: probe_report(pipeline, request, wanted, should_stop=run.stop.is_set))
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
         return result_of(runs, run)
 
     return probe
@@ -175,8 +171,7 @@ def probe_api(pipeline, runs: Runs) -> Callable:
 def _submit(runs: Runs, title: str, inspect: Callable) -> Run:
     def work(run: Run) -> Inspection:
         def on_step(done: int, total: int) -> None:
-            run.progress = {"step": (done, total)}
-            run.changed()
+            run.changed(progress={"step": (done, total)})
 
         return inspect(run.folder, on_step=on_step, should_stop=run.stop.is_set)
 

@@ -14,7 +14,7 @@ from timeripple import figures
 from timeripple.bench.attention import request_for
 from timeripple.bench.roofline import TOKENS, attention_scaling
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET
+from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence
 from ui.runs import Run, Runs
 
 RECORDED = Path(__file__).parents[1] / "assets" / "benchmarks"
@@ -76,10 +76,8 @@ def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.Bro
 
     def start(tokens, saving) -> str:
         """Queues the measurement the form asks for."""
-        try:
+        with one_sentence():
             return submit(pipeline, runs, sorted(tokens), saving).id
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     def follow(id: str | None) -> Iterator[list]:
         """How far the measurement is; ends with what it gave."""
@@ -111,8 +109,7 @@ def submit(pipeline, runs: Runs, tokens: list[int], saving: float) -> Run:
 
     def work(run: Run) -> dict:
         def on_run(done: int, total: int) -> None:
-            run.progress = {"lengths": (done, total)}
-            run.changed()
+            run.changed(progress={"lengths": (done, total)})
 
         result = attention_scaling(pipeline, tokens, saving, on_run=on_run, should_stop=run.stop.is_set)
         (run.folder / "attention.json").write_text(json.dumps(result, indent=2))

@@ -1,19 +1,15 @@
 """The app on the tiny pipeline, served on a free port, and a browser to visit it, for the tests of this folder."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from timeripple.bench.ui import FLAGS, chromium
 from ui.build import build_app, launch_options
 from ui.runs import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +23,8 @@ def url(tiny_pipeline):
 
 @pytest.fixture(scope="session")
 def browser():
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.fail("The page tests need Chromium: install the package 'chromium'.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         yield browser
         browser.close()
 

@@ -17,7 +17,10 @@ from urllib.request import urlopen
 from timeripple.timing import environment
 
 ROOT = Path(__file__).resolve().parents[2]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
 START_SECONDS, RUN_SECONDS = 60, 600
 
 
@@ -31,11 +34,9 @@ def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = Non
         from playwright.sync_api import sync_playwright
     except ImportError:
         raise ValueError("The page is driven with playwright; install requirements-dev.txt first.") from None
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        raise ValueError("The page is driven in Chromium; install the package 'chromium' first.")
+    executable = chromium()
     with _server() as url, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         times: dict[str, list[float]] = {}
         for run in range(repeats):
             for what, seconds in _first_paint(browser, url).items():
@@ -60,6 +61,14 @@ def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = Non
         for what, seconds in times.items()
     ]
     return {"rows": rows, "kind": "measured here", "environment": environment(None)}
+
+
+def chromium() -> str:
+    """Path of the browser. Raises ValueError, one sentence, where there is none."""
+    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if path is None:
+        raise ValueError("The page is driven in Chromium; install the package 'chromium' first.")
+    return path
 
 
 @contextmanager
