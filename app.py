@@ -4,7 +4,11 @@ GRADIO_SERVER_NAME (127.0.0.1) and GRADIO_SERVER_PORT (7860) say where the page 
 TIMERIPPLE_MAX_STEPS, TIMERIPPLE_MAX_QUEUE and the other fields of `ui.runs.Limits` what a visitor may ask for.
 """
 
+import importlib.util
 import os
+
+if importlib.util.find_spec("spaces"):
+    import spaces  # noqa: F401  on ZeroGPU it has to come before torch
 
 from timeripple.generate import load_pipeline
 from ui.runs import Limits

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from timeripple.attention import ripple_attention
-from timeripple.attention_maps import attention_row, averaged_map, head_scores, plan_at, reused_row
+from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
@@ -83,3 +83,7 @@ def test_scores_of_planted_heads():
     assert all(uniform[name].item() == pytest.approx(1) for name in ("spatial", "temporal", "entropy"))
     alone = head_scores(*planted(grid, lambda a, b: (a == b).all(-1)), grid)
     assert alone["entropy"].item() == pytest.approx(0, abs=1e-6) and alone["spatial"].item() == pytest.approx(4)
+
+
+def test_kinds_of_heads():
+    assert [head_kind(3.0, 1.0), head_kind(1.0, 2.0), head_kind(1.2, 1.4)] == ["spatial", "temporal", "neither"]

@@ -7,7 +7,7 @@ import torch
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.generate import Request, generate
 from timeripple.grid import AXES, TokenGrid
-from timeripple.laboratory import Specimen, laboratory_report, pairing_method, relative_change, residual_drift
+from timeripple.laboratory import Specimen, head_trials, pairing_method, relative_change, residual_drift
 from timeripple.probe import capture
 from timeripple.similarity import reuse_mask, snap
 
@@ -123,7 +123,7 @@ def test_relative_change():
 
 
 def test_report(tiny_pipeline):
-    rows = laboratory_report(capture(tiny_pipeline, REQUEST, [0, 2]), ReuseConfig(budget=0.5))
+    rows = head_trials(capture(tiny_pipeline, REQUEST, [0, 2]), ReuseConfig(budget=0.5))
     assert [(row["step"], row["layer"][7], row["head"]) for row in rows] == [
         (step, layer, head) for step in (0, 2) for layer in "01" for head in (0, 1)
     ]

@@ -15,6 +15,7 @@ from timeripple.attention.plan import TilePlan, TokenPlan, measure, theta_for_sa
 from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
+DOMINANT = 1.5  # times uniform attention, from where a head is said to have a kind
 SAMPLES = 256  # queries from which the scores of a head are estimated
 
 
@@ -104,6 +105,13 @@ def head_scores(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = SAMP
         "temporal": own_place.mean((1, 2)) * grid.tokens / frames,
         "entropy": entropy.mean(1) / math.log(grid.tokens),
     }
+
+
+def head_kind(spatial: float, temporal: float) -> str:
+    """ "spatial" or "temporal" by the larger of its scores; "neither" where both are below DOMINANT."""
+    if max(spatial, temporal) < DOMINANT:
+        return "neither"
+    return "spatial" if spatial > temporal else "temporal"
 
 
 def _softmax(query: Tensor, key: Tensor) -> Tensor:

@@ -102,12 +102,12 @@ def probe(
 ) -> None:
     """How much channels of Q and K repeat themselves along t, y and x in a dense run, and what its heads attend to."""
     with _one_sentence(ValueError, OSError):
-        from timeripple.generate import Request, load_pipeline
+        from timeripple.generate import Request, load_pipeline, read_steps
         from timeripple.probe import probe_report
 
         width, height = _parse_size(size)
         request = Request(prompt, "", seed, steps, frames, height, width)
-        wanted = _parse_steps(at, steps)
+        wanted = read_steps(at, steps)
         _check_file(out)
         pipeline = load_pipeline(model)
         result = probe_report(pipeline, request, wanted)
@@ -126,10 +126,10 @@ def probe(
         table.add_row(str(row["step"] + 1), row["layer"], str(row["head"]), row["side"], *numbers)
     title = "Attention to a token's own frame and own place, over uniform attention (measured here)"
     heads = Table(title=title, box=SIMPLE)
-    for column in ("step", "layer", "head", "own frame", "own place", "entropy"):
-        heads.add_column(column, justify="left" if column == "layer" else "right")
+    for column in ("step", "layer", "head", "own frame", "own place", "kind", "entropy"):
+        heads.add_column(column, justify="left" if column in ("layer", "kind") else "right")
     for row in result["heads"]:
-        numbers = f"{row['spatial']:.1f}×", f"{row['temporal']:.1f}×", f"{row['entropy']:.2f}"
+        numbers = f"{row['spatial']:.1f}×", f"{row['temporal']:.1f}×", row["kind"], f"{row['entropy']:.2f}"
         heads.add_row(str(row["step"] + 1), row["layer"], str(row["head"]), *numbers)
     console = _console()
     console.print(table)
@@ -154,22 +154,19 @@ def lab(
     One threshold serves the heads of a layer; drift is how far the error has moved since the first of the steps.
     """
     with _one_sentence(ValueError):
-        from timeripple.generate import Request, load_pipeline
+        from timeripple.generate import Request, load_pipeline, read_steps
         from timeripple.laboratory import laboratory_report, parse_reuse
-        from timeripple.probe import capture
-        from timeripple.timing import environment
 
         config = parse_reuse(method)
         width, height = _parse_size(size)
         request = Request(prompt, "", seed, steps, frames, height, width)
-        wanted = _parse_steps(at, steps)
+        wanted = read_steps(at, steps)
         pipeline = load_pipeline(model)
-        rows = laboratory_report(capture(pipeline, request, wanted), config)
+        result = laboratory_report(pipeline, request, wanted, config)
     if as_json:
-        result = {"method": config.text, "rows": rows, "kind": "measured here", "environment": environment(pipeline)}
         print(json.dumps(result, indent=2, allow_nan=False))
     else:
-        _console().print(_laboratory_table(rows, config.text))
+        _console().print(_laboratory_table(result["rows"], config.text))
 
 
 @app.command()
@@ -334,7 +331,7 @@ def roofline(
         counts = _parse_counts(tokens) if tokens else bench.TOKENS
         pipeline = load_pipeline(model)
     with _one_sentence(ValueError), _counted("lengths") as count:
-        result = bench.attention_scaling(pipeline, counts, saving, on_run=count)
+        result = bench.attention_scaling(pipeline, counts, saving, on_step=count)
     columns = ("tokens", "method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share")
     _print_result(result, as_json, (*columns, "gflops", "intensity"))
     if not as_json:
@@ -430,14 +427,6 @@ def _parse_counts(text: str) -> tuple[int, ...]:
     if not all(part.isascii() and part.isdigit() for part in parts):
         raise ValueError(f'These numbers are "{text}"; give whole numbers and commas, such as 4096,9216.')
     return tuple(map(int, parts))
-
-
-def _parse_steps(text: str, steps: int) -> set[int]:
-    """Denoising steps "5,10", counted from 1, to {4, 9}."""
-    wanted = {step - 1 for step in _parse_counts(text)}
-    if not all(0 <= step < steps for step in wanted):
-        raise ValueError(f"The steps to look at are {text}; give some from 1 to {steps}.")
-    return wanted
 
 
 def _print_result(result: dict, as_json: bool, columns: tuple[str, ...]) -> None:

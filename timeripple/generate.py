@@ -190,6 +190,14 @@ def generate(
     return Generation(method, frames, seconds, summary["saving"], summary)
 
 
+def read_steps(text: str, steps: int) -> set[int]:
+    """Denoising steps "5,10", counted from 1, to {4, 9}. Raises ValueError, one sentence, for what is none of them."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdigit() and 1 <= int(part) <= steps for part in parts):
+        raise ValueError(f"The steps to look at are {text!r}; give numbers from 1 to {steps}, such as 1,{steps}.")
+    return {int(part) - 1 for part in parts}
+
+
 def to_frames(video: torch.Tensor) -> np.ndarray:
     """[1, F, 3, H, W] in 0..1 to uint8 [F, H, W, 3]."""
     return (video[0].permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()

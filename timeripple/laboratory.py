@@ -7,7 +7,7 @@ alternatives (arXiv 2511.12035, Figs. 5 and 7) and with itself some denoising st
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -31,11 +31,14 @@ from timeripple.attention.torch_backend import dense_attention
 from timeripple.baselines import SkipConfig
 from timeripple.baselines.skip import measure as measure_skip
 from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
+from timeripple.generate import Request
 from timeripple.grid import AXES, TokenGrid
 from timeripple.hooks import FAMILIES
 from timeripple.methods import Method, parse_method
-from timeripple.probe import Capture
+from timeripple.pond.pipeline import PondPipeline
+from timeripple.probe import Capture, capture
 from timeripple.similarity import reuse_mask
+from timeripple.timing import environment
 
 Kind = Literal["realised", "theoretical"]
 EVERY = 1e9  # a threshold below which everything is
@@ -206,7 +209,27 @@ def parse_reuse(text: str) -> ReuseConfig:
     return config
 
 
-def laboratory_report(captures: Sequence[Capture], config: ReuseConfig) -> list[dict]:
+def laboratory_report(
+    pipeline: PondPipeline,
+    request: Request,
+    steps: Collection[int],
+    config: ReuseConfig,
+    *,
+    on_step: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> dict:
+    """What reuse saves and costs in a dense run at `steps` (from 0): rows, see `head_trials`; method; kind;
+    environment. Callbacks and errors as in `probe.capture`."""
+    captures = capture(pipeline, request, steps, on_step=on_step, should_stop=should_stop)
+    return {
+        "method": config.text,
+        "rows": head_trials(captures, config),
+        "kind": "measured here",
+        "environment": environment(pipeline),
+    }
+
+
+def head_trials(captures: Sequence[Capture], config: ReuseConfig) -> list[dict]:
     """One row a step, layer and head: step, layer, head, theta, saving, kind, error, alternatives and drift.
 
     One threshold serves the heads of a layer. alternatives: [name, kind, saving, error] of what `Specimen.alternatives`

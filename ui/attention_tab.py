@@ -4,11 +4,12 @@ import gradio as gr
 import torch
 
 from timeripple import figures
-from timeripple.attention_maps import attention_row, averaged_map, head_scores, plan_at, reused_row
+from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
 from timeripple.config import ReuseConfig
 from timeripple.probe import Inspection
 from ui import markup
 from ui.form import QUIET
+from ui.gpu import Works
 from ui.runs import Runs
 from ui.source import inspected, source_form, wire_source
 
@@ -48,7 +49,7 @@ element.addEventListener('keydown', event => {
 """A click on a frame, or an arrow key (page keys: another frame), tells Python the token."""
 
 
-def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:
+def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
     config = pipeline.transformer.config
     place = gr.State((0, 0, 0))
@@ -104,7 +105,7 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.
         return [*draw_token(id, step, layer, head, place, granularity, budget, mode), place]
 
     everything = [*token_view, whole, scores, place, query_frame, key_frame]
-    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, everything)
+    wire_source(app, tab, form, pipeline, works, runs, run_id, stage, step, draw, picked, everything)
     others = [control for control in picked if control is not place]
     sheet.select(pick, others, [*token_view, place], trigger_mode="multiple", **QUIET)
     for control in (granularity, budget, mode):
@@ -175,7 +176,7 @@ def score_table(seen: Inspection, step: int) -> str:
         scores = head_scores(*seen.qkv(step, layer)[:2], seen.grid)
         for head in range(len(scores["entropy"])):
             spatial, temporal, entropy = (scores[name][head].item() for name in ("spatial", "temporal", "entropy"))
-            kind = "spatial" if spatial > temporal else "temporal"
+            kind = head_kind(spatial, temporal)
             rows.append([f"layer {layer}, head {head}", f"{spatial:.1f}×", f"{temporal:.1f}×", kind, f"{entropy:.2f}"])
     columns = ["head", "own frame", "own place", "dominant", "entropy"]
     caption = "Attention to a token's own frame and own place, over uniform attention (measured here)"

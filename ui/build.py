@@ -6,14 +6,14 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 
 from ui import markup
+from ui.api import add_endpoints
 from ui.attention_tab import attention_tab
-from ui.compare_tab import compare_tab, comparison_api
+from ui.compare_tab import compare_tab
 from ui.correlation_tab import correlation_tab
-from ui.gpu import comparer
+from ui.gpu import works
 from ui.method_tab import method_tab
 from ui.reuse_tab import reuse_tab
 from ui.runs import Limits, Runs
-from ui.source import probe_api
 from ui.timing_tab import timing_tab
 
 HERE = Path(__file__).parent
@@ -52,8 +52,11 @@ def launch_options(limits: Limits) -> dict:
 
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are."""
-    runs, compare = Runs(limits or Limits(), get_upload_folder()), comparer(pipeline)
-    with gr.Blocks(title="TimeRipple", analytics_enabled=False, fill_width=True) as app:
+    runs, work = Runs(limits or Limits(), get_upload_folder()), works(pipeline)
+    age = runs.limits.max_age  # in seconds, of uploads too
+    with gr.Blocks(
+        title="TimeRipple", analytics_enabled=False, fill_width=True, delete_cache=(min(age, 600), age)
+    ) as app:
         gr.HTML(markup.hero())
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
@@ -61,17 +64,16 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
-                compare_tab(app, pipeline, compare, runs)
+                compare_tab(app, pipeline, work, runs)
             with gr.Tab("Correlations") as tab:
-                correlation_tab(app, tab, pipeline, runs, looked_into)
+                correlation_tab(app, tab, pipeline, work, runs, looked_into)
             with gr.Tab("Attention") as tab:
-                attention_tab(app, tab, pipeline, runs, looked_into)
+                attention_tab(app, tab, pipeline, work, runs, looked_into)
             with gr.Tab("Reuse laboratory") as tab:
-                reuse_tab(app, tab, pipeline, runs, looked_into, paired)
+                reuse_tab(app, tab, pipeline, work, runs, looked_into, paired)
             with gr.Tab("Timing") as tab:
-                timing_tab(app, tab, pipeline, runs, measured)
+                timing_tab(app, tab, work, runs, measured)
             with gr.Tab("Method"):
                 method_tab()
-        gr.api(probe_api(pipeline, runs), api_name="probe", concurrency_limit=None)
-        gr.api(comparison_api(pipeline, compare, runs), api_name="compare", concurrency_limit=None)
+        add_endpoints(pipeline, work, runs)
     return app

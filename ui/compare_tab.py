@@ -2,7 +2,6 @@
 
 import json
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -11,7 +10,7 @@ import gradio as gr
 from timeripple import figures
 from timeripple.compare import check, read_settings, save
 from timeripple.generate import Request
-from timeripple.methods import Method, parse_method
+from timeripple.methods import Method
 from timeripple.report import html_report
 from timeripple.video import read_metadata, read_mp4
 from ui import markup
@@ -23,11 +22,10 @@ from ui.form import (
     SIZES,
     one_sentence,
     read_request,
-    result_of,
     size_choices,
     size_of,
 )
-from ui.gpu import Comparer
+from ui.gpu import Works
 from ui.method_form import fill_method, method_form, read_method, title
 from ui.player import played, player
 from ui.runs import Limits, Run, Runs
@@ -46,7 +44,7 @@ SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scroll
 """On a phone the stage lies below the form."""
 
 
-def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None:
+def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
     """Adds the content of the tab to `app`, which is being built."""
     saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
     shown, recorded = gr.State(None), examples()
@@ -106,7 +104,7 @@ def compare_tab(app: gr.Blocks, pipeline, compare: Comparer, runs: Runs) -> None
     def start(*settings):
         """Queues the run the form asks for: its id, and the timer that shows it."""
         with one_sentence():
-            run = submit(pipeline, compare, runs, *read_form(settings), settings)
+            run = submit(pipeline, works, runs, *read_form(settings), settings)
         return run.id, gr.Timer(active=True), None
 
     def restore(run_id, page: gr.Request):
@@ -191,15 +189,13 @@ def fill_form(request: Request, methods: list[Method], limits: Limits) -> list:
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
 
 
-def submit(
-    pipeline, compare: Comparer, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()
-) -> Run:
+def submit(pipeline, works: Works, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
     check(pipeline, request, methods)
     runs.limits.check(request)
 
     def work(run: Run) -> dict:
-        comparison = compare(run, request, methods)
+        comparison = works.compare(run, request, methods)
         save(comparison, run.folder, pipeline)
         return comparison.report(pipeline)
 
@@ -301,28 +297,3 @@ def measured(rows: list[dict], kind: str) -> list[tuple[str, str, str, str]]:
         meaning = f"the speed-up if attention cost nothing: it is {share:.0%} of A's time"
         numbers.append(("Amdahl's limit", f"{1 / (1 - share):.2f}×", "theoretical", meaning))
     return numbers
-
-
-def comparison_api(pipeline, compare: Comparer, runs: Runs):
-    """The endpoint for programs: the comparison, without the page."""
-
-    def compare_methods(
-        prompt: str,
-        methods: str = "dense,token:0.75",
-        seed: int = 0,
-        steps: int = 20,
-        num_frames: int = 16,
-        pixels: int = 128,
-    ) -> Iterator[tuple[dict, str | None]]:
-        """Compares methods on one prompt and seed; yields progress, at last the report and the side-by-side video."""
-        with one_sentence():
-            request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
-            run = submit(pipeline, compare, runs, request, [parse_method(text) for text in methods.split(",")])
-        try:
-            while not runs.wait(run, POLL_SECONDS):
-                yield {"state": run.state, **{name: event.step for name, event in run.progress.items()}}, None
-        finally:
-            runs.cancel(run.id)
-        yield result_of(runs, run), str(run.folder / "side_by_side.mp4")
-
-    return compare_methods

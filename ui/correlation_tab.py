@@ -9,6 +9,7 @@ from timeripple.probe import Inspection, rope_frequencies
 from timeripple.similarity import correlation_table, deviation_table, reuse_mask
 from ui import markup
 from ui.form import PICK, QUIET
+from ui.gpu import Works
 from ui.runs import Runs
 from ui.source import inspected, source_form, wire_source
 
@@ -18,7 +19,7 @@ SIDES = {"Queries": 0, "Keys": 1}
 VALUES = {"Correlation": "correlation", "Deviation Δ (Eq. 3)": "deviation"}
 
 
-def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:
+def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
     layer, head, channel = gr.State(0), gr.State(0), gr.State(0)
 
@@ -71,7 +72,7 @@ def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: g
         channel = int(event.channel)
         return [*draw_details(id, step, layer, head, side, value, channel, theta, frame), channel]
 
-    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, shown)
+    wire_source(app, tab, form, pipeline, works, runs, run_id, stage, step, draw, picked, shown)
     but_head = [control for control in picked if control not in (layer, head)]
     but_channel = [control for control in picked if control is not channel]
     heads.select(pick_head, but_head, [*shown, layer, head], trigger_mode="multiple", **QUIET)

@@ -2,12 +2,10 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import gradio as gr
 
 from timeripple.generate import Request
-from ui.runs import Run, Runs
 
 SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
 POLL_SECONDS = 0.5
@@ -54,14 +52,3 @@ def one_sentence() -> Iterator[None]:
         yield
     except ValueError as error:
         raise gr.Error(str(error), print_exception=False) from None
-
-
-def result_of(runs: Runs, run: Run) -> Any:
-    """Waits for a run that a program asked for; it is cancelled with the call. Raises gr.Error, one sentence."""
-    try:
-        runs.wait(run)
-    finally:
-        runs.cancel(run.id)
-    if run.state != "done":
-        raise gr.Error(run.error or "The run was cancelled.", print_exception=False)
-    return run.result

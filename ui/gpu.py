@@ -1,72 +1,119 @@
-"""Comparisons on a GPU that is lent for each of them (Hugging Face ZeroGPU); elsewhere they run as they are.
+"""What needs the model, on a GPU that is lent for each piece of work (Hugging Face ZeroGPU) or where the app runs.
 
 On ZeroGPU a function that `spaces.GPU` decorates runs in a process of its own, which sees a GPU for as many seconds as
 were asked for. Arguments and what it yields are copied between the processes; callbacks are not, so steps are yielded.
+Files are shared.
 """
 
 import importlib.util
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from timeripple.compare import Comparison, compare
-from timeripple.generate import Cancelled, Request, StepEvent
+from timeripple.bench.attention import request_for
+from timeripple.bench.roofline import attention_scaling
+from timeripple.compare import compare
+from timeripple.generate import Cancelled, Request
+from timeripple.laboratory import laboratory_report
 from timeripple.methods import Method
-from ui.runs import Run
+from timeripple.probe import attention_report, inspect_clip, inspect_request, probe_report
 
 SECONDS_PER_TERAFLOP = 0.1  # generous: a few times what a lent GPU needs
 FIXED_SECONDS = 20
 
-Comparer = Callable[[Run, Request, list[Method]], Comparison]
+
+class Works(NamedTuple):
+    """Functions of the library on one pipeline, each called with a `ui.runs.Run` in front of its other arguments.
+
+    Steps are reported to the run, and Cancelled is raised soon after it is to stop.
+    """
+
+    compare: Callable
+    inspect_request: Callable
+    inspect_clip: Callable
+    probe_report: Callable
+    attention_report: Callable
+    laboratory_report: Callable
+    attention_scaling: Callable
 
 
-def comparer(pipeline) -> Comparer:
-    """What compares in a run: reports steps to it, and raises Cancelled once it is to stop."""
+def works(pipeline) -> Works:
+    def of_methods(request: Request, methods: Sequence[Method]) -> int:
+        return seconds_needed(pipeline, request, len(methods))
+
+    def of_one(request: Request, *_) -> int:
+        return seconds_needed(pipeline, request)
+
+    def of_clip(clip, *_) -> int:
+        frames, height, width = clip.shape[:3]
+        return seconds_needed(pipeline, Request("a clip", num_frames=frames, height=height, width=width))
+
+    def of_lengths(tokens: Sequence[int], *_) -> int:
+        return sum(seconds_needed(pipeline, request_for(count)) for count in tokens)
+
+    return Works(
+        lent(partial(compare, pipeline), of_methods),
+        lent(partial(inspect_request, pipeline), of_one),
+        lent(partial(inspect_clip, pipeline), of_clip),
+        lent(partial(probe_report, pipeline), of_one),
+        lent(partial(attention_report, pipeline), of_one),
+        lent(partial(laboratory_report, pipeline), of_one),
+        lent(partial(attention_scaling, pipeline), of_lengths),
+    )
+
+
+def lent(work: Callable, seconds: Callable[..., int]) -> Callable:
+    """`work(*arguments, on_step=, should_stop=)` as a function of a run and the arguments.
+
+    seconds(*arguments): for how long a GPU is asked for.
+    """
     if importlib.util.find_spec("spaces") is None:
-        return lambda run, request, methods: compare(
-            pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set
-        )
+        return lambda run, *arguments: work(*arguments, on_step=run.report, should_stop=run.stop.is_set)
     import spaces
 
-    @spaces.GPU(duration=lambda request, methods: seconds_needed(pipeline, request, methods))
-    def on_gpu(request: Request, methods: list[Method]) -> Iterator[StepEvent | Comparison]:
-        yield from stream(lambda report: compare(pipeline, request, methods, on_step=report))
+    @spaces.GPU(duration=seconds)
+    def on_gpu(*arguments) -> Iterator[tuple[bool, Any]]:
+        yield from stream(lambda report: work(*arguments, on_step=report, should_stop=lambda: False))
 
-    def follow(run: Run, request: Request, methods: list[Method]) -> Comparison:
-        for event in on_gpu(request, methods):
-            if isinstance(event, Comparison):
-                return event
-            run.report(event)
+    def follow(run, *arguments) -> Any:
+        for finished, value in on_gpu(*arguments):
+            if finished:
+                return value
+            run.report(*value)
             if run.stop.is_set():
                 raise Cancelled
-        raise RuntimeError("the GPU was taken back before the comparison was finished")
+        raise RuntimeError("the GPU was taken back before the work was finished")
 
     return follow
 
 
-def seconds_needed(pipeline, request: Request, methods: list[Method]) -> int:
+def seconds_needed(pipeline, request: Request, methods: int = 1) -> int:
     """Estimate of the time on a GPU: two guidance passes of dense attention and linear layers, 4 N^2 d and 24 N d^2
     floating-point operations a layer, at every step of every method."""
     config = pipeline.transformer.config
     tokens, width = request.tokens, config.num_attention_heads * config.attention_head_dim
     layer = 4 * tokens**2 * width + 24 * tokens * width**2
-    total = 2 * config.num_layers * layer * request.steps * len(methods)
+    total = 2 * config.num_layers * layer * request.steps * methods
     return round(FIXED_SECONDS + SECONDS_PER_TERAFLOP * total / 1e12)
 
 
-def stream(work: Callable[[Callable], Comparison]) -> Iterator[StepEvent | Comparison]:
-    """What `work` reports while it runs in a thread, then what it returns; its errors are raised here."""
+def stream(work: Callable[[Callable], Any]) -> Iterator[tuple[bool, Any]]:
+    """(False, what `work` reports) while it runs in a thread, then (True, what it returns); its errors are raised."""
     events: queue.Queue = queue.Queue()
 
     def run() -> None:
         try:
-            events.put(work(events.put))
+            events.put((True, work(lambda *event: events.put((False, event)))))
         except BaseException as error:
-            events.put(error)
+            events.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
-    while isinstance(event := events.get(), StepEvent):
-        yield event
-    if isinstance(event, BaseException):
-        raise event
-    yield event
+    while True:
+        finished, value = events.get()
+        if finished is None:
+            raise value
+        yield finished, value
+        if finished:
+            return

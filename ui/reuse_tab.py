@@ -8,7 +8,7 @@ import gradio as gr
 import torch
 
 from timeripple import figures
-from timeripple.compare import compare, save
+from timeripple.compare import save
 from timeripple.config import METRICS, ReuseConfig
 from timeripple.generate import Request
 from timeripple.grid import AXES
@@ -18,6 +18,7 @@ from timeripple.probe import Inspection
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence
+from ui.gpu import Works
 from ui.method_form import AXES as AXIS_CHOICES
 from ui.runs import Run, Runs
 from ui.source import inspected, source_form, wire_source
@@ -34,7 +35,7 @@ MEANING = {
 
 
 def reuse_tab(
-    app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState, paired_id: gr.BrowserState
+    app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState, paired_id: gr.BrowserState
 ) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into,
     paired_id the run of wrong pairings."""
@@ -138,7 +139,7 @@ def reuse_tab(
         yield show_pairings(run) if run and run.state == "done" else [markup.facts([]), gr.Video(visible=False)]
 
     shown = [cards, sheet, drawn]
-    wire_source(app, tab, form, pipeline, runs, run_id, stage, step, draw, picked, shown)
+    wire_source(app, tab, form, pipeline, works, runs, run_id, stage, step, draw, picked, shown)
     changed = [control.input for control in (step, layer, head, *settings)]
     gr.on(changed, draw, picked, shown, trigger_mode="always_last", **QUEUED)
     side.input(draw, picked, shown, **QUIET)
@@ -148,7 +149,7 @@ def reuse_tab(
     cards.change(draw_bars, drawn, bars, **QUIET).then(draw_curve, drawn, curve, **QUIET)
     drifts = [drift, drift_map, drift_curve, drift_note]
     drift_button.click(draw_drift, [run_id, step, *settings], drifts, **QUEUED | {"show_progress": "full"})
-    pair.click(lambda group: submit_pairings(pipeline, runs, group).id, group, paired_id, **QUEUED).success(
+    pair.click(lambda group: submit_pairings(pipeline, works, runs, group).id, group, paired_id, **QUEUED).success(
         follow, paired_id, [pair_note, video], **QUEUED
     )
     tab.select(follow, paired_id, [pair_note, video], **QUEUED)
@@ -218,14 +219,14 @@ def show_drift(steps: list[int], drift: torch.Tensor) -> list:
     ]
 
 
-def submit_pairings(pipeline, runs: Runs, group: str) -> Run:
+def submit_pairings(pipeline, works: Works, runs: Runs, group: str) -> Run:
     """Queues a dense clip and one for every axis along which the channels of the group are reused."""
     frames, pixels = SIZES["Tiny"]
     request = Request(PRESETS["Ball at sunset"], num_frames=frames, height=pixels, width=pixels, steps=PAIRED_STEPS)
     methods = [parse_method("dense"), *(pairing_method(pipeline.transformer, group, axis) for axis in AXES)]
 
     def work(run: Run) -> list[float]:
-        result = compare(pipeline, request, methods, on_step=run.report, should_stop=run.stop.is_set)
+        result = works.compare(run, request, methods)
         save(result, run.folder, pipeline)
         return [quality["psnr"] for quality in result.quality[1:]]
 

@@ -94,9 +94,10 @@ class Run:
     def finished(self) -> bool:
         return self.state in ("done", "cancelled", "failed")
 
-    def report(self, event) -> None:
-        """Takes note of a step; `event.method` says whose."""
-        self.changed(progress={**self.progress, event.method: event})
+    def report(self, *event) -> None:
+        """Takes note of a step: a StepEvent, under the name of its method, or (done, all), as "step"."""
+        name, value = ("step", event) if len(event) == 2 else (event[0].method, event[0])
+        self.changed(progress={**self.progress, name: value})
 
     def changed(self, **attributes) -> None:
         for name, value in attributes.items():

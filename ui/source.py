@@ -1,17 +1,17 @@
 """What the tabs that look inside share: a dense run of a prompt, or a visitor's clip, whose q, k and v are kept."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import gradio as gr
 
 from timeripple.generate import MAX_SEED, Request
-from timeripple.probe import Inspection, inspect_clip, inspect_request, probe_report
+from timeripple.probe import Inspection
 from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, result_of, size_choices
+from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices
+from ui.gpu import Works
 from ui.runs import Run, Runs
 
 FIRST_NOTE = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
@@ -56,6 +56,7 @@ def wire_source(
     tab: gr.Tab,
     form: SourceForm,
     pipeline,
+    works: Works,
     runs: Runs,
     run_id: gr.BrowserState,
     stage: gr.Column,
@@ -75,9 +76,9 @@ def wire_source(
         with one_sentence():
             request = read_request(prompt, seed, size, steps)
             run = (
-                submit_request(pipeline, runs, request)
+                submit_request(pipeline, works, runs, request)
                 if kind == PROMPT
-                else submit_clip(pipeline, runs, clip, request)
+                else submit_clip(works, runs, clip, request)
             )
         return run.id
 
@@ -125,15 +126,15 @@ def inspected(runs: Runs, id: str | None) -> Inspection | None:
     return run.result if run and isinstance(run.result, Inspection) else None
 
 
-def submit_request(pipeline, runs: Runs, request: Request) -> Run:
+def submit_request(pipeline, works: Works, runs: Runs, request: Request) -> Run:
     """Queues a dense run that is looked into. Raises ValueError, one sentence, for what cannot be generated."""
     request.check(pipeline)
     runs.limits.check(request)
     title = f"“{request.prompt}”, seed {request.seed}"
-    return _submit(runs, title, partial(inspect_request, pipeline, request, _kept(request.steps)))
+    return _submit(runs, title, works.inspect_request, request, _kept(request.steps))
 
 
-def submit_clip(pipeline, runs: Runs, path: str | None, request: Request) -> Run:
+def submit_clip(works: Works, runs: Runs, path: str | None, request: Request) -> Run:
     """Queues a look into the clip at `path`, at the request's size, steps and seed. Raises ValueError, one sentence."""
     if not path:
         raise ValueError("There is no clip yet; upload one or record one, or look into a prompt.")
@@ -144,38 +145,12 @@ def submit_clip(pipeline, runs: Runs, path: str | None, request: Request) -> Run
     clip = read_clip(
         path, request.num_frames, request.height, request.width, limits.max_upload_pixels, limits.max_upload_seconds
     )
-    work = partial(inspect_clip, pipeline, clip, request.steps, _kept(request.steps), request.seed)
-    return _submit(runs, "Your own clip", work)
+    kept = _kept(request.steps)
+    return _submit(runs, "Your own clip", works.inspect_clip, clip, request.steps, kept, request.seed)
 
 
-def probe_api(pipeline, runs: Runs) -> Callable:
-    """The endpoint for programs: what `python -m timeripple probe` writes."""
-
-    def probe(
-        prompt: str, at: str = "10", seed: int = 0, steps: int = 20, num_frames: int = 16, pixels: int = 96
-    ) -> dict:
-        """How much the channels of Q and K repeat themselves in a dense run, at steps counted from 1 ("5,10")."""
-        with one_sentence():
-            request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
-            request.check(pipeline)
-            runs.limits.check(request)
-            wanted = {int(step) - 1 if step.strip().isdecimal() else -1 for step in at.split(",")}
-            if not all(0 <= step < steps for step in wanted):
-                raise ValueError(f"The steps to look at are {at!r}; give numbers from 1 to {steps}, such as 1,{steps}.")
-            run = runs.submit(lambda run: probe_report(pipeline, request, wanted, should_stop=run.stop.is_set))
-        return result_of(runs, run)
-
-    return probe
-
-
-def _submit(runs: Runs, title: str, inspect: Callable) -> Run:
-    def work(run: Run) -> Inspection:
-        def on_step(done: int, total: int) -> None:
-            run.changed(progress={"step": (done, total)})
-
-        return inspect(run.folder, on_step=on_step, should_stop=run.stop.is_set)
-
-    return runs.submit(work, (title,))
+def _submit(runs: Runs, title: str, inspect: Callable[..., Inspection], *arguments) -> Run:
+    return runs.submit(lambda run: inspect(run, *arguments, run.folder), (title,))
 
 
 def _kept(steps: int) -> list[int]:

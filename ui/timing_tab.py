@@ -12,9 +12,10 @@ import gradio as gr
 
 from timeripple import figures
 from timeripple.bench.attention import request_for
-from timeripple.bench.roofline import TOKENS, attention_scaling
+from timeripple.bench.roofline import TOKENS
 from ui import markup
 from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence
+from ui.gpu import Works
 from ui.runs import Run, Runs
 
 RECORDED = Path(__file__).parents[1] / "assets" / "benchmarks"
@@ -37,7 +38,7 @@ COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is 
 }
 
 
-def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.BrowserState) -> None:
+def timing_tab(app: gr.Blocks, tab: gr.Tab, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the measurement."""
     allowed = [count for count in LENGTHS if count <= runs.limits.max_tokens]
     recorded = recorded_files()
@@ -77,13 +78,13 @@ def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.Bro
     def start(tokens, saving) -> str:
         """Queues the measurement the form asks for."""
         with one_sentence():
-            return submit(pipeline, runs, sorted(tokens), saving).id
+            return submit(works, runs, sorted(tokens), saving).id
 
     def follow(id: str | None) -> Iterator[list]:
         """How far the measurement is; ends with what it gave."""
         run = runs.find(id)
         while run and not runs.wait(run, POLL_SECONDS):
-            done, total = run.progress.get("lengths", (0, len(run.settings[0])))
+            done, total = run.progress.get("step", (0, len(run.settings[0])))
             line = f"{done} of {total} lengths measured." if run.state == "running" else "Waiting for another run."
             yield [markup.facts([line]), *[gr.skip()] * 6]
         if run and run.state == "failed":
@@ -100,7 +101,7 @@ def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, runs: Runs, run_id: gr.Bro
     cancel.click(runs.cancel, run_id, None, **QUIET)
 
 
-def submit(pipeline, runs: Runs, tokens: list[int], saving: float) -> Run:
+def submit(works: Works, runs: Runs, tokens: list[int], saving: float) -> Run:
     """Queues a measurement. Raises ValueError, one sentence, for what is out of bounds."""
     if not tokens:
         raise ValueError("There is no number of tokens to measure; choose at least one.")
@@ -108,10 +109,7 @@ def submit(pipeline, runs: Runs, tokens: list[int], saving: float) -> Run:
         runs.limits.check(request_for(count))
 
     def work(run: Run) -> dict:
-        def on_run(done: int, total: int) -> None:
-            run.changed(progress={"lengths": (done, total)})
-
-        result = attention_scaling(pipeline, tokens, saving, on_run=on_run, should_stop=run.stop.is_set)
+        result = works.attention_scaling(run, tokens, saving)
         (run.folder / "attention.json").write_text(json.dumps(result, indent=2))
         with open(run.folder / "attention.csv", "w", newline="") as file:
             writer = csv.DictWriter(file, list(result["rows"][0]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import numpy as np
 import pytest
 from gradio_client import Client
 from gradio_client.exceptions import AppError
@@ -64,7 +65,7 @@ def test_presets_say_what_pond_understands(preset):
 
 def test_the_names_of_the_api_are_stable(client):
     names = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
-    assert sorted(names) == ["/compare", "/probe"]
+    assert sorted(names) == ["/attention", "/compare", "/laboratory", "/probe", "/timing"]
 
 
 def test_probe_over_the_api(client):
@@ -128,3 +129,35 @@ def test_recorded_examples_say_where_they_were_made(folder, tmp_path):
     assert [m.config for m in methods] == [parse_method(m["method"]).config for m in report["methods"]]
     kinds = {kind for _, _, kind, _ in measured(run.result["methods"], run.result["kind"])}
     assert "measured here" not in kinds and (run.folder / "report.html").stat().st_size > 1_000_000
+
+
+def test_attention_over_the_api(client):
+    report = client.predict("a red ball", "2,3,4", at=2, layer=1, head=1, **SMALL, api_name="/attention")
+    planes = {name: np.array(report[name]) for name in ("dense", "reuse", "sharing")}
+    assert all(plane.shape == (8, 8, 8) for plane in planes.values())
+    assert planes["dense"].sum() == pytest.approx(1, abs=1e-4) == planes["reuse"].sum()
+    assert planes["sharing"].min() >= 1 and np.array(report["map"]).mean() == pytest.approx(1 / 512, rel=1e-3)
+    assert (report["head"]["layer"], report["head"]["head"]) == ("blocks.1.attn1", 1)
+    for change, sentence in [
+        ({"token": "9,1,1"}, "the grid is"),
+        ({"token": "<b>"}, "give its t,y,x"),
+        ({"layer": 7}, "The layer is 7"),
+        ({"method": "skip:0.5"}, "reuses nothing"),
+    ]:
+        with pytest.raises(AppError, match=sentence):
+            client.predict("a red ball", **SMALL, **{"at": 2, **change}, api_name="/attention")
+
+
+def test_laboratory_over_the_api(client):
+    report = client.predict("a red ball", "token:0.5", "1,4", **SMALL, api_name="/laboratory")
+    assert len(report["rows"]) == 2 * 2 * 2 and report["kind"] == "measured here"
+    with pytest.raises(AppError, match="reuses nothing"):
+        client.predict("a red ball", "dense", "1", **SMALL, api_name="/laboratory")
+
+
+def test_timing_over_the_api(client):
+    report = client.predict([256], 0.5, api_name="/timing")
+    assert [row["method"].split(":")[0] for row in report["rows"]] == ["dense", "token", "tile"]
+    for tokens, sentence in [([], "choose at least one"), ([90_000], "the limit here is"), ([7], "7")]:
+        with pytest.raises(AppError, match=sentence):
+            client.predict(tokens, 0.5, api_name="/timing")

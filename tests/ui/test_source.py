@@ -5,6 +5,7 @@ import pytest
 
 from timeripple.generate import Request
 from timeripple.video import write_mp4
+from ui.gpu import works
 from ui.runs import Limits, Runs
 from ui.source import inspected, submit_clip, submit_request
 
@@ -17,7 +18,7 @@ def runs(tmp_path):
 
 
 def test_a_run_is_there_once_it_is_done(tiny_pipeline, runs):
-    run = submit_request(tiny_pipeline, runs, REQUEST)
+    run = submit_request(tiny_pipeline, works(tiny_pipeline), runs, REQUEST)
     assert runs.wait(run, 60)
     seen = inspected(runs, run.id)
     assert (seen.kept, seen.grid.shape) == ((0, 1, 2, 3), (4, 4, 4)) and seen.frames.shape == (4, 32, 32, 3)
@@ -27,7 +28,7 @@ def test_a_run_is_there_once_it_is_done(tiny_pipeline, runs):
 def test_a_clip_is_looked_into_at_the_size_of_the_form(tiny_pipeline, runs, tmp_path):
     clip = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
     write_mp4(tmp_path / "own.mp4", clip)
-    run = submit_clip(tiny_pipeline, runs, str(tmp_path / "own.mp4"), REQUEST)
+    run = submit_clip(works(tiny_pipeline), runs, str(tmp_path / "own.mp4"), REQUEST)
     assert runs.wait(run, 60)
     assert inspected(runs, run.id).frames.shape == (4, 32, 32, 3)
 
@@ -41,4 +42,4 @@ def test_clips_over_a_limit_are_one_sentence(tiny_pipeline, runs, tmp_path, shap
     if shape is not None:
         write_mp4(path, np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match=sentence):
-        submit_clip(tiny_pipeline, runs, str(path) if shape else None, REQUEST)
+        submit_clip(works(tiny_pipeline), runs, str(path) if shape else None, REQUEST)

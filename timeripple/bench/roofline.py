@@ -22,14 +22,14 @@ def attention_scaling(
     tokens: Sequence[int] = TOKENS,
     saving: float = 0.7,
     repeats: int = 5,
-    on_run: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> dict:
     """Dense, token and tile attention of one layer of a dense generation, at every number of tokens.
 
     Rows: as `bench.attention` gives them, without the core's own dense attention, and gflops (achieved), intensity
-    (operations a byte), see `operations` and `bytes_moved`; roofs: see `roofs`. on_run(done, all) is called after every
-    number of tokens; once should_stop says True, Cancelled is raised. Raises ValueError as `request_for` does.
+    (operations a byte), see `operations` and `bytes_moved`; roofs: see `roofs`. on_step(done, all) is called after
+    every number of tokens; once should_stop says True, Cancelled is raised. Raises ValueError as `request_for` does.
     """
     requests = [request_for(count) for count in tokens]
     rows = []
@@ -39,8 +39,8 @@ def attention_scaling(
             if row["method"] != "core-dense":
                 moved = bytes_moved(row, captures[0].query.element_size())
                 rows.append(row | {"gflops": operations(row) / row["ms"] / 1e6, "intensity": operations(row) / moved})
-        if on_run is not None:
-            on_run(index + 1, len(tokens))
+        if on_step is not None:
+            on_step(index + 1, len(tokens))
         if should_stop is not None and should_stop():
             raise Cancelled
     dtype = captures[0].query.dtype
