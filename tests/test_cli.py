@@ -221,8 +221,8 @@ def test_probe_writes_the_correlations_of_every_channel(run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--at", "9"], "are 9; give some from 1 to 5"),
-        (["--at", "x"], "give whole numbers"),
+        (["--at", "9"], "are '9'; give numbers from 1 to 5"),
+        (["--at", "x"], "are 'x'; give numbers"),
         (["--prompt", "a dog", "--at", "2"], '"dog"'),
     ],
 )
@@ -247,7 +247,7 @@ def test_lab_tells_what_every_head_saves_and_loses(run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--at", "9"], "are 9; give some from 1 to 5"),
+        (["--at", "9"], "are '9'; give numbers from 1 to 5"),
         (["--method", "dense"], "'dense' reuses nothing; choose from channel, token, tile"),
         (["--method", "skip:0.5"], "'skip:0.5' reuses nothing"),
         (["--method", "token:0.99"], "above the ceiling"),

@@ -49,8 +49,8 @@ def test_a_token_strip_shows_every_value_once():
     values = np.arange(10 * 2 * 3, dtype=float).reshape(10, 2, 3)
     figure = figures.token_strip(values, "Channel 3")
     cells = np.array(figure.data[0].z, dtype=float)
-    assert cells.shape == (3 * 3 - 1, 4 * 4 - 1)  # four frames, four and two, apart by a gap
-    assert (cells[6:8, 4:7] == values[9]).all()
+    assert cells.shape == (3 * 4 - 2, 4 * 4 - 1)  # four frames, four and two, apart by gaps
+    assert (cells[8:10, 4:7] == values[9]).all()
     assert sorted(cells[~np.isnan(cells)]) == sorted(values.flatten())
     assert [note.text for note in figure.layout.annotations] == [str(n) for n in range(1, 11)]
 
