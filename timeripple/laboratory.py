@@ -33,7 +33,7 @@ from timeripple.baselines.skip import measure as measure_skip
 from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.generate import Request
 from timeripple.grid import AXES, TokenGrid
-from timeripple.hooks import FAMILIES
+from timeripple.hooks import family_of
 from timeripple.methods import Method, parse_method
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.probe import Capture, capture
@@ -288,7 +288,9 @@ def pairing_method(transformer, group: str, axis: str, theta: float = EVERY) -> 
     """
     if group not in AXES:
         raise ConfigError(f"The channel group is {group!r}; choose from {', '.join(AXES)}.")
-    channels = FAMILIES[type(transformer).__name__].rope(transformer)[group]
+    channels = family_of(transformer).rope(transformer).get(group)
+    if channels is None:
+        raise ConfigError(f"{type(transformer).__name__} has no channels of group {group} alone; use a model that has.")
     config = PairingConfig(theta=theta, axes=(axis,), group=group, channels=(channels.start, channels.stop))
     return Method(config.label, config)
 

@@ -16,8 +16,7 @@ from timeripple.attention_maps import attention_row, averaged_map, head_kind, he
 from timeripple.config import ReuseConfig
 from timeripple.generate import Cancelled, Request, to_frames
 from timeripple.grid import TokenGrid
-from timeripple.hooks import disable, enable
-from timeripple.hooks.families import FAMILIES
+from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.similarity import correlation_table
@@ -177,7 +176,7 @@ def rope_frequencies(transformer) -> list[tuple[str, float]]:
 
     Channels lie in pairs, and pair i of an axis with d channels turns by 10000^(-2 i / d).
     """
-    groups = FAMILIES[type(transformer).__name__].rope(transformer)
+    groups = family_of(transformer).rope(transformer)
     return [
         (axis, 10_000 ** (-2 * (channel // 2) / (group.stop - group.start)))
         for axis, group in groups.items()
@@ -300,15 +299,17 @@ class CaptureRun:
     def __init__(self, config: CaptureConfig):
         self.config, self.records = config, []
 
-    def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
+    def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._first = getattr(self, "_first", pass_name)
         self._wanted = pass_name == self._first and step_index in self.config.steps
-        self._step, self._grid = step_index, grid
+        self._step = step_index
 
-    def attention(self, layer: str, query: Tensor, key: Tensor, value: Tensor, *, scale=None, key_mask=None) -> Tensor:
+    def attention(
+        self, layer: str, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, *, scale=None, key_mask=None
+    ) -> Tensor:
         if self._wanted and (self.config.layers is None or layer in self.config.layers):
             copies = (x.detach().clone(memory_format=torch.contiguous_format) for x in (query, key, value))
-            self.config.captures.append(Capture(self._step, layer, *copies, self._grid))
+            self.config.captures.append(Capture(self._step, layer, *copies, grid))
         return dense_attention(query, key, value, scale=scale, key_mask=key_mask)
 
     def end_forward(self) -> None:

@@ -23,11 +23,11 @@ def generate(config, steps, drift=0.0, passes=("cond",), layers=2, run=None):
     outputs = {}
     for step in range(steps):
         for number, name in enumerate(passes):
-            run.begin_forward(name, step, GRID)
+            run.begin_forward(name, step)
             for layer in range(layers):
                 qkv = tensors(10 * number + layer, drift, step)
                 dense = scaled_dot_product_attention(*qkv)
-                outputs[step, name, layer] = run.attention(f"layer{layer}", *qkv), dense
+                outputs[step, name, layer] = run.attention(f"layer{layer}", *qkv, GRID), dense
             run.end_forward()
     return run, outputs
 
@@ -124,7 +124,7 @@ def test_a_shortfall_is_made_up_for_within_the_ceiling(saved, expected):
     for step in run.steps[:5]:
         saving = torch.tensor([saved if step.in_window else 0.0])
         run._records.add(step, "cond", "layer", None, saving, (0.0, 0.0, 0.0))
-    run.begin_forward("cond", 5, GRID)
+    run.begin_forward("cond", 5)
     assert run._target(run.steps[5]) == pytest.approx(expected)
 
 
@@ -208,9 +208,9 @@ def test_dense_steps_far_from_the_window_measure_nothing(refresh):
 
 def test_a_pass_that_starts_late_finds_its_own_threshold():
     run = ReuseRun(ReuseConfig(budget=0.6, refresh=3), 8)
-    run.begin_forward("late", 5, GRID)
+    run.begin_forward("late", 5)
     qkv = tensors(0)
-    output = run.attention("layer", *qkv)
+    output = run.attention("layer", *qkv, GRID)
     run.end_forward()
     assert run.steps[5].kind == "reuse"
     expected, _ = ripple_attention(*qkv, GRID, run.config, saving=run.steps[5].saving_target)
@@ -227,4 +227,4 @@ def test_nothing_to_reuse_is_dense_to_the_bit(config):
 def test_steps_outside_the_run_are_refused():
     run = ReuseRun(ReuseConfig(), 4)
     with pytest.raises(ValueError, match="step 4 is outside the run's 4 steps; start a new"):
-        run.begin_forward("cond", 4, GRID)
+        run.begin_forward("cond", 4)

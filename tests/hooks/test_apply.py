@@ -13,6 +13,7 @@ from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.config import ConfigError
 from timeripple.grid import TokenGrid
 from timeripple.hooks import FAMILIES
+from timeripple.hooks.families import _patches
 
 STEPS = 4
 SHAPE = (1, 4, 3, 8, 12)  # 3 x 4 x 6 tokens
@@ -90,11 +91,11 @@ class Spy:
         self.forwards.append(num_inference_steps)
         return self
 
-    def begin_forward(self, name, step, grid):
-        self.forwards.append((name, step, grid))
+    def begin_forward(self, name, step):
+        self.forwards.append((name, step))
 
-    def attention(self, layer, query, key, value, *, scale=None, key_mask=None):
-        self.calls.append((layer, value))
+    def attention(self, layer, query, key, value, grid, *, scale=None, key_mask=None):
+        self.calls.append((layer, value, grid))
         return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
 
     def end_forward(self):
@@ -246,7 +247,7 @@ def test_a_marked_token_is_where_the_grid_says(transformer, position):
     marked["hidden_states"][:, :, t, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = 1
     with torch.no_grad(), transformer.cache_context("cond", step_index=0, num_inference_steps=1):
         transformer(**marked)
-    grid = spy.forwards[-1][-1]
+    grid = spy.calls[0][2]
     assert grid == TokenGrid(3, 4, 6)
     value = grid.unflatten(spy.calls[0][1])[0, 0]  # of the first layer, where only the marked token differs
     differs = (value - value.flatten(0, 2).median(0).values).abs().amax(-1) > 1e-6
@@ -274,11 +275,14 @@ def test_told_runs_do_not_warn(transformer):
     denoise(transformer)
 
 
-@pytest.mark.parametrize("reason", ["unknown", "more than 2 steps", "gradients", "does not fit"])
+@pytest.mark.parametrize("reason", ["unknown", "more than 2 steps", "gradients", "is not the grid"])
 def test_dense_with_one_warning_where_reuse_is_not_possible(transformer, reason, monkeypatch):
     dense = denoise(transformer)
-    if reason == "does not fit":
-        family = replace(FAMILIES["WanTransformer3DModel"], grid=lambda module, arguments: TokenGrid(1, 1, 1))
+    if reason == "is not the grid":
+        family = replace(
+            FAMILIES["WanTransformer3DModel"],
+            grid=lambda module, arguments, tokens: _patches((1, 1, 1), (1, 1, 1), tokens, "none"),
+        )
         monkeypatch.setitem(FAMILIES, "WanTransformer3DModel", family)
     enable(transformer, TOKEN, num_inference_steps=2 if reason == "more than 2 steps" else None)
     with pytest.warns(UserWarning, match=reason) as warnings:

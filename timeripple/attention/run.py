@@ -17,30 +17,11 @@ from timeripple.attention.plan import (
     TokenPlan,
     theta_for_saving,
 )
+from timeripple.attention.residuals import Residuals, Storage
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.config import ReuseConfig, Step
 from timeripple.grid import TokenGrid
 from timeripple.timing import elapsed, mark
-
-
-@dataclass(frozen=True)
-class Residual:
-    """The error of reuse in one layer: dense minus reused output when it was measured, at `step`.
-
-    slope: its change per step since the time before; None if there is none or it is not wanted.
-    """
-
-    step: int
-    value: Tensor
-    slope: Tensor | None = None
-
-    def at(self, step: int) -> Tensor:
-        """The error to expect at a later step."""
-        return self.value if self.slope is None else self.value + (step - self.step) * self.slope
-
-    @property
-    def nbytes(self) -> int:
-        return self.value.nbytes + (0 if self.slope is None else self.slope.nbytes)
 
 
 @dataclass(frozen=True)
@@ -56,11 +37,11 @@ class Kept:
 class PassState:
     """What one guidance pass (conditional, unconditional) carries from step to step.
 
-    residuals: of each layer, as measured at the last refresh; curves: of all layers, from the last step that looked at
+    residuals: of the layers, as measured at the last refresh; curves: of all layers, from the last step that looked at
     them.
     """
 
-    residuals: dict[str, Residual] = field(default_factory=dict)
+    residuals: Residuals
     curves: list[TokenCurve | TileCurve | ChannelCurve] = field(default_factory=list)
 
 
@@ -94,8 +75,8 @@ class Records:
 class ReuseRun:
     """Attention of one generation. The model's hooks call, for every forward pass of the transformer,
 
-        run.begin_forward(pass_name, step_index, grid)
-        output = run.attention(layer, query, key, value)    # in every self-attention layer
+        run.begin_forward(pass_name, step_index)
+        output = run.attention(layer, query, key, value, grid)    # in every self-attention layer
         run.end_forward()
 
     measure: replaces `dispatch.measure`, for baselines that choose otherwise.
@@ -121,6 +102,7 @@ class ReuseRun:
     ):
         self.config = config
         self.measure = measure
+        self.limit_memory(None, 1)
         self.steps = config.schedule(num_inference_steps)
         self._records = Records()
         self._one_threshold = config.budget is not None and not config.feedback
@@ -128,12 +110,16 @@ class ReuseRun:
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, Kept] = {}
 
-    def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
+    def limit_memory(self, limit: int | None, layers: int) -> None:
+        """How many bytes the errors of so many layers may take, see `residuals.Storage`; before the first step."""
+        self.storage = Storage(limit, layers, tensors=2 if self.config.extrapolate else 1)
+
+    def begin_forward(self, pass_name: str, step_index: int) -> None:
         """Raises ValueError for a step the schedule does not have."""
         if not 0 <= step_index < len(self.steps):
             raise ValueError(f"step {step_index} is outside the run's {len(self.steps)} steps; start a new ReuseRun.")
-        self._name, self._step, self._grid = pass_name, self.steps[step_index], grid
-        self._pass = self._passes.setdefault(pass_name, PassState())
+        self._name, self._step = pass_name, self.steps[step_index]
+        self._pass = self._passes.setdefault(pass_name, PassState(Residuals(self.storage)))
         self._follows = pass_name != next(iter(self._passes)) and self.config.granularity != "channel"
         self._curves: list[TokenCurve | TileCurve | ChannelCurve] = []
         self._theta, self._saving = self._step.theta, self._step.saving_target
@@ -150,28 +136,30 @@ class ReuseRun:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        grid: TokenGrid,
         *,
         scale: float | None = None,
         key_mask: Tensor | None = None,
     ) -> Tensor:
         """Output of one layer, [batch, heads, tokens, d] like query; errors as in `ripple_attention`."""
-        if self._step.kind == "dense":
-            return self._dense(layer, query, key, value, scale, key_mask)
+        residual = self._pass.residuals.at(layer, self._step.index) if self._step.kind == "reuse" else None
+        no_room = self.config.feedback and self.storage.full(layer)
+        if self._step.kind == "dense" or no_room:
+            return self._dense(layer, query, key, value, grid, scale, key_mask)
         kept = self._kept(layer, len(query))
         theta = kept.theta if kept else self._theta
-        residual = self._pass.residuals.get(layer) if self._step.kind == "reuse" else None
         output, statistics = ripple_attention(
             query,
             key,
             value,
-            self._grid,
+            grid,
             self.config,
             theta=theta,
             saving=self._saving if theta is None else None,
             plan=kept.plan if kept else None,
             scale=scale,
             key_mask=key_mask,
-            residual=None if residual is None else residual.at(self._step.index),
+            residual=residual,
             backend=self._backend,
             measure=self.measure,
         )
@@ -181,7 +169,7 @@ class ReuseRun:
         saving = statistics.saving
         if self._step.kind == "refresh":
             dense = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-            self._keep_residual(layer, dense - output)
+            self._pass.residuals.keep(layer, self._step.index, dense - output)
             output, saving = dense, saving - 1
         self._records.add(
             self._step, self._name, layer, statistics.theta, saving, (*statistics.marks[:2], mark(query.device))
@@ -222,7 +210,7 @@ class ReuseRun:
     @property
     def held_bytes(self) -> int:
         """Memory held for later steps: the residuals of all passes and the plans."""
-        residuals = sum(r.nbytes for state in self._passes.values() for r in state.residuals.values())
+        residuals = sum(state.residuals.nbytes for state in self._passes.values())
         return residuals + sum(kept.plan.nbytes for kept in self._plans.values())
 
     def saving(self) -> dict:
@@ -230,17 +218,11 @@ class ReuseRun:
         kind = "theoretical" if self.config.granularity == "channel" else "realised"
         return summarise_saving(self.records, self.steps, kind)
 
-    def _keep_residual(self, layer: str, error: Tensor) -> None:
-        last, slope = self._pass.residuals.get(layer), None
-        if self.config.extrapolate and last is not None:
-            slope = (error - last.value) / (self._step.index - last.step)
-        self._pass.residuals[layer] = Residual(self._step.index, error, slope)
-
-    def _dense(self, layer, query, key, value, scale, key_mask) -> Tensor:
+    def _dense(self, layer, query, key, value, grid, scale, key_mask) -> Tensor:
         started = mark(query.device)
         if self._measures and not self._follows:
-            key_mask = check_inputs(query, key, value, self._grid, key_mask)
-            self._curves.append(self.measure(query, key, self._grid, self.config, scale=scale, key_mask=key_mask))
+            key_mask = check_inputs(query, key, value, grid, key_mask)
+            self._curves.append(self.measure(query, key, grid, self.config, scale=scale, key_mask=key_mask))
         measured = mark(query.device)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
         marks = started, measured, mark(query.device)

@@ -95,7 +95,7 @@ class OutputCacheRun:
         self._records = Records()
         self._outputs: dict[tuple[str, str], Tensor] = {}
 
-    def begin_forward(self, pass_name: str, step_index: int, grid: TokenGrid) -> None:
+    def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
 
     def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
@@ -113,6 +113,7 @@ class OutputCacheRun:
         query: Tensor,
         key: Tensor,
         value: Tensor,
+        grid: TokenGrid,
         *,
         scale: float | None = None,
         key_mask: Tensor | None = None,

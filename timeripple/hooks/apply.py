@@ -23,29 +23,34 @@ from torch.overrides import TorchFunctionMode
 
 from timeripple.attention import ReuseRun
 from timeripple.config import ConfigError, ReuseConfig
-from timeripple.hooks.families import FAMILIES, Family
+from timeripple.grid import TokenGrid
+from timeripple.hooks.families import FAMILIES, GENERIC, Family, family_of
 from timeripple.timing import now
 
 HOOK = "timeripple"
+HIDDEN = -9_999  # additive masks are this or less, or 0
 
 
-def enable(target, config: ReuseConfig | None, *, num_inference_steps: int | None = None) -> None:
+def enable(
+    target, config: ReuseConfig | None, *, num_inference_steps: int | None = None, memory_limit: int | None = None
+) -> None:
     """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
 
     target: a diffusers pipeline, of which every supported transformer is taken, or a transformer. config: None keeps
     attention dense and only measures its time. Baselines bring configs of their own, which have a `label`, a
     `granularity` and `start(num_inference_steps)`, to be used like a `ReuseRun`. num_inference_steps: for pipelines
-    that tell the transformer neither this nor `num_timesteps`.
+    that tell the transformer neither this nor `num_timesteps`. memory_limit: bytes that feedback may hold; by default
+    half of what is free on a GPU. To keep to it errors are kept more coarsely, in the host's memory or of fewer layers.
 
-    Attention stays dense, with one warning, where gradients are recorded, the step is unknown or the sequence is not
-    the token grid. Raises ConfigError where nothing is supported, and at the first forward pass if the config does
-    not fit the number of steps.
+    Attention stays dense, with one warning that names the reason, where gradients are recorded, the model is in
+    training mode, the step is unknown, or the sequence or its mask is not what the token grid says. Raises ConfigError
+    where nothing is supported, and at the first forward pass if the config does not fit the number of steps.
     """
     disable(target)
     clock = StepClock(lambda: num_inference_steps or getattr(target, "num_timesteps", None))
     for transformer, family in _transformers(target):
         layers = family.attention_modules(transformer)
-        root = TransformerHook(family, config, len(layers), clock)
+        root = TransformerHook(family, config, len(layers), clock, memory_limit)
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
         registry.register_hook(root, HOOK)
         for name, module in layers.items():
@@ -74,8 +79,8 @@ def summary(target) -> dict:
     method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; seconds:
     {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
     alone, which is more than the records' by what chooses thresholds; saving: as `ReuseRun.saving`, None
-    for dense or before the first run; held_bytes: most memory held for later steps at a time; records: as
-    `ReuseRun.records`. The transformers of a pipeline are added up.
+    for dense or before the first run; held_bytes: most memory held for later steps at a time; storage: how errors are
+    kept, as `residuals.Storage.report`; records: as `ReuseRun.records`. The transformers of a pipeline are added up.
     Raises ConfigError if nothing is enabled.
     """
     registries = (getattr(transformer, "_diffusers_hook", None) for transformer, _ in _transformers(target))
@@ -90,10 +95,11 @@ def summary(target) -> dict:
 
 def _transformers(target) -> list[tuple[nn.Module, Family]]:
     components = [unwrap_module(part) for part in getattr(target, "components", {"": target}).values()]
-    found = [(part, FAMILIES[type(part).__name__]) for part in components if type(part).__name__ in FAMILIES]
+    found = [(part, family) for part in components if isinstance(part, nn.Module) and (family := family_of(part))]
     if not found:
         raise ConfigError(f"{type(target).__name__} has no supported transformer; supported: {', '.join(FAMILIES)}.")
-    return found
+    known = [(part, family) for part, family in found if family is not GENERIC]
+    return known or found  # text encoders may have layers of usual names too
 
 
 def _add(first: dict, second: dict) -> dict:
@@ -135,9 +141,10 @@ class TransformerHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, family: Family, config, layers: int, clock: StepClock):
+    def __init__(self, family: Family, config, layers: int, clock: StepClock, memory_limit: int | None):
         super().__init__()
         self.family, self.config, self.layers, self.clock = family, config, layers, clock
+        self.memory_limit = memory_limit
         self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
         self.run, self.active, self.last_summary, self.warned = None, False, None, set()
 
@@ -171,11 +178,7 @@ class TransformerHook(ModelHook):
         def intercepted() -> Tensor:
             with Interception(partial(self._attention, layer)) as interception:
                 output = forward()
-            if interception.calls != 1:
-                raise RuntimeError(
-                    f"{layer} called scaled_dot_product_attention {interception.calls} times instead of once; "
-                    'call set_attention_backend("native") on the transformer.'
-                )
+            self._check_calls(layer, interception.calls)
             return output
 
         # A run may stand in for the module as a whole, as caches of its output do.
@@ -195,6 +198,7 @@ class TransformerHook(ModelHook):
             "seconds": {"attention": attention, "plan": plan},
             "saving": self.run.saving() if self.run and self.config else None,
             "held_bytes": self.held_bytes if self.run else 0,
+            "storage": self.run.storage.report() if hasattr(self.run, "storage") else None,
             "records": records,
         }
 
@@ -203,7 +207,12 @@ class TransformerHook(ModelHook):
         """Opens a forward pass of the run; False where attention has to stay dense."""
         if torch.is_grad_enabled():
             return self._warn("gradients are recorded; generate under torch.no_grad()")
-        arguments = inspect.signature(self.fn_ref.original_forward).bind(*args, **kwargs).arguments
+        if module.training:
+            return self._warn("the model is in training mode; call eval() on it")
+        if _splits_the_sequence(module):
+            return self._warn("ring attention gives every rank a part of the grid; use ulysses_degree instead")
+        self.transformer = module
+        self.arguments = arguments = inspect.signature(self.fn_ref.original_forward).bind(*args, **kwargs).arguments
         context = self._context()
         step = context and context.step_index
         step = self.clock.step(arguments["timestep"]) if step is None else step
@@ -214,7 +223,6 @@ class TransformerHook(ModelHook):
             return self._warn(f"the pipeline takes more than {total} steps; give num_inference_steps to enable")
 
         hidden_states = arguments["hidden_states"]
-        self.grid = self.family.grid(module, arguments)
         sizes = total, hidden_states.shape, hidden_states.dtype, hidden_states.device
         seen = self.passes if self.run and step == self.step else []
         name = context.name if context else f"pass {len(seen)}"
@@ -223,7 +231,7 @@ class TransformerHook(ModelHook):
             seen = []
         self.sizes, self.step, self.passes = sizes, step, [*seen, name]
         start = now()
-        self.run.begin_forward(name, step, self.grid)
+        self.run.begin_forward(name, step)
         self.choosing_seconds += now() - start
         return True
 
@@ -237,6 +245,8 @@ class TransformerHook(ModelHook):
     def _start(self, total: int) -> None:
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
+        if hasattr(self.run, "limit_memory"):
+            self.run.limit_memory(self.memory_limit, self.layers)
         self.held_bytes, self.choosing_seconds = 0, 0.0
 
     def _context(self):
@@ -246,9 +256,21 @@ class TransformerHook(ModelHook):
         except ValueError:
             return None
 
+    def _check_calls(self, layer: str, calls: int) -> None:
+        """Raises RuntimeError where attention was not intercepted exactly once for what it had to compute."""
+        wanted = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
+        if calls == wanted:
+            return
+        remedy = 'call set_attention_backend("native") on the transformer'
+        if self.family is GENERIC:
+            self._warn(f"{layer} calls scaled_dot_product_attention {calls} times; {remedy}")
+            return
+        raise RuntimeError(f"{layer} called scaled_dot_product_attention {calls} times instead of {wanted}; {remedy}.")
+
     def _attention(
         self,
         layer: str,
+        call: int,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -259,16 +281,19 @@ class TransformerHook(ModelHook):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """In place of scaled_dot_product_attention, with its signature."""
-        same_for_all = attn_mask is None or (attn_mask.dtype == torch.bool and attn_mask.shape[1:3] == (1, 1))
-        fits = query.shape[2] == key.shape[2] == self.grid.tokens
-        if not (same_for_all and fits) or dropout_p or is_causal or enable_gqa:
-            self._warn(f"attention of {query.shape[2]} to {key.shape[2]} tokens, or its mask, does not fit {self.grid}")
+        """In place of scaled_dot_product_attention, with its signature; call: counts the calls of the module."""
+        try:
+            if query.shape[2] != key.shape[2] or dropout_p or is_causal or enable_gqa:
+                raise ValueError("attention is causal, grouped, across sequences or with dropout")
+            grid = self.family.grid(self.transformer, self.arguments, query.shape[2])
+            key_mask = read_mask(attn_mask, len(query), grid)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._warn(str(error))
             return scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
-        key_mask = None if attn_mask is None else attn_mask[:, 0, 0].expand(len(query), -1)
-        return self.run.attention(layer, query, key, value, scale=scale, key_mask=key_mask)
+        name = layer if call == 0 else f"{layer}[{call}]"  # samples that are computed apart keep their errors apart
+        return self.run.attention(name, query, key, value, grid, scale=scale, key_mask=key_mask)
 
     def _warn(self, reason: str) -> bool:
         if reason not in self.warned:
@@ -300,4 +325,36 @@ class Interception(TorchFunctionMode):
         if func is not scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         self.calls += 1
-        return self.attention(*args, **(kwargs or {}))
+        return self.attention(self.calls - 1, *args, **(kwargs or {}))
+
+
+def read_mask(mask: Tensor | None, batch: int, grid: TokenGrid) -> Tensor | None:
+    """The mask of an attention call as keys that are seen, bool [batch, tokens]; None where all are.
+
+    mask: bool or additive, [batch or 1, heads or 1, queries or 1, tokens]. Queries of text that no key sees may differ
+    from the others, as nothing reads what they get. Raises ValueError, one clause, for what this cannot express.
+    """
+    if mask is None:
+        return None
+    if mask.dtype != torch.bool:
+        if not ((mask == 0) | (mask <= HIDDEN)).all():
+            raise ValueError("its mask weighs keys instead of hiding them")
+        mask = mask == 0
+    rows = mask[:, :, grid.video] if mask.shape[2] > 1 else mask
+    seen = rows[:, :1, :1]
+    if not (rows == seen).all():
+        raise ValueError("its mask differs between video tokens or heads")
+    if mask.shape[2] > 1:
+        text = grid.text(mask.device)
+        same = (mask[:, :, text] == seen).all(-1)
+        if not (same | ~seen[..., 0, text]).all():
+            raise ValueError("its mask differs between text and video")
+    if not seen[..., grid.video].all():
+        raise ValueError("its mask hides video tokens")
+    return None if seen.all() else seen[:, 0, 0].expand(batch, -1)
+
+
+def _splits_the_sequence(transformer: nn.Module) -> bool:
+    """Whether context parallelism leaves a rank less than the whole sequence (`enable_parallelism` of diffusers)."""
+    parallel = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    return parallel is not None and (parallel.ring_degree or 1) > 1

@@ -1,4 +1,7 @@
-"""What differs between families of video transformers, one record each."""
+"""What differs between families of video transformers, one record each.
+
+Open-Sora-Plan, the fourth model of the paper, is not in diffusers; Allegro is its nearest relative there.
+"""
 
 from __future__ import annotations
 
@@ -6,44 +9,181 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
 
+from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
 
 @dataclass(frozen=True)
 class Family:
-    """How to find and read the self-attention of one transformer class.
+    """How to find and read the self-attention of one kind of transformer.
 
     name: for people. attention: pattern that the whole name of a self-attention module matches. grid: from the
-    transformer and the arguments of its forward, by name, to the token grid that self-attention sees, text included.
-    rope: from the transformer to the channels of a head that RoPE turns with time, height and width, {"t", "y", "x"}.
+    transformer, the arguments of its forward by name and the tokens self-attention sees to their `TokenGrid`; raises
+    ValueError, one clause, where they do not fit. rope: from the transformer to the channels of a head that RoPE turns
+    with time, height and width, {"t", "y", "x"}; empty where channels mix axes. per_sample: attention is called once
+    for every sample of the batch, without text padding. preset: settings to begin with, and where they are from.
     """
 
     name: str
     attention: str
-    grid: Callable[[nn.Module, Mapping], TokenGrid]
+    grid: Callable[[nn.Module, Mapping, int], TokenGrid]
     rope: Callable[[nn.Module], dict[str, slice]]
+    per_sample: bool = False
+    preset: tuple[ReuseConfig, str] = (ReuseConfig(), "default: found on Pond, not yet measured on this model")
 
     def attention_modules(self, transformer: nn.Module) -> dict[str, nn.Module]:
         """Self-attention modules by name, in the order of the forward pass."""
         return {name: m for name, m in transformer.named_modules() if re.fullmatch(self.attention, name)}
 
 
-def _wan_grid(transformer: nn.Module, arguments: Mapping) -> TokenGrid:
-    """hidden_states [batch, channels, frames, height, width] in patches; text has attention of its own."""
-    sizes = arguments["hidden_states"].shape[2:]
-    return TokenGrid(*(size // patch for size, patch in zip(sizes, transformer.config.patch_size, strict=True)))
+def family_of(transformer: nn.Module) -> Family | None:
+    """The record of a transformer: by its class, or the generic one where it looks like a video transformer."""
+    family = FAMILIES.get(type(transformer).__name__)
+    if family is None and isinstance(transformer, ModelMixin) and GENERIC.attention_modules(transformer):
+        return GENERIC
+    return family
+
+
+# --- Grids: sizes in patches from the arguments of the forward; text before or after the video ------------------------
+
+
+def _patches(sizes: tuple[int, int, int], patch: tuple[int, int, int], tokens: int, text: str) -> TokenGrid:
+    """text: "before", "after", or "none" where it has attention of its own."""
+    t, y, x = (size // edge for size, edge in zip(sizes, patch, strict=True))
+    others = tokens - t * y * x
+    if others < 0 or (others and text == "none"):
+        raise ValueError(f"a sequence of {tokens} tokens is not the grid {t} x {y} x {x}")
+    return TokenGrid(t, y, x, **{"before": {"text_before": others}, "after": {"text_after": others}, "none": {}}[text])
+
+
+def _wan_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """hidden_states [batch, channels, frames, height, width]; text has attention of its own."""
+    return _patches(arguments["hidden_states"].shape[2:], transformer.config.patch_size, tokens, "none")
+
+
+def _hunyuan_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """hidden_states as for Wan; text, padded, comes last."""
+    config = transformer.config
+    patch = config.patch_size_t, config.patch_size, config.patch_size
+    return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "after")
+
+
+def _framepack_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """As HunyuanVideo, with the history of earlier sections in front of the latents; history is always computed."""
+    grid = _hunyuan_grid(transformer, arguments, tokens)
+    mask, image = arguments["encoder_attention_mask"], arguments["image_embeds"]
+    text = mask.shape[1] if len(mask) > 1 else int(mask.sum())
+    after = text + image.shape[1]
+    if after > grid.text_after:
+        raise ValueError(f"{grid.text_after} tokens beside the video are fewer than the {after} of text and image")
+    return TokenGrid(*grid.shape, text_before=grid.text_after - after, text_after=after)
+
+
+def _cogvideox_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """hidden_states [batch, frames, channels, height, width]; text comes first."""
+    _, frames, _, height, width = arguments["hidden_states"].shape
+    edge, patch = transformer.config.patch_size_t or 1, transformer.config.patch_size
+    frames += -frames % edge
+    return _patches((frames, height, width), (edge, patch, patch), tokens, "before")
+
+
+def _ltx_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """hidden_states are tokens already; their grid is told by num_frames, height and width."""
+    sizes = tuple(arguments.get(name) for name in ("num_frames", "height", "width"))
+    if None in sizes:
+        raise ValueError("num_frames, height and width are not told")
+    return _patches(sizes, (1, 1, 1), tokens, "none")
+
+
+def _mochi_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """hidden_states as for Wan, patches in space only; text without its padding comes last."""
+    patch = 1, transformer.config.patch_size, transformer.config.patch_size
+    return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "after")
+
+
+def _allegro_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    config = transformer.config
+    patch = config.patch_size_t, config.patch_size, config.patch_size
+    return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "none")
+
+
+def _generic_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+    """Latents [batch, channels, frames, height, width], or tokens whose grid is told; no text among them, as nothing
+    says where it would stand."""
+    config, hidden_states = transformer.config, arguments.get("hidden_states")
+    if not isinstance(hidden_states, Tensor) or hidden_states.ndim != 5:
+        return _ltx_grid(transformer, arguments, tokens)
+    patch = getattr(config, "patch_size", 1)
+    if isinstance(patch, int):
+        patch = getattr(config, "patch_size_t", None) or 1, patch, patch
+    return _patches(hidden_states.shape[2:], tuple(patch), tokens, "none")
+
+
+# --- RoPE channels of a head ------------------------------------------------------------------------------------------
+
+
+def _groups(*sizes: int) -> dict[str, slice]:
+    """Contiguous groups t, y, x of these sizes."""
+    ends = torch.tensor(sizes).cumsum(0).tolist()
+    return {axis: slice(end - size, end) for axis, size, end in zip("tyx", sizes, ends, strict=True)}
 
 
 def _wan_rope(transformer: nn.Module) -> dict[str, slice]:
-    """Contiguous groups t, y, x: 44, 42 and 42 channels of Wan2.1's 128."""
-    rope = transformer.rope
-    y, x = rope.t_dim, rope.t_dim + rope.h_dim
-    return {"t": slice(0, y), "y": slice(y, x), "x": slice(x, x + rope.w_dim)}
+    """44, 42 and 42 channels of Wan2.1's 128."""
+    return _groups(transformer.rope.t_dim, transformer.rope.h_dim, transformer.rope.w_dim)
 
 
+def _hunyuan_rope(transformer: nn.Module) -> dict[str, slice]:
+    """16, 56 and 56 channels of HunyuanVideo's 128."""
+    return _groups(*transformer.config.rope_axes_dim)
+
+
+def _cogvideox_rope(transformer: nn.Module) -> dict[str, slice]:
+    """A quarter and twice three eighths; none in the models that add sinusoids instead."""
+    size = transformer.config.attention_head_dim
+    rotary = transformer.config.use_rotary_positional_embeddings
+    return _groups(size // 4, size // 8 * 3, size // 8 * 3) if rotary else {}
+
+
+def _allegro_rope(transformer: nn.Module) -> dict[str, slice]:
+    """Thirds."""
+    return _groups(*[transformer.config.attention_head_dim // 3] * 3)
+
+
+def _no_groups(transformer: nn.Module) -> dict[str, slice]:
+    """LTX turns channels of all axes in turn, Mochi learns which; nothing is known of other models."""
+    return {}
+
+
+PAPER_HUNYUAN = (
+    ReuseConfig("channel", theta=0.5, theta_min=0.4, dense_first=0.2, dense_last=1, ramp=0.2, refresh=None),
+    "paper: 50 steps, theta 0.2 to 0.5",
+)
+_WAN = Family("Wan", r"(vace_)?blocks\.\d+\.attn1", _wan_grid, _wan_rope)
+_HUNYUAN = r"(single_)?transformer_blocks\.\d+\.attn"
 FAMILIES = {
-    "WanTransformer3DModel": Family("Wan", r"blocks\.\d+\.attn1", _wan_grid, _wan_rope),
+    "WanTransformer3DModel": _WAN,
+    "WanVACETransformer3DModel": _WAN,
+    "SkyReelsV2Transformer3DModel": _WAN,
+    "HunyuanVideoTransformer3DModel": Family(
+        "HunyuanVideo", _HUNYUAN, _hunyuan_grid, _hunyuan_rope, preset=PAPER_HUNYUAN
+    ),
+    "HunyuanVideo15Transformer3DModel": Family("HunyuanVideo 1.5", _HUNYUAN, _hunyuan_grid, _hunyuan_rope),
+    "HunyuanVideoFramepackTransformer3DModel": Family("FramePack", _HUNYUAN, _framepack_grid, _hunyuan_rope),
+    "CogVideoXTransformer3DModel": Family(
+        "CogVideoX", r"transformer_blocks\.\d+\.attn1", _cogvideox_grid, _cogvideox_rope
+    ),
+    "LTXVideoTransformer3DModel": Family("LTX-Video", r"transformer_blocks\.\d+\.attn1", _ltx_grid, _no_groups),
+    "MochiTransformer3DModel": Family(
+        "Mochi", r"transformer_blocks\.\d+\.attn1", _mochi_grid, _no_groups, per_sample=True
+    ),
+    "AllegroTransformer3DModel": Family("Allegro", r"transformer_blocks\.\d+\.attn1", _allegro_grid, _allegro_rope),
 }
 """Supported transformers by class name."""
+
+GENERIC = Family("another model", r"(\w*_)?(blocks|layers)\.\d+\.(attn1?|self_attn)", _generic_grid, _no_groups)
+"""Any other video transformer of diffusers whose self-attention bears a usual name and sees video tokens alone."""
