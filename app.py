@@ -10,7 +10,7 @@ import os
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  on ZeroGPU it has to come before torch
 
-from timeripple.generate import load_pipeline
+from timeripple.models import load_pipeline
 from ui.runs import Limits
 
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from timeripple import generate as generating
-from timeripple.generate import Cancelled, Request, generate, load_pipeline
+from timeripple.generate import Cancelled, Request, generate
 from timeripple.methods import parse_method
+from timeripple.models import load_pipeline
 
 REQUEST = Request("a red ball rolling left", steps=5, num_frames=3, height=32, width=40)
 

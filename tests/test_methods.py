@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 
+from timeripple.baselines import ATTENTION, STEP_CACHES
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.methods import METHODS, calibrated_methods, parse_method
 
@@ -15,6 +16,13 @@ TEXTS = {
     "tile:theta=0.5:refresh=none": "tile-theta=0.5-refresh=none",
     "output-cache:0.67": "output-cache-0.67",
     "skip:0.7:refresh=5": "skip-0.7-refresh=5",
+    "svg": "svg-0.75",
+    "compact:0.5": "compact-0.5",
+    "ditfastattn:0.5": "ditfastattn-0.5",
+    "re-ttention:0.5": "re-ttention-0.5",
+    "token-merge:0.5": "token-merge-0.5",
+    "channel:0.5+skip:0.5": "channel-0.5+skip-0.5",
+    "token:0.5+first-block-cache:0.1": "token-0.5+first-block-cache-0.1",
 }
 
 
@@ -28,12 +36,12 @@ def generate(pipeline):
 def test_labels_are_file_names_and_texts_are_kept(text):
     method = parse_method(f" {text} ")
     assert method.text == text and method.label == TEXTS[text]
-    assert re.fullmatch(r"[\w.=-]+", method.label)
+    assert re.fullmatch(r"[\w.=+-]+", method.label)
     assert parse_method(text) == method
 
 
 def test_every_name_has_defaults():
-    assert METHODS == ("dense", "channel", "token", "tile", "output-cache", "skip")
+    assert ("dense", "channel", "token", "tile", *ATTENTION, *STEP_CACHES) == METHODS
     assert len({parse_method(name).label for name in METHODS}) == len(METHODS)
     assert parse_method("dense").config is None and parse_method("token").config == ReuseConfig()
 
@@ -41,7 +49,7 @@ def test_every_name_has_defaults():
 @pytest.mark.parametrize("text", TEXTS)
 def test_applied_and_gone(tiny_pipeline, text):
     dense, method = generate(tiny_pipeline), parse_method(text)
-    with method.applied(tiny_pipeline) as summarise:
+    with method.applied(tiny_pipeline, 10) as summarise:
         frames = generate(tiny_pipeline)
         inside = summarise()
     assert summarise() == inside and inside["method"] == method.label
@@ -52,12 +60,12 @@ def test_applied_and_gone(tiny_pipeline, text):
 
 
 def test_gone_after_an_error(tiny_pipeline):
-    with pytest.raises(ZeroDivisionError), parse_method("token").applied(tiny_pipeline):
+    with pytest.raises(ZeroDivisionError), parse_method("token").applied(tiny_pipeline, 10):
         raise ZeroDivisionError
     assert not hasattr(tiny_pipeline.transformer, "_diffusers_hook")
 
 
-@pytest.mark.parametrize("text", ["", "pab", "Dense", "tokens:0.5"])
+@pytest.mark.parametrize("text", ["", "wan", "Dense", "tokens:0.5"])
 def test_unknown_names_list_the_known_ones(text):
     with pytest.raises(ConfigError, match="choose from dense, channel, token, tile, output-cache, skip"):
         parse_method(text)

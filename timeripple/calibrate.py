@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
+
 from timeripple.config import ConfigError, ReuseConfig
 from timeripple.generate import Generation, Request, generate
 from timeripple.methods import Method, parse_method
-from timeripple.pond.pipeline import PondPipeline
 from timeripple.quality import measure
 
 DENSE_FIRST = (0.0, 0.1, 0.2)  # shares of the steps that are dense at the start, at least one step
@@ -25,7 +26,7 @@ class Trial:
 
 
 def calibrate(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     requests: list[Request],
     *,
     psnr: float | None = None,
@@ -91,8 +92,10 @@ def _feasible(granularity: str, dense_first: float, steps: int) -> list[ReuseCon
     return configs
 
 
-def _try(pipeline: PondPipeline, requests: list[Request], references: list[Generation], config: ReuseConfig) -> Trial:
-    method = Method(config.label, config)
+def _try(
+    pipeline: DiffusionPipeline, requests: list[Request], references: list[Generation], config: ReuseConfig
+) -> Trial:
+    method = Method(config.text, config)
     psnr, saving = [], []
     for request, reference in zip(requests, references, strict=True):
         generation = generate(pipeline, request, method)

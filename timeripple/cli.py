@@ -27,7 +27,11 @@ app.add_typer(bench_app, name="bench")
 Steps = Annotated[int, typer.Option(help="Denoising steps.")]
 Frames = Annotated[int, typer.Option(help="Frames of the clip.")]
 Size = Annotated[str, typer.Option(help="Pixels: N or WxH, multiples of 8.")]
-Model = Annotated[str, typer.Option(help='"pond" or the folder of a model.')]
+Model = Annotated[str, typer.Option(help='"pond", the folder of a diffusers pipeline, or its name on the hub.')]
+Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
+Dtype = Annotated[str, typer.Option(help="Of the denoiser: auto, bfloat16, float16 or float32.")]
+Offload = Annotated[str, typer.Option(help="What waits in the host's memory: none, model, group or sequential.")]
+PondModel = Annotated[str, typer.Option(help='"pond" or the folder of a model of its kind.')]
 
 
 @app.command()
@@ -43,11 +47,14 @@ def compare(
         Path | None, typer.Option(help="Settings saved by calibrate, as one more method; reads a JSON file.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the initial noise.")] = 0,
-    steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "128",
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the pipeline's, Pond's 20.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the pipeline's, Pond's 16.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the pipeline's, Pond's 128.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the pipeline's, Pond's 3.")] = None,
     model: Model = "pond",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = "none",
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
 ) -> None:
     """Generate one prompt with several methods from the same noise, and write videos and a report.
@@ -56,22 +63,24 @@ def compare(
     """
     with _one_sentence(ValueError, OSError):
         from timeripple import compare as comparing
-        from timeripple.generate import Request, load_pipeline
+        from timeripple.generate import Request
         from timeripple.methods import load_method, parse_method
+        from timeripple.models import load_pipeline
 
         if methods is None:
             methods = "dense" if settings else "dense,token"
         chosen = [parse_method(_with_theta(text.strip(), theta)) for text in methods.split(",")]
         if settings is not None:
             chosen.append(load_method(settings))
-        width, height = _parse_size(size)
-        request = Request(prompt, negative_prompt, seed, steps, frames, height, width, guidance)
+        width, height = (None, None) if size is None else _parse_size(size)
         comparing.check_folder(out)
-        pipeline = load_pipeline(model)
+        pipeline = load_pipeline(model, device, dtype, offload)
+        given = {"steps": steps, "num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
+        request = Request.for_pipeline(pipeline, prompt, negative_prompt=negative_prompt, seed=seed, **given)
         comparing.check(pipeline, request, chosen)
 
-    with _progress() as progress:
-        tasks = {method.label: progress.add_task(method.label, total=steps, start=False) for method in chosen}
+    with _one_sentence(ValueError), _progress() as progress:
+        tasks = {method.label: progress.add_task(method.label, total=request.steps, start=False) for method in chosen}
 
         def show(event):
             progress.start_task(tasks[event.method])
@@ -102,14 +111,16 @@ def probe(
 ) -> None:
     """How much channels of Q and K repeat themselves along t, y and x in a dense run, and what its heads attend to."""
     with _one_sentence(ValueError, OSError):
-        from timeripple.generate import Request, load_pipeline, read_steps
+        from timeripple.generate import Request, read_steps
+        from timeripple.models import load_pipeline
         from timeripple.probe import probe_report
 
         width, height = _parse_size(size)
-        request = Request(prompt, "", seed, steps, frames, height, width)
         wanted = read_steps(at, steps)
         _check_file(out)
         pipeline = load_pipeline(model)
+        given = {"seed": seed, "steps": steps, "num_frames": frames, "height": height, "width": width}
+        request = Request.for_pipeline(pipeline, prompt, **given)
         result = probe_report(pipeline, request, wanted)
     out.write_text(json.dumps(result))
     table = Table(title="Correlation with the next token, mean over channels (measured here)", box=SIMPLE)
@@ -154,14 +165,16 @@ def lab(
     One threshold serves the heads of a layer; drift is how far the error has moved since the first of the steps.
     """
     with _one_sentence(ValueError):
-        from timeripple.generate import Request, load_pipeline, read_steps
+        from timeripple.generate import Request, read_steps
         from timeripple.laboratory import laboratory_report, parse_reuse
+        from timeripple.models import load_pipeline
 
         config = parse_reuse(method)
         width, height = _parse_size(size)
-        request = Request(prompt, "", seed, steps, frames, height, width)
         wanted = read_steps(at, steps)
         pipeline = load_pipeline(model)
+        given = {"seed": seed, "steps": steps, "num_frames": frames, "height": height, "width": width}
+        request = Request.for_pipeline(pipeline, prompt, **given)
         result = laboratory_report(pipeline, request, wanted, config)
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
@@ -178,7 +191,7 @@ def calibrate(
     steps: Steps = 20,
     frames: Frames = 16,
     size: Size = "96",
-    model: Model = "pond",
+    model: PondModel = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the settings.")] = Path("settings.json"),
 ) -> None:
     """Find settings that keep a quality or reach a saving; `compare --settings` takes the file they are saved in."""
@@ -186,14 +199,14 @@ def calibrate(
         from timeripple import calibrate as calibrating
         from timeripple.bench.quality import QualityBench
         from timeripple.config import ReuseConfig
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
 
         ReuseConfig(granularity, budget=0)
         width, height = _parse_size(size)
         requests = QualityBench(prompts, steps, frames, height, width).requests()
         calibrating.check_targets(psnr, saving)
         _check_file(out)
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
     console = _console()
 
     def show(trial):
@@ -211,7 +224,7 @@ def quality(
     steps: Steps = 20,
     frames: Frames = 16,
     size: Size = "96",
-    model: Model = "pond",
+    model: PondModel = "pond",
     out: Annotated[
         Path | None, typer.Option(help="JSON-lines file of finished runs; a later call takes up from there.")
     ] = None,
@@ -220,13 +233,13 @@ def quality(
     """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
     with _one_sentence(ValueError, OSError):
         from timeripple.bench import quality as bench
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
 
         width, height = _parse_size(size)
         settings = bench.QualityBench(prompts, steps, frames, height, width)
         if out is not None:
             _check_file(out)
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
         settings.check(pipeline)
 
     with _one_sentence(OSError), _counted("runs") as count:
@@ -244,18 +257,18 @@ def attention(
         str, typer.Option(help="hunyuan-video, wan2.1 or cogvideox: that model's shape, on noise correlated as Pond's.")
     ] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Timed calls of every method.")] = 7,
-    model: Model = "pond",
+    model: PondModel = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Milliseconds of attention on q, k and v of real denoising steps, planning included."""
     with _one_sentence(ValueError):
         from timeripple.bench import attention as bench
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
         from timeripple.timing import environment
 
         if shape and shape not in bench.SHAPES:
             raise ValueError(f"The shape {shape!r} is unknown; choose from {', '.join(bench.SHAPES)}.")
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
         if shape and pipeline.device.type != "cuda":
             raise ValueError(f"The shape {shape!r} needs a GPU, and there is none here; leave --shape out.")
         bench.request_for(tokens).check(pipeline)
@@ -276,17 +289,17 @@ def end_to_end(
     tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "4096,9216",
     methods: Annotated[str, typer.Option(help="As in compare; the first is the reference. By default a choice.")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Generations of every method, each of another prompt.")] = 3,
-    model: Model = "pond",
+    model: PondModel = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Seconds, speed-up and quality of whole generations, interleaved and repeated."""
     with _one_sentence(ValueError):
         from timeripple.bench import end_to_end as bench
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
 
         counts = _parse_counts(tokens)
         chosen = tuple(text.strip() for text in methods.split(",")) if methods else bench.METHODS
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
     with _one_sentence(ValueError), _counted("generations") as count:
         result = bench.end_to_end(pipeline, counts, chosen, repeats, count)
     columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "planning_share")
@@ -297,17 +310,17 @@ def end_to_end(
 def scaling(
     tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Generations of every method and length.")] = 1,
-    model: Model = "pond",
+    model: PondModel = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """How the time of attention and of whole generations grows with the number of tokens."""
     with _one_sentence(ValueError):
         from timeripple.bench import scaling as bench
         from timeripple.bench.attention import request_for
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
 
         counts = _parse_counts(tokens) if tokens else bench.TOKENS
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
         for count in counts:
             request_for(count).check(pipeline)
     with _counted("lengths") as count:
@@ -320,16 +333,16 @@ def scaling(
 def roofline(
     tokens: Annotated[str, typer.Option(help="Lengths of sequences, separated by commas.")] = "",
     saving: Annotated[float, typer.Option(min=0, max=0.8, help="Share of attention that token and tile save.")] = 0.7,
-    model: Model = "pond",
+    model: PondModel = "pond",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Attention over the number of tokens, and how near it comes to the peak of this machine."""
     with _one_sentence(ValueError):
         from timeripple.bench import roofline as bench
-        from timeripple.generate import load_pipeline
+        from timeripple.models import load_pond
 
         counts = _parse_counts(tokens) if tokens else bench.TOKENS
-        pipeline = load_pipeline(model)
+        pipeline = load_pond(model)
     with _one_sentence(ValueError), _counted("lengths") as count:
         result = bench.attention_scaling(pipeline, counts, saving, on_step=count)
     columns = ("tokens", "method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share")

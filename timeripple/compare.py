@@ -12,10 +12,11 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 
+from diffusers import DiffusionPipeline
+
 from timeripple.attention.run import saving_by_head
 from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
 from timeripple.methods import Method, parse_method
-from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.quality import measure, per_frame
 from timeripple.report import html_report
 from timeripple.timing import environment
@@ -49,13 +50,13 @@ class Comparison:
         reference = self.generations[0].seconds["total"]
         return [reference / generation.seconds["total"] for generation in self.generations]
 
-    def settings(self, pipeline: PondPipeline) -> dict:
+    def settings(self, pipeline: DiffusionPipeline) -> dict:
         """What to run to get this comparison again; `read_settings` reads it."""
         texts = ",".join(generation.method.text for generation in self.generations)
         model = Path(pipeline.name_or_path or type(pipeline).__name__).name
         return asdict(self.request) | {"model": model, "compared": texts}
 
-    def report(self, pipeline: PondPipeline) -> dict:
+    def report(self, pipeline: DiffusionPipeline) -> dict:
         """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
 
         Identical clips have a PSNR of `quality.PSNR_CAP`.
@@ -63,7 +64,7 @@ class Comparison:
         rows = zip(self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True)
         return {
             **self.settings(pipeline),
-            "grid": _grid(self.request, pipeline),
+            "grid": self.generations[0].summary["grid"],
             "methods": [
                 {
                     "method": generation.method.text,
@@ -110,7 +111,7 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
     return Request(**found), [parse_method(text) for text in texts.split(",")]
 
 
-def check(pipeline: PondPipeline, request: Request, methods: list[Method]) -> None:
+def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) -> None:
     """Raise ValueError, one sentence, for anything that would fail later in `compare`."""
     request.check(pipeline)
     if not methods:
@@ -120,12 +121,11 @@ def check(pipeline: PondPipeline, request: Request, methods: list[Method]) -> No
         if labels.count(label) > 1:
             raise ValueError(f"The method {label} is given twice; give it once.")
     for method in methods:
-        if method.config is not None:
-            method.config.schedule(request.steps)
+        method.check(request.steps)
 
 
 def compare(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     methods: list[Method],
     *,
@@ -139,7 +139,7 @@ def compare(
     check(pipeline, request, methods)
     if should_stop is not None and should_stop():
         raise Cancelled
-    pipeline(**replace(request, steps=1).arguments() | {"output_type": "pt"})
+    pipeline(**replace(request, steps=1).arguments(pipeline))
     generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
     reference, *others = (generation.frames for generation in generations)
     frames = [per_frame(clip, reference) for clip in others]
@@ -155,7 +155,7 @@ def check_folder(folder: str | Path) -> None:
         (staging / "probe").write_bytes(bytes(PROBE_BYTES))
 
 
-def save(comparison: Comparison, folder: str | Path, pipeline: PondPipeline) -> list[Path]:
+def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline) -> list[Path]:
     """Write one mp4 per method, side_by_side.mp4, report.json and report.html to `folder`, all or none; returns paths.
 
     player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
@@ -197,12 +197,6 @@ def _staging(folder: Path) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _grid(request: Request, pipeline: PondPipeline) -> list[int]:
-    """Tokens along t, y and x."""
-    latent = request.num_frames, request.height // SPATIAL_FACTOR, request.width // SPATIAL_FACTOR
-    return [size // patch for size, patch in zip(latent, pipeline.transformer.config.patch_size, strict=True)]
 
 
 def _caption(generation: Generation, speedup: float, quality: dict | None) -> str:

@@ -1,20 +1,22 @@
 """One prompt, one method: frames, measured seconds and savings."""
 
+import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from timeripple.hooks import transformers
 from timeripple.methods import Method
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.timing import Stopwatch
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
-POND = Path(__file__).resolve().parent.parent / "assets" / "pond"
+SIZE_STEP = 16  # pixels: what autoencoders and patches of all supported models divide
 
 
 class Cancelled(Exception):
@@ -39,31 +41,57 @@ class Request:
         """Positions of the latent clip; Pond makes one token of each."""
         return self.num_frames * (self.height // SPATIAL_FACTOR) * (self.width // SPATIAL_FACTOR)
 
-    def check(self, pipeline: PondPipeline) -> None:
-        """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate."""
+    @classmethod
+    def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given) -> "Request":
+        """What is not given, or None, is what the pipeline itself takes by default."""
+        parameters = inspect.signature(pipeline.__call__).parameters
+        names = {"steps": "num_inference_steps"}
+        defaults = {
+            name: parameters[theirs].default
+            for name in ("steps", "num_frames", "height", "width", "guidance_scale")
+            if (theirs := names.get(name, name)) in parameters and parameters[theirs].default is not None
+        }
+        return cls(prompt, **{**defaults, **{name: value for name, value in given.items() if value is not None}})
+
+    def check(self, pipeline: DiffusionPipeline) -> None:
+        """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate.
+
+        Of pipelines other than Pond's only what holds for all is known before they run.
+        """
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"The seed is {self.seed}; give a whole number from 0 to {MAX_SEED}.")
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"The number of steps is {self.steps}; give 1 to {MAX_STEPS}, such as 20.")
         if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
             raise ValueError(f"The guidance scale is {self.guidance_scale}; give 0 to {MAX_GUIDANCE}, such as 3.")
-        pipeline.check_inputs(self.num_frames, self.height, self.width, self.steps)
-        pipeline.encode_prompt(self.prompt, self.negative_prompt)
+        if isinstance(pipeline, PondPipeline):
+            pipeline.check_inputs(self.num_frames, self.height, self.width, self.steps)
+            pipeline.encode_prompt(self.prompt, self.negative_prompt)
+            return
+        if not self.prompt.strip():
+            raise ValueError("The prompt is empty; say what to show.")
+        if self.num_frames < 1:
+            raise ValueError(f"The number of frames is {self.num_frames}; give at least 1.")
+        for name, size in (("height", self.height), ("width", self.width)):
+            if size < SIZE_STEP or size % SIZE_STEP:
+                raise ValueError(f"The {name} is {size}; give a multiple of {SIZE_STEP} pixels.")
 
-    def arguments(self) -> dict:
-        """What the pipeline is called with, up to the latents; the noise is drawn on the CPU, so that it is the same
-        on every device."""
-        return {
+    def arguments(self, pipeline: DiffusionPipeline) -> dict:
+        """What the pipeline is called with, for frames as a tensor; the noise is drawn on the CPU, so that it is the
+        same on every device. A negative prompt goes to pipelines that take one, and to others than Pond's if said."""
+        accepted = inspect.signature(pipeline.__call__).parameters
+        wanted = {
             "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt,
+            "negative_prompt": self.negative_prompt or (None if not isinstance(pipeline, PondPipeline) else ""),
             "num_frames": self.num_frames,
             "height": self.height,
             "width": self.width,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "generator": torch.Generator().manual_seed(self.seed),
-            "output_type": "latent",
+            "output_type": "pt",
         }
+        return {name: value for name, value in wanted.items() if name in accepted}
 
 
 @dataclass(frozen=True)
@@ -98,39 +126,8 @@ class Generation:
     summary: dict
 
 
-def load_pipeline(model: str = "pond", device: str = "auto") -> PondPipeline:
-    """The bundled model ("pond") or one in a local folder; device "auto" is the GPU where there is one.
-
-    The denoiser computes in bfloat16 where the device has instructions for it, which makes its matrix products
-    several times faster, and in float32 elsewhere. Raises ValueError, one sentence, if there is no such model or
-    device.
-    """
-    folder = POND if model == "pond" else Path(model)
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f'There is no model at {folder}; give "pond" or a folder that holds model_index.json.')
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        dtypes = {"transformer": fastest_dtype(device), "default": torch.float32}
-        pipeline = PondPipeline.from_pretrained(folder, local_files_only=True, dtype=dtypes).to(device)
-    except Exception as error:  # whatever a folder that is no model makes diffusers raise
-        raise ValueError(f"The model at {folder} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def fastest_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device multiplies in it, float32 elsewhere."""
-    if torch.device(device).type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
-
-
 def generate(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     method: Method,
     *,
@@ -143,51 +140,59 @@ def generate(
     says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
     """
     request.check(pipeline)
-    stopped = should_stop is not None and should_stop()
-    watch = Stopwatch(pipeline.device)
-    text_seconds, step_input = None, None
+    if should_stop is not None and should_stop():
+        raise Cancelled
+    watch = Stopwatch(pipeline._execution_device)
+    text_seconds = denoised_seconds = step_input = None
 
     def before_forward(module, args, kwargs):
         nonlocal text_seconds, step_input
         if text_seconds is None:
             text_seconds = watch.seconds
-        step_input = kwargs["hidden_states"][:, : pipeline.transformer.config.out_channels]  # without coordinates
+        step_input = kwargs.get("hidden_states")
 
     def after_step(pipe: DiffusionPipeline, index: int, timestep: torch.Tensor, tensors: dict) -> dict:
-        nonlocal stopped
+        nonlocal denoised_seconds
         with watch.paused():
             if on_step is not None:
                 done, seconds = index + 1, watch.seconds
                 eta = seconds / done * (request.steps - done)
                 preview = _preview(pipe, index, step_input, tensors["latents"])
                 on_step(StepEvent(method.label, done, request.steps, seconds, eta, preview))
-            stopped = pipe._interrupt = should_stop is not None and should_stop()
+            if should_stop is not None and should_stop():
+                raise Cancelled
+        denoised_seconds = watch.seconds
         return tensors
 
-    if stopped:
-        raise Cancelled
-    hook = pipeline.transformer.register_forward_pre_hook(before_forward, with_kwargs=True)
+    hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
     try:
-        with method.applied(pipeline) as summarise:
-            latents = pipeline(**request.arguments(), callback_on_step_end=after_step).frames
-            denoised_seconds = watch.seconds
-            if stopped:
-                raise Cancelled
+        with method.applied(pipeline, request.steps) as summarise:
+            with freed(pipeline):
+                video = pipeline(**request.arguments(pipeline), callback_on_step_end=after_step).frames
             summary = summarise()
     finally:
-        hook.remove()
-    decode_watch = Stopwatch(pipeline.device)
-    frames = to_frames(pipeline.decode(latents))
-    decode_seconds = decode_watch.seconds
+        for hook in hooks:
+            hook.remove()
+    total = watch.seconds
     seconds = {
-        "total": denoised_seconds + decode_seconds,
+        "total": total,
         "text": text_seconds,
         "denoise": denoised_seconds - text_seconds,
         "attention": summary["seconds"]["attention"],
         "plan": summary["seconds"]["plan"],
-        "decode": decode_seconds,
+        "decode": total - denoised_seconds,
     }
-    return Generation(method, frames, seconds, summary["saving"], summary)
+    return Generation(method, to_frames(video), seconds, summary["saving"], summary)
+
+
+@contextmanager
+def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """A run that is left inside the block frees what it held, as finished runs do."""
+    try:
+        yield
+    except BaseException:
+        pipeline.maybe_free_model_hooks()
+        raise
 
 
 def read_steps(text: str, steps: int) -> set[int]:
@@ -200,15 +205,19 @@ def read_steps(text: str, steps: int) -> set[int]:
 
 def to_frames(video: torch.Tensor) -> np.ndarray:
     """[1, F, 3, H, W] in 0..1 to uint8 [F, H, W, 3]."""
-    return (video[0].permute(0, 2, 3, 1) * 255).round().byte().cpu().numpy()
+    return (video[0].permute(0, 2, 3, 1).float() * 255).round().byte().cpu().numpy()
 
 
-def _preview(pipe: DiffusionPipeline, index: int, before: torch.Tensor, after: torch.Tensor) -> np.ndarray:
-    """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before and after a step.
+def _preview(pipe: DiffusionPipeline, index: int, before: torch.Tensor, after: torch.Tensor) -> np.ndarray | None:
+    """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before and after a step; None for
+    models whose latents are not decoded frame by frame.
 
     Flow matching moves along x = (1 - sigma) * clean + sigma * noise, and an Euler step is x += (change of sigma) * v;
     so v is the step's slope, and clean = x - sigma * v.
     """
+    if not isinstance(pipe, PondPipeline):
+        return None
+    before = before[:, : after.shape[1]]  # without coordinates
     start, end = pipe.scheduler.sigmas[index : index + 2].tolist()
     middle = slice(after.shape[2] // 2, after.shape[2] // 2 + 1)
     before, after = before[:1, :, middle].to(after.dtype), after[:1, :, middle]

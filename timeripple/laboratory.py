@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Literal
 
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from timeripple.attention import ReuseRun, ripple_attention
@@ -35,7 +36,6 @@ from timeripple.generate import Request
 from timeripple.grid import AXES, TokenGrid
 from timeripple.hooks import family_of
 from timeripple.methods import Method, parse_method
-from timeripple.pond.pipeline import PondPipeline
 from timeripple.probe import Capture, capture
 from timeripple.similarity import reuse_mask
 from timeripple.timing import environment
@@ -210,7 +210,7 @@ def parse_reuse(text: str) -> ReuseConfig:
 
 
 def laboratory_report(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     steps: Collection[int],
     config: ReuseConfig,

@@ -1,63 +1,86 @@
-"""Every way to generate by name: dense attention, our reuse at three granularities, and the baselines."""
+"""Every way to generate by name: dense attention, our reuse at three granularities, baselines, and stacks of two."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from timeripple.baselines import OutputCacheConfig, SkipConfig
+from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig
 from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.hooks import disable, enable, summary
 
-PARSERS = {
-    **dict.fromkeys(GRANULARITIES, ReuseConfig.parse),
-    "output-cache": OutputCacheConfig.parse,
-    "skip": SkipConfig.parse,
-}
+PARSERS = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
 METHODS = ("dense", *PARSERS)
 SETTINGS = Path(__file__).resolve().parent.parent / "assets" / "settings"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A way to compute self-attention. text: as the user wrote it; config: None for dense."""
+    """A way to denoise. text: as the user wrote it; config: of attention, None for dense; cache: a step cache, or
+    None."""
 
     text: str
-    config: ReuseConfig | OutputCacheConfig | None
+    config: object | None
+    cache: object | None = None
 
     @property
     def label(self) -> str:
         """Short name that is safe in file names, e.g. "token-0.75"; settings other than the defaults are named."""
-        return self.config.label if self.config else "dense"
+        return "+".join(part.label for part in (self.config, self.cache) if part) or "dense"
+
+    def check(self, num_inference_steps: int) -> None:
+        """Raises ConfigError for settings that do not fit so many steps."""
+        if self.config is not None:
+            self.config.schedule(num_inference_steps)
 
     @contextmanager
-    def applied(self, pipeline) -> Iterator[Callable[[], dict]]:
-        """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block."""
+    def applied(self, pipeline, num_inference_steps: int) -> Iterator[Callable[[], dict]]:
+        """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
+
+        With a step cache method is the label of both, and held_bytes None: what caches hold is not known. Raises
+        ConfigError where the pipeline does not suit the method.
+        """
         final = None
-        enable(pipeline, self.config)
+        config = CountedConfig() if self.cache and self.config is None else self.config
+        enable(pipeline, config, num_inference_steps=num_inference_steps)
+
+        def summarise() -> dict:
+            numbers = summary(pipeline)
+            return numbers | {"method": self.label, "held_bytes": None} if self.cache else numbers
+
         try:
-            yield lambda: final or summary(pipeline)
+            with self.cache.applied(pipeline, num_inference_steps) if self.cache else nullcontext():
+                yield lambda: final or summarise()
         finally:
-            final = summary(pipeline)
+            final = summarise()
             disable(pipeline)
 
 
 def parse_method(text: str) -> Method:
-    """Reads "dense" or `name[:budget][:key=value...]`, e.g. "token:0.75", "skip:0.7:refresh=5", "output-cache:0.67".
+    """Reads "dense", `name[:budget][:key=value...]`, e.g. "token:0.75", "skip:0.7:refresh=5", "first-block-cache:0.1",
+    or a stack of two with + between: a method and a step cache, or channel reuse and a mask.
 
     Raises ConfigError, one sentence, for unknown names and settings that cannot work.
     """
     text = text.strip()
-    name, _, settings = text.partition(":")
-    if name not in METHODS:
-        raise ConfigError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}.")
-    if name == "dense" and settings:
-        raise ConfigError(f"dense has no settings, but {text!r} gives {settings!r}; write dense.")
-    return Method(text, None if name == "dense" else PARSERS[name](text))
+    attention, caches = [], []
+    for part in text.split("+"):
+        name, _, settings = part.strip().partition(":")
+        if name not in METHODS:
+            raise ConfigError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}.")
+        if name == "dense":
+            if settings or "+" in text:
+                raise ConfigError(f"dense has no settings and stacks on nothing, but this is {text!r}; write dense.")
+            continue
+        (caches if name in STEP_CACHES else attention).append(PARSERS[name].parse(part))
+    if len(attention) + len(caches) > 2 or len(caches) > 1:
+        raise ConfigError(f"{text!r} stacks too much; stack two, of which one may be a step cache.")
+    config = StackedConfig(*attention) if len(attention) == 2 else next(iter(attention), None)
+    return Method(text, config, next(iter(caches), None))
 
 
 def load_method(path: str | Path) -> Method:

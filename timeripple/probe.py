@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
 from timeripple.config import ReuseConfig
-from timeripple.generate import Cancelled, Request, to_frames
+from timeripple.generate import Cancelled, Request, freed, to_frames
 from timeripple.grid import TokenGrid
 from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_tensor
@@ -36,7 +37,7 @@ class Capture:
 
 
 def capture(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     steps: Collection[int],
     layers: Collection[str] | None = None,
@@ -54,7 +55,7 @@ def capture(
 
 
 def inspect_request(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     steps: Collection[int],
     folder: Path,
@@ -67,8 +68,8 @@ def inspect_request(
     Callbacks and errors as in `capture`.
     """
     kept = {*steps, request.steps - 1}  # the last one, so that the clip is finished
-    captures, latents = _capture(pipeline, request, kept, None, on_step, should_stop)
-    return _keep(captures, to_frames(pipeline.decode(latents)), request.steps, folder)
+    captures, video = _capture(pipeline, request, kept, None, on_step, should_stop)
+    return _keep(captures, to_frames(video), request.steps, folder)
 
 
 def inspect_clip(
@@ -138,8 +139,12 @@ def _keep(captures: list[Capture], frames: np.ndarray, steps: int, folder: Path)
     return Inspection(folder, captures[0].grid, steps, tuple(sorted({c.step for c in captures})), layers)
 
 
-def _capture(pipeline, request, steps, layers, on_step, should_stop) -> tuple[list[Capture], Tensor]:
-    """Captures, and the latents after the last of the steps."""
+class _Seen(Exception):
+    """There is nothing more to see in this run."""
+
+
+def _capture(pipeline, request, steps, layers, on_step, should_stop) -> tuple[list[Capture], Tensor | None]:
+    """Captures, and the clip [1, F, 3, H, W] if the last step is among the steps."""
     request.check(pipeline)
     _check_steps(steps, request.steps)
     config = CaptureConfig(frozenset(steps), None if layers is None else frozenset(layers))
@@ -149,12 +154,14 @@ def _capture(pipeline, request, steps, layers, on_step, should_stop) -> tuple[li
             on_step(step + 1, max(steps) + 1)
         if should_stop is not None and should_stop():
             raise Cancelled
-        pipe._interrupt = step >= max(steps)
+        if max(steps) <= step < request.steps - 1:
+            raise _Seen
         return tensors
 
-    with _enabled(pipeline, config):
-        latents = pipeline(**request.arguments(), callback_on_step_end=after_step).frames
-    return config.captures, latents
+    video = None
+    with _enabled(pipeline, config), suppress(_Seen), freed(pipeline):
+        video = pipeline(**request.arguments(pipeline), callback_on_step_end=after_step).frames
+    return config.captures, video
 
 
 def _check_steps(steps: Collection[int], total: int) -> None:
@@ -163,7 +170,7 @@ def _check_steps(steps: Collection[int], total: int) -> None:
 
 
 @contextmanager
-def _enabled(pipeline: PondPipeline, config: CaptureConfig) -> Iterator[None]:
+def _enabled(pipeline: DiffusionPipeline, config: CaptureConfig) -> Iterator[None]:
     enable(pipeline, config)
     try:
         yield
@@ -174,18 +181,20 @@ def _enabled(pipeline: PondPipeline, config: CaptureConfig) -> Iterator[None]:
 def rope_frequencies(transformer) -> list[tuple[str, float]]:
     """Of every channel of a head: the axis RoPE turns it with, and by how many radians per token.
 
-    Channels lie in pairs, and pair i of an axis with d channels turns by 10000^(-2 i / d).
+    Channels lie in pairs, and pair i of an axis with d channels turns by theta^(-2 i / d), theta 10,000 unless the
+    model says otherwise. Empty for models whose channels mix axes.
     """
     groups = family_of(transformer).rope(transformer)
+    theta = getattr(transformer.config, "rope_theta", 10_000)
     return [
-        (axis, 10_000 ** (-2 * (channel // 2) / (group.stop - group.start)))
+        (axis, theta ** (-2 * (channel // 2) / (group.stop - group.start)))
         for axis, group in groups.items()
         for channel in range(group.stop - group.start)
     ]
 
 
 def probe_report(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     steps: Collection[int],
     *,
@@ -205,7 +214,7 @@ def probe_report(
 
 
 def attention_report(
-    pipeline: PondPipeline,
+    pipeline: DiffusionPipeline,
     request: Request,
     step: int,
     layer: int,
@@ -311,6 +320,9 @@ class CaptureRun:
             copies = (x.detach().clone(memory_format=torch.contiguous_format) for x in (query, key, value))
             self.config.captures.append(Capture(self._step, layer, *copies, grid))
         return dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+
+    def skipped(self, layer: str, heads: int) -> None:
+        """Nothing to note."""
 
     def end_forward(self) -> None:
         """Nothing to close."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -59,8 +60,15 @@ class Records:
         names = {"step": step.index, "pass": pass_name, "layer": layer, "kind": step.kind}
         self._open.append({**names, "theta": theta, "saving": saving, "marks": marks})
 
+    def add_skipped(self, step: Step, pass_name: str, layer: str, heads: int) -> None:
+        """A call that did not come because a cache stood in for the layer: all of it is saved."""
+        now = time.perf_counter()
+        names = {"step": step.index, "pass": pass_name, "layer": layer, "kind": "cached"}
+        self._open.append({**names, "theta": None, "saving": torch.ones(heads), "marks": (now, now, now)})
+
     def read(self) -> list[dict]:
-        """One dict per (step, pass, layer): step, pass, layer, kind, theta, saving (a list, one number per head;
+        """One dict per (step, pass, layer): step, pass, layer, kind (of the step, or
+        "cached"), theta, saving (a list, one number per head;
         1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds."""
         for record in self._open:
             started, planned, done = record.pop("marks")
@@ -148,20 +156,18 @@ class ReuseRun:
             return self._dense(layer, query, key, value, grid, scale, key_mask)
         kept = self._kept(layer, len(query))
         theta = kept.theta if kept else self._theta
-        output, statistics = ripple_attention(
+        output, statistics = self._attend(
+            layer,
             query,
             key,
             value,
             grid,
-            self.config,
             theta=theta,
             saving=self._saving if theta is None else None,
             plan=kept.plan if kept else None,
             scale=scale,
             key_mask=key_mask,
             residual=residual,
-            backend=self._backend,
-            measure=self.measure,
         )
         if statistics.curve is not None:
             self._curves.append(statistics.curve)
@@ -175,6 +181,17 @@ class ReuseRun:
             self._step, self._name, layer, statistics.theta, saving, (*statistics.marks[:2], mark(query.device))
         )
         return output
+
+    def skipped(self, layer: str, heads: int) -> None:
+        """Takes note of a layer whose attention was not asked for in this forward pass, as caches have it."""
+        self._records.add_skipped(self._step, self._name, layer, heads)
+
+    def _attend(
+        self, layer: str, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, **options
+    ) -> tuple[Tensor, AttentionStatistics]:
+        """`ripple_attention` with what this run has settled."""
+        options |= {"backend": self._backend, "measure": self.measure}
+        return ripple_attention(query, key, value, grid, self.config, **options)
 
     def end_forward(self) -> None:
         """Closes the account of this forward pass."""
@@ -231,7 +248,11 @@ class ReuseRun:
 
     def _target(self, step: Step) -> float:
         """Saving to ask of a step: as scheduled, plus its part of what the window has fallen short so far."""
-        own = [r for r in self.records if r["pass"] == self._name and self.steps[r["step"]].in_window]
+        own = [
+            r
+            for r in self.records
+            if r["pass"] == self._name and r["kind"] != "cached" and self.steps[r["step"]].in_window
+        ]
         if not step.in_window or not own:
             return step.saving_target
         done = sum(_mean_by_step(own).values())

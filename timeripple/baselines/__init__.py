@@ -1,10 +1,52 @@
-"""Peers behind the same door and the same account as our method, each with its source.
+"""Peers behind the same door and the same account as our method, each with its source and recommended settings.
 
-A baseline is a frozen config with `label`, `granularity`, `budget`, `theta`, `schedule(num_inference_steps)`, `parse`
-and `start(num_inference_steps)`, which returns what the hooks use like a `ReuseRun`.
+A baseline of attention is a frozen config with `label`, `granularity`, `schedule(num_inference_steps)`, `parse` and
+`start(num_inference_steps)`, which returns what the hooks use like a `ReuseRun`. One that caches more than attention is
+a step cache, see `step_cache`.
 """
 
+from timeripple.baselines.compact import CompactConfig
+from timeripple.baselines.delta_dit import DeltaDitConfig
+from timeripple.baselines.ditfastattn import DitFastAttnConfig
+from timeripple.baselines.faster_cache import FasterCacheConfig
+from timeripple.baselines.first_block_cache import FirstBlockCacheConfig
+from timeripple.baselines.mag_cache import MagCacheConfig
 from timeripple.baselines.output_cache import OutputCacheConfig
+from timeripple.baselines.pab import PabConfig
+from timeripple.baselines.rettention import RettentionConfig
 from timeripple.baselines.skip import SkipConfig
+from timeripple.baselines.stacked import StackedConfig
+from timeripple.baselines.step_cache import CountedConfig
+from timeripple.baselines.svg import SvgConfig
+from timeripple.baselines.taylorseer import TaylorSeerConfig
+from timeripple.baselines.token_merge import TokenMergeConfig
 
-__all__ = ["OutputCacheConfig", "SkipConfig"]
+__all__ = [
+    "ATTENTION",
+    "STEP_CACHES",
+    "CountedConfig",
+    "OutputCacheConfig",
+    "SkipConfig",
+    "StackedConfig",
+]
+
+ATTENTION = {
+    "output-cache": OutputCacheConfig,
+    "skip": SkipConfig,
+    "svg": SvgConfig,
+    "compact": CompactConfig,
+    "ditfastattn": DitFastAttnConfig,
+    "re-ttention": RettentionConfig,
+    "token-merge": TokenMergeConfig,
+}
+"""Configs that compute attention otherwise, by name."""
+
+STEP_CACHES = {
+    "pab": PabConfig,
+    "faster-cache": FasterCacheConfig,
+    "first-block-cache": FirstBlockCacheConfig,
+    "mag-cache": MagCacheConfig,
+    "taylorseer": TaylorSeerConfig,
+    "delta-dit": DeltaDitConfig,
+}
+"""Configs that leave modules out at some steps, by name."""

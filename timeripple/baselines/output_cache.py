@@ -101,9 +101,7 @@ class OutputCacheRun:
     def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
         if self._step.kind == "reuse" and (self._name, layer) in self._outputs:
-            output = self._outputs[self._name, layer]
-            self._records.add(self._step, self._name, layer, None, torch.ones(1), (mark(output.device),) * 3)
-            return output
+            return self._outputs[self._name, layer]
         self._outputs[self._name, layer] = output = forward()
         return output
 
@@ -121,8 +119,14 @@ class OutputCacheRun:
         """[batch, heads, tokens, d], dense."""
         start = mark(query.device)
         output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._records.add(self._step, self._name, layer, None, torch.zeros(1), (start, start, mark(query.device)))
+        self._records.add(
+            self._step, self._name, layer, None, torch.zeros(query.shape[1]), (start, start, mark(query.device))
+        )
         return output
+
+    def skipped(self, layer: str, heads: int) -> None:
+        """Takes note of a layer whose output came from the cache."""
+        self._records.add_skipped(self._step, self._name, layer, heads)
 
     def end_forward(self) -> None:
         """Nothing to close."""

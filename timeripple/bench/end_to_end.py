@@ -46,8 +46,7 @@ def end_to_end(
     for request in map(request_for, tokens):
         request.check(pipeline)
         for method in parsed[1:]:
-            if method.config is not None:
-                method.config.schedule(request.steps)
+            method.check(request.steps)
     rows, done = [], 0
     for count in tokens:
         runs: dict[str, list[dict]] = {method.text: [] for method in parsed}

@@ -50,7 +50,7 @@ def enable(
     clock = StepClock(lambda: num_inference_steps or getattr(target, "num_timesteps", None))
     for transformer, family in _transformers(target):
         layers = family.attention_modules(transformer)
-        root = TransformerHook(family, config, len(layers), clock, memory_limit)
+        root = TransformerHook(family, config, list(layers), clock, memory_limit)
         registry = HookRegistry.check_if_exists_or_initialize(transformer)
         registry.register_hook(root, HOOK)
         for name, module in layers.items():
@@ -76,14 +76,15 @@ def disable(target) -> None:
 def summary(target) -> dict:
     """Numbers of the run in progress or else of the last one.
 
-    method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; seconds:
+    method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; grid: tokens
+    along t, y and x, None before attention saw any; seconds:
     {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
     alone, which is more than the records' by what chooses thresholds; saving: as `ReuseRun.saving`, None
     for dense or before the first run; held_bytes: most memory held for later steps at a time; storage: how errors are
     kept, as `residuals.Storage.report`; records: as `ReuseRun.records`. The transformers of a pipeline are added up.
     Raises ConfigError if nothing is enabled.
     """
-    registries = (getattr(transformer, "_diffusers_hook", None) for transformer, _ in _transformers(target))
+    registries = (getattr(transformer, "_diffusers_hook", None) for transformer in transformers(target))
     hooks = [hook for registry in registries if registry and (hook := registry.get_hook(HOOK))]
     if not hooks:
         raise ConfigError(f"Nothing is enabled in this {type(target).__name__}; call enable first.")
@@ -91,6 +92,11 @@ def summary(target) -> dict:
     for other in others:
         total = _add(total, other)
     return total
+
+
+def transformers(target) -> list[nn.Module]:
+    """The supported transformers of a pipeline, or the transformer itself. Raises ConfigError if there are none."""
+    return [transformer for transformer, _ in _transformers(target)]
 
 
 def _transformers(target) -> list[tuple[nn.Module, Family]]:
@@ -141,12 +147,12 @@ class TransformerHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, family: Family, config, layers: int, clock: StepClock, memory_limit: int | None):
+    def __init__(self, family: Family, config, layers: list[str], clock: StepClock, memory_limit: int | None):
         super().__init__()
         self.family, self.config, self.layers, self.clock = family, config, layers, clock
-        self.memory_limit = memory_limit
+        self.memory_limit, self.heads = memory_limit, {}  # heads of the layers, once seen
         self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
-        self.run, self.active, self.last_summary, self.warned = None, False, None, set()
+        self.run, self.active, self.last_summary, self.warned, self.grid = None, False, None, set(), None
 
     @torch.compiler.disable(recursive=False)
     def new_forward(self, module: nn.Module, *args, **kwargs):
@@ -176,6 +182,7 @@ class TransformerHook(ModelHook):
             return forward()
 
         def intercepted() -> Tensor:
+            self.called.add(layer)
             with Interception(partial(self._attention, layer)) as interception:
                 output = forward()
             self._check_calls(layer, interception.calls)
@@ -194,7 +201,8 @@ class TransformerHook(ModelHook):
         return {
             "method": self.config.label if self.config else "dense",
             "granularity": self.config.granularity if self.config else None,
-            "layers": self.layers,
+            "layers": len(self.layers),
+            "grid": self.grid,
             "seconds": {"attention": attention, "plan": plan},
             "saving": self.run.saving() if self.run and self.config else None,
             "held_bytes": self.held_bytes if self.run else 0,
@@ -226,10 +234,11 @@ class TransformerHook(ModelHook):
         sizes = total, hidden_states.shape, hidden_states.dtype, hidden_states.device
         seen = self.passes if self.run and step == self.step else []
         name = context.name if context else f"pass {len(seen)}"
-        if self.run is None or sizes != self.sizes or step < self.step or (step == 0 and name in seen):
+        same = self.run is not None and (sizes == self.sizes or getattr(self.run, "any_batch", False))
+        if not same or step < self.step or (step == 0 and name in seen):
             self._start(total)
             seen = []
-        self.sizes, self.step, self.passes = sizes, step, [*seen, name]
+        self.sizes, self.step, self.passes, self.called = sizes, step, [*seen, name], set()
         start = now()
         self.run.begin_forward(name, step)
         self.choosing_seconds += now() - start
@@ -238,6 +247,9 @@ class TransformerHook(ModelHook):
     @torch.compiler.disable
     def _end(self) -> None:
         start = now()
+        for layer in self.layers:
+            if layer not in self.called:  # a cache stood in for it
+                self.run.skipped(layer, self.heads.get(layer, 1))
         self.run.end_forward()
         self.choosing_seconds += now() - start
         self.held_bytes = max(self.held_bytes, self.run.held_bytes)
@@ -246,7 +258,7 @@ class TransformerHook(ModelHook):
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
         if hasattr(self.run, "limit_memory"):
-            self.run.limit_memory(self.memory_limit, self.layers)
+            self.run.limit_memory(self.memory_limit, len(self.layers))
         self.held_bytes, self.choosing_seconds = 0, 0.0
 
     def _context(self):
@@ -292,6 +304,7 @@ class TransformerHook(ModelHook):
             return scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
             )
+        self.grid, self.heads[layer] = list(grid.shape), query.shape[1]
         name = layer if call == 0 else f"{layer}[{call}]"  # samples that are computed apart keep their errors apart
         return self.run.attention(name, query, key, value, grid, scale=scale, key_mask=key_mask)
 

@@ -34,6 +34,12 @@ class PondPipeline(DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
+        self.batched_guidance = False  # both guidance passes in one batch
+
+    @property
+    def current_timestep(self) -> torch.Tensor:
+        """Of the denoising step in progress."""
+        return self._current_timestep
 
     @property
     def num_timesteps(self) -> int:
@@ -119,6 +125,7 @@ class PondPipeline(DiffusionPipeline):
             for step, timestep in enumerate(self.scheduler.timesteps):
                 if self.interrupt:
                     break
+                self._current_timestep = timestep
                 velocity = self._predict(latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
@@ -135,6 +142,7 @@ class PondPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self._num_timesteps = len(self.scheduler.timesteps)
         self._interrupt = False
+        self._current_timestep = self.scheduler.timesteps[0]
 
     @torch.no_grad()
     def denoise_once(
@@ -149,22 +157,29 @@ class PondPipeline(DiffusionPipeline):
         return self._predict(noisy, self.scheduler.timesteps[step], step, embeds, embeds, guidance_scale=1)
 
     def _predict(self, latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale):
-        """The guided velocity, conditional and unconditional passes apart, as the Wan pipelines run them."""
+        """The guided velocity; conditional and unconditional passes apart, as the Wan pipelines run them, or in one
+        batch, the unconditional half first."""
         context = {
             "step_index": step,
             "sigma": float(self.scheduler.sigmas[step]),
             "num_inference_steps": self._num_timesteps,
         }
 
+        noisy = with_coordinates(latents).to(self.transformer.dtype)
+
         def forward(name, embeds):
             with self.transformer.cache_context(name, **context):
                 return self.transformer(
-                    hidden_states=with_coordinates(latents).to(self.transformer.dtype),
-                    timestep=timestep.expand(len(latents)),
+                    hidden_states=noisy.repeat(len(embeds) // len(latents), 1, 1, 1, 1),
+                    timestep=timestep.expand(len(embeds)),
                     encoder_hidden_states=embeds,
                     return_dict=False,
                 )[0].float()
 
+        if self.batched_guidance and guidance_scale > 1:
+            embeds = torch.cat([negative_embeds, prompt_embeds])
+            unconditional, conditional = forward("batch", embeds).chunk(2)
+            return unconditional + guidance_scale * (conditional - unconditional)
         conditional = forward("cond", prompt_embeds)
         if guidance_scale <= 1:
             return conditional

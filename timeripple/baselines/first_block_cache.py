@@ -1,0 +1,33 @@
+"""First-block cache (ParaAttention; diffusers): when the first block's residual hardly changes, the others' returns."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from diffusers import FirstBlockCacheConfig as DiffusersConfig
+
+from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.step_cache import caching
+
+
+@dataclass(frozen=True)
+class FirstBlockCacheConfig:
+    """threshold: relative change of the first block's residual below which the step is skipped, usually 0.05 to 0.2."""
+
+    threshold: float = 0.1
+
+    def __post_init__(self):
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
+
+    @property
+    def label(self) -> str:
+        return label_of("first-block-cache", self)
+
+    @classmethod
+    def parse(cls, text: str) -> FirstBlockCacheConfig:
+        """Reads `first-block-cache[:threshold]`."""
+        return parse_settings(cls, text)
+
+    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+        return caching(pipeline, lambda: DiffusersConfig(self.threshold))

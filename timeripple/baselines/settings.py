@@ -1,0 +1,48 @@
+"""Settings of a baseline as text: `name[:first][:key=value...]`, read and written by the fields of its dataclass."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TypeVar
+
+from timeripple.config import ConfigError
+
+T = TypeVar("T")
+
+
+def parse_settings(kind: type[T], text: str) -> T:
+    """`kind` with the settings of a text; what stands without a key is the first field.
+
+    Fields are int or float by their defaults. Raises ConfigError, one sentence, for what is unknown, given twice or no
+    number, and what `kind` itself raises.
+    """
+    known = {field.name: type(field.default) for field in fields(kind)}
+    values = {}
+    for part in text.strip().split(":")[1:]:
+        name, value = part.split("=", 1) if "=" in part else (next(iter(known)), part)
+        if name not in known or name in values:
+            problem = "given twice" if name in values else "unknown"
+            raise ConfigError(f"setting {name!r} in {text!r} is {problem}; choose from {', '.join(known)}.")
+        try:
+            values[name] = known[name](value)
+        except ValueError:
+            number = "a whole number" if known[name] is int else "a number"
+            raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; give {number}.") from None
+    return kind(**values)
+
+
+def label_of(name: str, config) -> str:
+    """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
+    first, *others = fields(config)
+    changed = [f"{f.name}={_number(getattr(config, f.name))}" for f in others if getattr(config, f.name) != f.default]
+    return "-".join([name, _number(getattr(config, first.name)), *changed])
+
+
+def require(condition: bool, problem: str) -> None:
+    """Raises ConfigError unless the condition holds."""
+    if not condition:
+        raise ConfigError(problem)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,102 @@
+"""Channel reuse and a mask together, as the paper stacks TimeRipple on Sparse VideoGen: what the mask keeps is computed
+with queries and keys in which channels are reused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from timeripple.attention import ReuseRun, ripple_attention
+from timeripple.attention.dispatch import AttentionStatistics, check_inputs, measure
+from timeripple.attention.plan import theta_for_saving
+from timeripple.baselines.skip import SkipConfig
+from timeripple.config import ConfigError, ReuseConfig, Step
+from timeripple.grid import TokenGrid
+
+
+@dataclass(frozen=True)
+class StackedConfig:
+    """reuse: of channels; mask: any config of skipping. Both follow the schedule of `reuse`.
+
+    Raises ConfigError for other reuse, whose rows a mask does not fit.
+    """
+
+    reuse: ReuseConfig
+    mask: SkipConfig
+    granularity = "channel"
+
+    def __post_init__(self):
+        if (
+            type(self.reuse) is not ReuseConfig
+            or self.reuse.granularity != "channel"
+            or not isinstance(self.mask, SkipConfig)
+        ):
+            raise ConfigError(
+                f"{self.reuse.label} and {self.mask.label} cannot be stacked; stack channel reuse and a mask "
+                "(skip, svg or compact), or one method and a step cache."
+            )
+        if self.mask.feedback:
+            raise ConfigError(f"{self.mask.label} gives its error back, which a stack cannot; leave refresh out.")
+
+    @property
+    def label(self) -> str:
+        return f"{self.reuse.label}+{self.mask.label}"
+
+    @property
+    def budget(self) -> float | None:
+        return (
+            None
+            if None in (self.reuse.budget, self.mask.budget)
+            else 1 - (1 - self.reuse.budget) * (1 - self.mask.budget)
+        )
+
+    @property
+    def theta(self) -> float | None:
+        return self.reuse.theta
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return self.reuse.schedule(num_inference_steps)
+
+    def start(self, num_inference_steps: int) -> StackedRun:
+        return StackedRun(self, num_inference_steps)
+
+
+class StackedRun(ReuseRun):
+    """`ReuseRun` of the channels, whose attention is that of the mask."""
+
+    def __init__(self, config: StackedConfig, num_inference_steps: int):
+        super().__init__(config.reuse, num_inference_steps)
+        self.mask = config.mask
+
+    def _target(self, step: Step) -> float:
+        """As scheduled: what is on record is the saving of both."""
+        return step.saving_target
+
+    def _attend(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        *,
+        theta,
+        saving,
+        scale,
+        key_mask,
+        **_,
+    ) -> tuple[Tensor, AttentionStatistics]:
+        """The mask's attention on snapped queries and keys; the saving of both together, of which the channels' part is
+        theoretical."""
+        check_inputs(query, key, value, grid, key_mask)
+        curve = measure(query, key, grid, self.config)
+        theta = theta_for_saving([curve], saving) if theta is None else theta
+        plan = curve.plan(query, key, theta)
+        asked = {"saving": self.mask.budget} if self.mask.theta is None else {"theta": self.mask.theta}
+        output, masked = ripple_attention(
+            plan.query, plan.key, value, grid, self.mask,
+            **asked, scale=scale, key_mask=key_mask, measure=self.mask.measure,
+        )  # fmt: skip
+        together = 1 - (1 - plan.saving) * (1 - masked.saving)
+        return output, AttentionStatistics(together, "theoretical", theta, masked.marks, masked.backend, curve, None)

@@ -1,0 +1,138 @@
+"""What baselines that cache modules or steps share: how they are switched on, and how what they skip is counted.
+
+A step cache is a frozen config with `label`, `parse` and `applied(pipeline, num_inference_steps)`, a context manager
+inside which it is on. Those of diffusers are its own hooks. They are put on after ours and so lie around them: where
+one leaves a module out, no attention arrives here, and that is what is saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, StateManager
+from torch import Tensor, nn
+
+from timeripple.attention.run import Records, summarise_saving
+from timeripple.attention.torch_backend import dense_attention
+from timeripple.config import Step
+from timeripple.grid import TokenGrid
+from timeripple.hooks import transformers
+from timeripple.timing import mark
+
+PASSES_HOOK = "timeripple-passes"
+
+
+@contextmanager
+def caching(pipeline, config: Callable[[], object]) -> Iterator[None]:
+    """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own."""
+    models = transformers(pipeline)
+    try:
+        for model in models:
+            model.enable_cache(config())
+        yield
+    finally:
+        for model in models:
+            if model.is_cache_enabled:
+                model.disable_cache()
+
+
+@contextmanager
+def state_per_pass(pipeline, hook_name: str) -> Iterator[None]:
+    """Inside, hooks of this name have a state for each guidance pass; as they are, passes read each other's caches."""
+    models = transformers(pipeline)
+    for model in models:
+        registries = [m._diffusers_hook for m in model.modules() if hasattr(m, "_diffusers_hook")]
+        hooks = [hook for registry in registries if (hook := registry.get_hook(hook_name))]
+        registry = HookRegistry.check_if_exists_or_initialize(model)
+        registry.register_hook(PassesHook(hooks), PASSES_HOOK)
+        registry.invalidate_child_registries_cache()
+    try:
+        yield
+    finally:
+        for model in models:
+            model._diffusers_hook.remove_hook(PASSES_HOOK, recurse=False)
+
+
+class PassesHook(ModelHook):
+    """Gives other hooks the state of the pass that begins."""
+
+    _is_stateful = True
+
+    def __init__(self, hooks: list[ModelHook]):
+        super().__init__()
+        self.hooks, self.states = hooks, {}
+        self.contexts = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
+
+    def pre_forward(self, module: nn.Module, *args, **kwargs):
+        name = self.contexts.context.name
+        for hook in self.hooks:
+            hook.state = self.states.setdefault((name, hook), type(hook.state)())
+        return args, kwargs
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        self.states.clear()
+        return module
+
+
+@dataclass(frozen=True)
+class CountedConfig:
+    """What `hooks.enable` takes with a step cache alone: dense attention, of which the calls are counted."""
+
+    label: str = "dense"
+    granularity: str = "module"
+
+    def start(self, num_inference_steps: int) -> CountedRun:
+        return CountedRun(num_inference_steps)
+
+
+class CountedRun:
+    """Does for a step cache what `ReuseRun` does for reuse, and keeps the same records."""
+
+    held_bytes = 0  # of attention; what caches hold is not known here
+    any_batch = True  # a cache may leave samples of the batch out
+
+    def __init__(self, num_inference_steps: int):
+        self.steps = tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps))
+        self._records, self._batch = Records(), 1
+
+    def begin_forward(self, pass_name: str, step_index: int) -> None:
+        self._name, self._step = pass_name, self.steps[step_index]
+
+    def attention(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        grid: TokenGrid,
+        *,
+        scale: float | None = None,
+        key_mask: Tensor | None = None,
+    ) -> Tensor:
+        """[batch, heads, tokens, d], dense; samples that are missing from the batch are saved."""
+        start = mark(query.device)
+        output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+        self._batch = max(self._batch, len(query))
+        saving = torch.full((query.shape[1],), 1 - len(query) / self._batch, dtype=torch.float64)
+        self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(query.device)))
+        return output
+
+    def skipped(self, layer: str, heads: int) -> None:
+        """Takes note of a layer whose attention was not asked for in this forward pass."""
+        self._records.add_skipped(self._step, self._name, layer, heads)
+
+    def end_forward(self) -> None:
+        """Nothing to close."""
+
+    @property
+    def records(self) -> list[dict]:
+        """See `Records.read`."""
+        return self._records.read()
+
+    def saving(self) -> dict:
+        """As `ReuseRun.saving`: share of attention saved, over all steps."""
+        return summarise_saving(self.records, self.steps, "realised")

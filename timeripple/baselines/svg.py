@@ -1,0 +1,78 @@
+"""Sparse VideoGen's masks (SVG, arXiv 2502.01776): a head attends to near frames, or to near places in all frames.
+
+Both are bands in an order of the tokens, frame by frame or place by place, and every token also sees the first frame.
+Which band suits a head is decided anew for every call, from a few sampled queries. Here bands end at the borders of
+windows and tiles, and a head takes the band that keeps more of the sampled queries' attention, where SVG compares the
+errors of their outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from timeripple.attention.plan import TileCurve, window_shape
+from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
+from timeripple.config import DEFAULT_BUDGET, ReuseConfig
+from timeripple.grid import TokenGrid
+
+SAMPLES = 64  # queries, as in SVG
+
+
+@dataclass(frozen=True)
+class SvgConfig(SkipConfig):
+    """SVG's settings for Wan: a quarter of the attention is kept, and the first 30 % of the steps are dense."""
+
+    dense_first: float | str = 0.3
+    dense_last: int | str = 0
+    ramp: float | str = 0.0
+    name = "svg"
+
+    def measure(self, *arguments, **options) -> TileCurve:
+        return measure(*arguments, **options)
+
+
+def measure(
+    query: Tensor,
+    key: Tensor,
+    grid: TokenGrid,
+    config: ReuseConfig,
+    *,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> TileCurve:
+    """`attention.plan.measure` for SVG; thresholds are shares of the windows that are skipped."""
+    spatial, temporal = distances(grid, config, query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    chosen = torch.randperm(grid.video_tokens, generator=torch.Generator().manual_seed(0))[:SAMPLES].to(query.device)
+    logits = scale * (query[:, :, grid.text_before + chosen].float() @ key.float().mT)
+    if key_mask is not None:
+        logits = logits.masked_fill(~key_mask[:, None, None], float("-inf"))
+    window, sizes = grid.block_index(window_shape(config), query.device)
+    attention = logits.softmax(-1)[..., grid.video].flatten(0, 1)
+    attention = attention.new_zeros(*attention.shape[:2], len(sizes)).index_add_(2, window, attention)
+    tile = grid.block_index(config.query_tile, query.device)[0][chosen]
+    skipped = round((config.budget or DEFAULT_BUDGET) * len(sizes))
+
+    def kept(distance: Tensor) -> Tensor:
+        near = distance.argsort(dim=-1, descending=True, stable=True)[:, skipped:]
+        return attention.gather(-1, near[tile].expand(len(attention), -1, -1)).sum((1, 2))
+
+    is_spatial = kept(spatial) >= kept(temporal)
+    return nearest_last(torch.where(is_spatial[:, None, None], spatial, temporal), query, grid, config)
+
+
+def distances(grid: TokenGrid, config: ReuseConfig, device) -> tuple[Tensor, Tensor]:
+    """How far key windows are from query tiles in frames and in places, [tiles, windows] each; windows at the same
+    distance go by the other one. The first frame is nearest to all."""
+    first, last = block_places(grid, config.query_tile, device)
+    window_first, window_last = block_places(grid, window_shape(config), device)
+    gap = torch.maximum(window_first - last[:, None], first[:, None] - window_last).clamp(min=0)
+    centre = ((window_first + window_last) - (first + last)[:, None]).abs() / 2
+    frames, places = gap[..., 0], gap[..., 1:].amax(-1)
+    others = centre[..., 1:].amax(-1), centre[..., 0]
+    spatial, temporal = (near + other / 1e4 for near, other in zip((frames, places), others, strict=True))
+    sink = (window_first[:, 0] == 0).expand_as(spatial)
+    return spatial.masked_fill(sink, -1.0), temporal.masked_fill(sink, -1.0)

@@ -1,0 +1,52 @@
+"""TaylorSeer (arXiv 2503.06923), as diffusers has it: outputs of modules are continued as Taylor series in the step."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from diffusers import TaylorSeerCacheConfig
+
+from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.step_cache import caching
+
+MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
+"""Attention and feed-forward modules, which the paper continues."""
+
+
+@dataclass(frozen=True)
+class TaylorSeerConfig:
+    """interval: every so many steps are computed; order: of the series; start: steps computed before it begins.
+
+    The defaults are diffusers', and the paper's for video models.
+    """
+
+    interval: int = 5
+    order: int = 1
+    start: int = 3
+
+    def __post_init__(self):
+        for name, least in (("interval", 1), ("order", 0), ("start", 1)):
+            require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
+
+    @property
+    def label(self) -> str:
+        return label_of("taylorseer", self)
+
+    @classmethod
+    def parse(cls, text: str) -> TaylorSeerConfig:
+        """Reads `taylorseer[:interval][:order=n][:start=steps]`."""
+        return parse_settings(cls, text)
+
+    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+        return caching(
+            pipeline,
+            lambda: TaylorSeerCacheConfig(
+                cache_interval=self.interval,
+                max_order=self.order,
+                disable_cache_before_step=self.start,
+                taylor_factors_dtype=torch.float32,
+                cache_identifiers=[MODULES],
+            ),
+        )
