@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,6 +32,7 @@ Model = Annotated[str, typer.Option(help='"pond", the folder of a diffusers pipe
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
 Dtype = Annotated[str, typer.Option(help="Of the denoiser: auto, bfloat16, float16 or float32.")]
 Offload = Annotated[str, typer.Option(help="What waits in the host's memory: none, model, group or sequential.")]
+Engine = Annotated[str, typer.Option(help="local, or ray to spread runs over the machines of a Ray cluster.")]
 PondModel = Annotated[str, typer.Option(help='"pond" or the folder of a model of its kind.')]
 
 
@@ -218,6 +220,43 @@ def calibrate(
     console.print(f"Best: {best.config.label}, saved in {out}", highlight=False, soft_wrap=True)
 
 
+@app.command()
+def pareto(
+    prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 4,
+    methods: Annotated[str, typer.Option(help="As in compare, without dense; by default one of every kind.")] = "",
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "128",
+    model: PondModel = "pond",
+    engine: Engine = "local",
+    out: Annotated[
+        Path, typer.Option(help="Folder for pareto.json, pareto.html and runs.jsonl, from which a later call takes up.")
+    ] = Path("outputs/pareto"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Seconds, PSNR and SSIM of our methods and their peers, and the front of speed and quality (half an hour)."""
+    with _one_sentence(ValueError, OSError):
+        from timeripple import figures
+        from timeripple.bench import pareto as bench
+        from timeripple.compare import check_folder
+        from timeripple.models import load_pond
+
+        width, height = _parse_size(size)
+        chosen = [text.strip() for text in methods.split(",")] if methods else bench.METHODS
+        check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+        pipeline = load_pond(model)
+    with _one_sentence(ValueError, OSError), _counted("generations") as count:
+        given = {"steps": steps, "num_frames": frames, "height": height, "width": width}
+        load = partial(load_pond, model)
+        result = bench.pareto(pipeline, prompts, chosen, out / "runs.jsonl", engine, count, load, **given)
+    (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    figure = figures.speed_and_quality(result["rows"], f"Speed and quality ({result['kind']})")
+    figure.write_html(out / "pareto.html", include_plotlyjs=True)
+    columns = ("method", "seconds", "speedup", "psnr", "ssim", "saving_all_steps", "saving_kind", "front")
+    _print_result(result, as_json, columns)
+
+
 @bench_app.command()
 def quality(
     prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 4,
@@ -228,6 +267,7 @@ def quality(
     out: Annotated[
         Path | None, typer.Option(help="JSON-lines file of finished runs; a later call takes up from there.")
     ] = None,
+    engine: Engine = "local",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
@@ -242,8 +282,8 @@ def quality(
         pipeline = load_pond(model)
         settings.check(pipeline)
 
-    with _one_sentence(OSError), _counted("runs") as count:
-        result = bench.quality(pipeline, settings, out, count)
+    with _one_sentence(ValueError, OSError), _counted("runs") as count:
+        result = bench.quality(pipeline, settings, out, count, engine, partial(load_pond, model))
     if as_json:
         print(json.dumps(result, indent=2, allow_nan=False))
     else:

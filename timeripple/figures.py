@@ -230,6 +230,35 @@ def error_over_saving(
     return _styled(figure, title)
 
 
+def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
+    """PSNR against dense over the speed-up, a point a method, and the front that no point beats in both.
+
+    rows: as `bench.pareto` gives them: method, ours, speedup, psnr, front.
+    """
+    front = sorted((row for row in rows if row["front"]), key=lambda row: row["speedup"])
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[row["speedup"] for row in front], y=[row["psnr"] for row in front], name="front", mode="lines",
+        line={"color": INK, "dash": "dot", "shape": "vh"}, hoverinfo="skip",
+    )  # fmt: skip
+    groups = {
+        "TimeRipple": lambda row: row["ours"] and "+" not in row["method"],
+        "TimeRipple and a step cache": lambda row: row["ours"] and "+" in row["method"],
+        "peers": lambda row: not row["ours"],
+    }
+    for (name, belongs), colour, symbol in zip(groups.items(), PALETTE, ("circle", "star", "square"), strict=False):
+        part = [row for row in rows if row["psnr"] is not None and belongs(row)]
+        figure.add_scatter(
+            x=[row["speedup"] for row in part], y=[row["psnr"] for row in part], name=name, mode="markers+text",
+            text=[row["method"] for row in part], textposition="top center", textfont={"size": 10},
+            marker={"color": colour, "size": 11, "symbol": symbol},
+            hovertemplate="%{text}: %{x:.2f}×, %{y:.1f} dB<extra></extra>",
+        )  # fmt: skip
+    figure.update_xaxes(title="speed-up of whole generations")
+    figure.update_yaxes(title="PSNR against dense, dB")
+    return _styled(figure, title)
+
+
 def drift_curve(steps: list[int], by_layer: dict[str, list[float]], title: str) -> go.Figure:
     """Change of the error of reuse over its size at denoising steps, one line a layer; below 1, feedback helps."""
     figure = go.Figure()

@@ -9,7 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig
+from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, ThinnedConfig
 from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.hooks import disable, enable, summary
 
@@ -35,7 +35,17 @@ class Method:
     def check(self, num_inference_steps: int) -> None:
         """Raises ConfigError for settings that do not fit so many steps."""
         if self.config is not None:
-            self.config.schedule(num_inference_steps)
+            computed = getattr(self.cache, "computed", None)
+            self.config.schedule(len(computed(num_inference_steps)) if computed else num_inference_steps)
+
+    def _attention(self, num_inference_steps: int):
+        """What `hooks.enable` takes: the config, counted by a step cache, or over the steps it computes."""
+        if self.cache is None:
+            return self.config
+        if self.config is None:
+            return CountedConfig()
+        computed = getattr(self.cache, "computed", None)
+        return ThinnedConfig(self.config, computed(num_inference_steps)) if computed else self.config
 
     @contextmanager
     def applied(self, pipeline, num_inference_steps: int) -> Iterator[Callable[[], dict]]:
@@ -45,8 +55,7 @@ class Method:
         ConfigError where the pipeline does not suit the method.
         """
         final = None
-        config = CountedConfig() if self.cache and self.config is None else self.config
-        enable(pipeline, config, num_inference_steps=num_inference_steps)
+        enable(pipeline, self._attention(num_inference_steps), num_inference_steps=num_inference_steps)
 
         def summarise() -> dict:
             numbers = summary(pipeline)

@@ -19,6 +19,7 @@ from timeripple.baselines.stacked import StackedConfig
 from timeripple.baselines.step_cache import CountedConfig
 from timeripple.baselines.svg import SvgConfig
 from timeripple.baselines.taylorseer import TaylorSeerConfig
+from timeripple.baselines.thinned import ThinnedConfig
 from timeripple.baselines.token_merge import TokenMergeConfig
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "OutputCacheConfig",
     "SkipConfig",
     "StackedConfig",
+    "ThinnedConfig",
 ]
 
 ATTENTION = {

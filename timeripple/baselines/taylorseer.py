@@ -39,6 +39,14 @@ class TaylorSeerConfig:
         """Reads `taylorseer[:interval][:order=n][:start=steps]`."""
         return parse_settings(cls, text)
 
+    def computed(self, num_inference_steps: int) -> tuple[int, ...]:
+        """The steps that are computed, as diffusers counts."""
+        return tuple(
+            step
+            for step in range(num_inference_steps)
+            if step < self.start or (step - self.start - 1) % self.interval == 0
+        )
+
     def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
         return caching(
             pipeline,

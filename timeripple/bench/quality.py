@@ -1,20 +1,19 @@
 """Quality over saving: every method at equal savings, against dense clips of the same prompts and noise."""
 
-import hashlib
-import json
 import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from diffusers import DiffusionPipeline
 
+from timeripple.bench.sweep import Job, fingerprint, means, sweep
 from timeripple.config import ConfigError
-from timeripple.generate import Request, generate
+from timeripple.generate import Request
 from timeripple.methods import Method, parse_method
+from timeripple.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import describe, random_description
-from timeripple.quality import measure
 from timeripple.timing import environment
 
 SAVINGS = (0.5, 0.6, 0.7, 0.75, 0.85)
@@ -71,42 +70,27 @@ def quality(
     bench: QualityBench,
     log: Path | None = None,
     on_run: Callable[[int, int], None] | None = None,
+    engine: str = "local",
+    load: Callable[[], DiffusionPipeline] = load_pipeline,
 ) -> dict:
     """`{"rows", "kind", "environment", "weights", ...settings}`; each row the mean over prompts of a method.
 
     Row: method, granularity, feedback, target, saving (reached over the reuse window, not the target),
     saving_all_steps (windows differ: with feedback nearly all steps are in it), saving_kind, psnr (mean of dB), ssim;
     where a method cannot save that much, psnr and ssim are None and `reason` says why.
-    log: a JSON-lines file to which finished runs are added, and from which runs of the same settings and weights are
-    taken up; delete it after changing code. on_run(finished, all) is called after every run.
+    log, engine, on_run and load as in `sweep`.
     """
     bench.check(pipeline)
     methods = {(text, target): _method(text.format(target), bench.steps) for text in METHODS for target in SAVINGS}
     feasible = [method for method in methods.values() if isinstance(method, Method)]
-    finished = _read(log)
-    identity = _fingerprint(pipeline)
-    measured: dict[str, list[dict]] = {method.text: [] for method in feasible}
-    runs = 0
-    for request in bench.requests():
-        reference = None
-        for method in feasible:
-            key = json.dumps({**asdict(request), "method": method.text, "weights": identity}, sort_keys=True)
-            if key not in finished:
-                if reference is None:
-                    reference = generate(pipeline, request, parse_method("dense")).frames
-                finished[key] = _run(pipeline, request, method, reference)
-                if log is not None:
-                    with log.open("a") as file:
-                        file.write(json.dumps({"key": key, **finished[key]}) + "\n")
-            measured[method.text].append(finished[key])
-            runs += 1
-            if on_run is not None:
-                on_run(runs, len(feasible) * bench.prompts)
+    jobs = [Job(request, method.text) for request in bench.requests() for method in feasible]
+    results = sweep(jobs, pipeline, log, engine, on_run, load)
+    measured = {method.text: [results[job] for job in jobs if job.method == method.text] for method in feasible}
     rows = [_row(text, target, method, measured) for (text, target), method in methods.items()]
     return {
         "rows": rows,
         **asdict(bench),
-        "weights": identity,
+        "weights": fingerprint(pipeline),
         "kind": "measured here",
         "environment": environment(pipeline),
     }
@@ -122,16 +106,6 @@ def _method(text: str, steps: int) -> Method | str:
     return method
 
 
-def _run(pipeline: PondPipeline, request: Request, method: Method, reference: np.ndarray) -> dict:
-    generation = generate(pipeline, request, method)
-    savings = {
-        "saving": generation.saving["reuse_steps"],
-        "saving_all_steps": generation.saving["all_steps"],
-        "saving_kind": generation.saving["kind"],
-    }
-    return measure(generation.frames, reference) | savings
-
-
 def _row(text: str, target: float, method: Method | str, measured: dict[str, list[dict]]) -> dict:
     name = text.split(":")[0]
     row = {
@@ -144,30 +118,4 @@ def _row(text: str, target: float, method: Method | str, measured: dict[str, lis
         missing = ("saving", "saving_all_steps", "saving_kind", "psnr", "ssim")
         return row | dict.fromkeys(missing) | {"reason": method}
     runs = measured[method.text]
-    names = ("saving", "saving_all_steps", "psnr", "ssim")
-    means = {name: float(np.mean([run[name] for run in runs])) for name in names}
-    return row | means | {"saving_kind": runs[0]["saving_kind"]}
-
-
-def _read(log: Path | None) -> dict[str, dict]:
-    """Finished runs by key; a last line that a crash cut short is closed and passed over."""
-    runs = {}
-    text = log.read_text() if log is not None and log.exists() else ""
-    if text and not text.endswith("\n"):
-        with log.open("a") as file:
-            file.write("\n")
-    for line in text.splitlines():
-        try:
-            run = json.loads(line)
-            runs[run.pop("key")] = run
-        except (json.JSONDecodeError, KeyError):
-            continue
-    return runs
-
-
-def _fingerprint(pipeline: PondPipeline) -> str:
-    """Short hash of the denoiser's weights, so that runs of different weights are never mixed."""
-    digest = hashlib.sha256()
-    for tensor in pipeline.transformer.state_dict().values():
-        digest.update(tensor.float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    return row | means(runs) | {"saving_kind": runs[0]["saving_kind"]}
