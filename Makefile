@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv/bin
 
-.PHONY: app test venv
+.PHONY: app test venv pictures
 app: .venv/app-ready
 	@echo "Starting TimeRipple on http://127.0.0.1:7860 (stop with Ctrl-C)"
 	$(VENV)/python app.py
@@ -33,3 +33,8 @@ venv: .venv/dev-ready
 # The rules the page tests check accessibility by.
 $(AXE):
 	npm install --silent --no-save --no-fund --no-audit --prefix .venv/axe axe-core@4.11.0
+
+# The pictures of the README, in assets/pictures.
+pictures: venv
+	@sh tests/chromium.sh
+	PYTHONPATH=. $(VENV)/python tests/ui/pictures.py

@@ -2,6 +2,7 @@
 
 GRADIO_SERVER_NAME (127.0.0.1) and GRADIO_SERVER_PORT (7860) say where the page is served, TIMERIPPLE_MAX_TOKENS,
 TIMERIPPLE_MAX_STEPS, TIMERIPPLE_MAX_QUEUE and the other fields of `ui.runs.Limits` what a visitor may ask for.
+TIMERIPPLE_MODEL (pond), _DEVICE, _DTYPE and _OFFLOAD say what is generated with, see `timeripple.models`.
 """
 
 import importlib.util
@@ -12,6 +13,8 @@ if importlib.util.find_spec("spaces"):
 
 from timeripple.models import load_pipeline
 from ui.runs import Limits
+
+LOADED = ("model", "device", "dtype", "offload")  # arguments of load_pipeline
 
 
 def port_from_environment() -> int:
@@ -25,7 +28,12 @@ def main() -> None:
     try:
         port = port_from_environment()
         limits = Limits.from_environment(os.environ)
-        pipeline = load_pipeline("pond")
+        how = {
+            name: os.environ[f"TIMERIPPLE_{name.upper()}"]
+            for name in LOADED
+            if f"TIMERIPPLE_{name.upper()}" in os.environ
+        }
+        pipeline = load_pipeline(**how)
         from ui.build import build_app, launch_options  # only now: Gradio reads the port when it is imported
 
         server = {"server_name": os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), "server_port": port}

@@ -1,13 +1,21 @@
 """Fixtures for all tests: a pipeline like Pond's with tiny random weights."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
-from diffusers import FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 
 from timeripple.pond.autoencoder import build_autoencoder
 from timeripple.pond.model import LATENT_CHANNELS, PROMPT_DIM, PondPromptEncoder
@@ -44,3 +52,33 @@ def tiny_pipeline() -> PondPipeline:
         part.eval().requires_grad_(False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+@pytest.fixture(scope="session")
+def tiny_wan(tmp_path_factory) -> Path:
+    """The folder of a Wan pipeline with tiny random weights: real tokenizer, text encoder, autoencoder and denoiser."""
+    words = [f"▁{word}" for word in ["a", "red", "ball", "cat", "walks", "on", "the", "grass"]]
+    letters = [*"abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = [(piece, 0.0) for piece in ("<pad>", "</s>", "<unk>")]
+    vocabulary += [(piece, -1.0) for piece in words] + [(piece, -3.0) for piece in ("▁", *letters)]
+    text = transformers.UMT5Config(
+        vocab_size=len(vocabulary), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        pipeline = WanPipeline(
+            tokenizer=transformers.T5Tokenizer(vocab=vocabulary, extra_ids=0),
+            text_encoder=transformers.UMT5EncoderModel(text).eval(),
+            transformer=WanTransformer3DModel(
+                num_attention_heads=2, attention_head_dim=24, in_channels=4, out_channels=4, text_dim=16, freq_dim=32,
+                ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+            ).eval(),
+            vae=AutoencoderKLWan(
+                base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True],
+                latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+            ).eval(),
+            scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        )  # fmt: skip
+    folder = tmp_path_factory.mktemp("tiny-wan")
+    pipeline.save_pretrained(folder)
+    return folder

@@ -256,3 +256,10 @@ def test_lab_tells_what_every_head_saves_and_loses(run):
 def test_lab_refuses_in_one_sentence(run, options, message):
     code, out, error = run("lab", "--prompt", "a red ball", *SMALL, *options)
     assert code == cli.USER_ERROR and out == "" and message in error and error.count("\n") == 1
+
+
+def test_magnitudes_are_written(run, tmp_path):
+    path = tmp_path / "ratios.json"
+    code, *_ = run("magnitudes", "--prompts", "1", "--steps", "4", "--frames", "2", "--size", "32", "--out", str(path))
+    ratios = json.loads(path.read_text())["ratios"]
+    assert code == 0 and len(ratios) == 4 and ratios[0] == 1 and all(0.2 < ratio < 5 for ratio in ratios)

@@ -221,6 +221,39 @@ def calibrate(
 
 
 @app.command()
+def magnitudes(
+    prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 2,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: PondModel = "pond",
+    out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
+) -> None:
+    """Measure what mag-cache has to know of a model: how the magnitude of its residual moves from step to step."""
+    with _one_sentence(ValueError, OSError):
+        from timeripple.baselines.mag_cache import magnitude_ratios
+        from timeripple.bench.quality import QualityBench
+        from timeripple.models import load_pond
+        from timeripple.timing import environment
+
+        width, height = _parse_size(size)
+        bench = QualityBench(prompts, steps, frames, height, width)
+        _check_file(out)
+        pipeline = load_pond(model)
+        bench.check(pipeline)
+    runs = [magnitude_ratios(pipeline, **request.arguments(pipeline)) for request in bench.requests()]
+    ratios = [round(sum(step) / len(runs), 4) for step in zip(*runs, strict=True)]
+    result = {
+        "ratios": ratios,
+        "prompts": prompts,
+        "size": [frames, height, width],
+        "environment": environment(pipeline),
+    }
+    out.write_text(json.dumps(result) + "\n")
+    _console().print(f"Wrote {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
 def pareto(
     prompts: Annotated[int, typer.Option(help="Prompts to average over.")] = 4,
     methods: Annotated[str, typer.Option(help="As in compare, without dense; by default one of every kind.")] = "",

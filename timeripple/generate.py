@@ -36,10 +36,20 @@ class Request:
     width: int = 128
     guidance_scale: float = 3.0
 
-    @property
-    def tokens(self) -> int:
-        """Positions of the latent clip; Pond makes one token of each."""
-        return self.num_frames * (self.height // SPATIAL_FACTOR) * (self.width // SPATIAL_FACTOR)
+    def tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Video tokens that attention will see: of Pond every position of the latent clip, of other pipelines by the
+        factors of their autoencoder and patches."""
+        if isinstance(pipeline, PondPipeline):
+            return self.num_frames * (self.height // SPATIAL_FACTOR) * (self.width // SPATIAL_FACTOR)
+        spatial = _attribute(pipeline, 8, "vae_scale_factor_spatial", "vae_spatial_compression_ratio",
+                             "vae_spatial_scale_factor")  # fmt: skip
+        temporal = _attribute(pipeline, 4, "vae_scale_factor_temporal", "vae_temporal_compression_ratio",
+                              "vae_temporal_scale_factor")  # fmt: skip
+        config = transformers(pipeline)[0].config
+        patch = getattr(config, "patch_size", 1)
+        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch) if isinstance(patch, int) else tuple(patch)
+        latent = (self.num_frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
+        return math.prod(max(1, size // edge) for size, edge in zip(latent, patch, strict=True))
 
     @classmethod
     def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given) -> "Request":
@@ -183,6 +193,11 @@ def generate(
         "decode": total - denoised_seconds,
     }
     return Generation(method, to_frames(video), seconds, summary["saving"], summary)
+
+
+def _attribute(pipeline: DiffusionPipeline, default: int, *names: str) -> int:
+    """The first of the attributes that a pipeline has; families call the same thing otherwise."""
+    return next((getattr(pipeline, name) for name in names if hasattr(pipeline, name)), default)
 
 
 @contextmanager

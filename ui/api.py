@@ -23,7 +23,7 @@ def add_endpoints(pipeline, works: Works, runs: Runs) -> None:
     def checked(prompt: str, seed: int, steps: int, num_frames: int, pixels: int) -> Request:
         request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
         request.check(pipeline)
-        runs.limits.check(request)
+        runs.limits.check(pipeline, request)
         return request
 
     def compare(

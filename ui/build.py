@@ -72,7 +72,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
             with gr.Tab("Reuse laboratory") as tab:
                 reuse_tab(app, tab, pipeline, work, runs, looked_into, paired)
             with gr.Tab("Timing") as tab:
-                timing_tab(app, tab, work, runs, measured)
+                timing_tab(app, tab, pipeline, work, runs, measured)
             with gr.Tab("Method"):
                 method_tab()
         add_endpoints(pipeline, work, runs)

@@ -11,6 +11,7 @@ from timeripple import figures
 from timeripple.compare import check, read_settings, save
 from timeripple.generate import Request
 from timeripple.methods import Method
+from timeripple.pond.pipeline import PondPipeline
 from timeripple.report import html_report
 from timeripple.video import read_metadata, read_mp4
 from ui import markup
@@ -24,6 +25,8 @@ from ui.form import (
     read_request,
     size_choices,
     size_of,
+    size_text,
+    sizes_of,
 )
 from ui.gpu import Works
 from ui.method_form import fill_method, method_form, read_method, title
@@ -47,7 +50,8 @@ SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scroll
 def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
     """Adds the content of the tab to `app`, which is being built."""
     saved_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
-    shown, recorded = gr.State(None), examples()
+    own, is_pond, sizes = Request.for_pipeline(pipeline, "any"), isinstance(pipeline, PondPipeline), sizes_of(pipeline)
+    shown, recorded = gr.State(None), examples() if is_pond else []
     timer = gr.Timer(POLL_SECONDS, active=False)
 
     with gr.Row(elem_classes="tr-columns"):
@@ -63,9 +67,9 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
                 generate = gr.Button("Generate", variant="primary", size="lg", scale=3, min_width=140)
                 cancel = gr.Button("Cancel", variant="stop", size="lg", scale=1, min_width=110, interactive=False)
             method_a, method_b = method_form("A", "dense"), method_form("B", "token")
-            size = gr.Dropdown(size_choices(*SIZES), value="Standard", label="Size", filterable=False)
+            size = gr.Dropdown(size_choices(sizes), value=size_text(sizes["Standard"]), label="Size", filterable=False)
             most = runs.limits.max_steps
-            steps = gr.Slider(2, max(2, most), value=min(20, most), step=1, label="Denoising steps")
+            steps = gr.Slider(2, max(2, most), value=min(own.steps, most), step=1, label="Denoising steps")
             with gr.Row(elem_classes="tr-tight"):
                 seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
                 dice = gr.Button("⚄ Random", scale=1, min_width=120, elem_classes="tr-dice")
@@ -73,7 +77,14 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
                 schedule = gr.Plot(show_label=False, elem_classes="tr-plot")
                 schedule_note = gr.HTML()
             with gr.Accordion("Guidance and negative prompt", open=False):
-                guidance = gr.Slider(1, 8, value=3, step=0.5, label="Guidance", info="How strictly the prompt is kept")
+                guidance = gr.Slider(
+                    1,
+                    8,
+                    value=min(8, own.guidance_scale),
+                    step=0.5,
+                    label="Guidance",
+                    info="How strictly the prompt is kept",
+                )
                 negative = gr.Textbox("", label="Negative prompt", info="What to steer away from; may stay empty")
             with gr.Accordion("Settings from a video", open=False):
                 video = gr.File(label="An mp4 that TimeRipple wrote", file_types=[".mp4"], height=110)
@@ -124,7 +135,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
         """The form from a link's query, or from the mp4 at a path."""
         with one_sentence():
             values = read_metadata(source) if isinstance(source, str) else source
-            return fill_form(*read_settings(values), runs.limits)
+            return fill_form(*read_settings(values), runs.limits, sizes)
 
     def draw_schedule(steps, *values):
         """The schedules of both methods, or why there is none."""
@@ -132,7 +143,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
         for side, chosen in (("A", values[:half]), ("B", values[half:])):
             try:
                 method = read_method(chosen, int(steps))
-                if method.config is not None:
+                if method.config is not None and method.cache is None:
                     drawn.append((f"{side} · {title(method)}", method.config.schedule(int(steps))))
             except ValueError as error:
                 notes.append(f"{side}: {error}")
@@ -179,20 +190,20 @@ def read_form(settings: tuple) -> tuple[Request, list[Method]]:
     return request, [read_method(methods[:half], request.steps), read_method(methods[half:], request.steps)]
 
 
-def fill_form(request: Request, methods: list[Method], limits: Limits) -> list:
+def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: dict = SIZES) -> list:
     """The values of the form that ask for this. Raises ValueError, one sentence, for what the form cannot ask for."""
     if len(methods) != 2:
         raise ValueError(f"These settings compare {len(methods)} methods; the form compares two.")
-    limits.check(request)
+    limits.check_steps(request)
     filled = [value for method in methods for value in fill_method(method, request.steps)]
-    size = size_of(request)
+    size = size_of(request, sizes)
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
 
 
 def submit(pipeline, works: Works, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
     check(pipeline, request, methods)
-    runs.limits.check(request)
+    runs.limits.check(pipeline, request)
 
     def work(run: Run) -> dict:
         comparison = works.compare(run, request, methods)

@@ -25,7 +25,7 @@ def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: R
 
     with gr.Row(elem_classes="tr-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(runs)
+            form = source_form(pipeline, runs)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
             with gr.Row(elem_classes="tr-tight"):
                 step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=140)

@@ -5,9 +5,11 @@ from contextlib import contextmanager
 
 import gradio as gr
 
-from timeripple.generate import Request
+from timeripple.generate import SIZE_STEP, Request
+from timeripple.pond.pipeline import PondPipeline
 
-SIZES = {"Tiny": (8, 64), "Small": (16, 96), "Standard": (16, 128), "Large": (16, 192)}  # frames, pixels
+SIZES = {"Tiny": (8, 64, 64), "Small": (16, 96, 96), "Standard": (16, 128, 128), "Large": (16, 192, 192)}
+"""Pond's: frames, height and width."""
 POLL_SECONDS = 0.5
 QUIET = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 """Keyword arguments of events that answer at once."""
@@ -21,28 +23,44 @@ PICK = """element.addEventListener('click', event => {
 """A click on a button of an HTML component tells Python its data attributes."""
 
 
-def size_choices(*names: str) -> list[tuple[str, str]]:
-    """Choices of a dropdown: what is shown, and the name in SIZES."""
-    return [(f"{name} · {SIZES[name][0]} frames of {SIZES[name][1]} × {SIZES[name][1]}", name) for name in names]
+def sizes_of(pipeline) -> dict[str, tuple[int, int, int]]:
+    """The sizes the forms offer: Pond's, or another pipeline's own and half of it each way."""
+    if isinstance(pipeline, PondPipeline):
+        return SIZES
+    own = Request.for_pipeline(pipeline, "any")
+    half = (max(SIZE_STEP, size // 2 // SIZE_STEP * SIZE_STEP) for size in (own.height, own.width))
+    return {"Small": (own.num_frames, *half), "Standard": (own.num_frames, own.height, own.width)}
+
+
+def size_choices(sizes: dict[str, tuple[int, int, int]]) -> list[tuple[str, str]]:
+    """Choices of a dropdown: what is shown, and the size as `size_text`."""
+    return [(f"{name} · {size[0]} frames of {size[2]} × {size[1]}", size_text(size)) for name, size in sizes.items()]
+
+
+def size_text(size: tuple[int, int, int]) -> str:
+    """Frames, height and width as a form holds them, such as "16x128x128"."""
+    return "x".join(map(str, size))
 
 
 def read_request(
     prompt: str, seed: int | None, size: str, steps: float, negative_prompt: str = "", guidance_scale: float = 3.0
 ) -> Request:
     """Raises ValueError, one sentence, for values that are missing."""
-    if seed is None or size not in SIZES:
+    if seed is None:
         raise ValueError("The seed is missing; give a whole number, such as 7.")
-    frames, pixels = SIZES[size]
-    return Request(prompt, negative_prompt, seed, int(steps), frames, pixels, pixels, guidance_scale)
+    parts = str(size).split("x")
+    if len(parts) != 3 or not all(part.isdecimal() for part in parts):
+        raise ValueError(f"The size is {size!r}; choose one of those offered.")
+    return Request(prompt, negative_prompt, seed, int(steps), *map(int, parts), guidance_scale)
 
 
-def size_of(request: Request) -> str:
-    """The name of a request's size. Raises ValueError, one sentence, for one that the forms do not offer."""
-    for name, (frames, pixels) in SIZES.items():
-        if (request.num_frames, request.height, request.width) == (frames, pixels, pixels):
-            return name
-    size = f"{request.num_frames} frames of {request.width} × {request.height}"
-    raise ValueError(f"These settings are for {size}, which the form does not offer; use the command line for them.")
+def size_of(request: Request, sizes: dict[str, tuple[int, int, int]]) -> str:
+    """A request's size as the form holds it. Raises ValueError, one sentence, for one that the form does not offer."""
+    size = request.num_frames, request.height, request.width
+    if size in sizes.values():
+        return size_text(size)
+    text = f"{request.num_frames} frames of {request.width} × {request.height}"
+    raise ValueError(f"These settings are for {text}, which the form does not offer; use the command line for them.")
 
 
 @contextmanager

@@ -93,7 +93,7 @@ def seconds_needed(pipeline, request: Request, methods: int = 1) -> int:
     """Estimate of the time on a GPU: two guidance passes of dense attention and linear layers, 4 N^2 d and 24 N d^2
     floating-point operations a layer, at every step of every method."""
     config = pipeline.transformer.config
-    tokens, width = request.tokens, config.num_attention_heads * config.attention_head_dim
+    tokens, width = request.tokens(pipeline), config.num_attention_heads * config.attention_head_dim
     layer = 4 * tokens**2 * width + 24 * tokens * width**2
     total = 2 * config.num_layers * layer * request.steps * methods
     return round(FIXED_SECONDS + SECONDS_PER_TERAFLOP * total / 1e12)

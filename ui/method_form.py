@@ -2,6 +2,7 @@
 
 import gradio as gr
 
+from timeripple.baselines import STEP_CACHES
 from timeripple.config import DEFAULT_BUDGET
 from timeripple.methods import Method, calibrated_methods, parse_method
 from ui.form import QUIET
@@ -11,9 +12,27 @@ NAMES = {
     "token": "Token reuse",
     "tile": "Tile reuse",
     "channel": "Channel (paper)",
-    "skip": "Skip (sparse)",
+    "skip": "Skip (SpargeAttn)",
+    "svg": "Sparse VideoGen",
+    "compact": "Compact Attention",
+    "ditfastattn": "DiTFastAttn",
+    "re-ttention": "Re-ttention",
+    "token-merge": "Token merging",
     "output-cache": "Output cache (PAB)",
+    "pab": "Pyramid Attention Broadcast",
+    "faster-cache": "FasterCache",
+    "first-block-cache": "First-block cache",
+    "mag-cache": "MagCache",
+    "taylorseer": "TaylorSeer",
+    "delta-dit": "Δ-DiT",
 }
+STACKS = [
+    ("Nothing", ""),
+    ("TaylorSeer, every third step", "taylorseer:3"),
+    ("First-block cache, 0.1", "first-block-cache:0.1"),
+    ("MagCache, 0.06", "mag-cache:0.06"),
+    ("Skip, 50 % (with channel)", "skip:0.5"),
+]
 OURS = ("token", "tile", "channel")
 BUDGET, THETA, TARGET = "Budget", "Threshold θ", "Quality target"
 MEASURES = {"token": [BUDGET, THETA, TARGET], "tile": [BUDGET, THETA], "channel": [BUDGET, THETA]}
@@ -49,7 +68,7 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
         )  # fmt: skip
         with gr.Accordion(f"Axes and schedule of {side}", open=False, visible=shown["more"]) as more:
             axes = gr.CheckboxGroup(AXES, value=list("tyx"), label=f"Reuse along, {side}", visible=shown["axes"])
-            with gr.Row(elem_classes="tr-tight"):
+            with gr.Row(elem_classes="tr-tight", visible=shown["dense"]) as dense:
                 first = gr.Dropdown(STEPS, value="auto", label=f"Dense at the start, {side}", filterable=False)
                 last = gr.Dropdown(STEPS, value="auto", label=f"Dense at the end, {side}", filterable=False)
             with gr.Row(elem_classes="tr-tight", visible=shown["axes"]) as feedback:
@@ -58,6 +77,10 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
             others = gr.Textbox(
                 "", label=f"Other settings, {side}", max_lines=1, placeholder="metric=rms:extrapolate=no",
                 info="As on the command line, with colons between",
+            )  # fmt: skip
+            stack = gr.Dropdown(
+                STACKS, value="", label=f"Stacked with, {side}", allow_custom_value=True, visible=shown["dense"],
+                info="A step cache of a peer on top",
             )  # fmt: skip
 
     def change(name: str, by: str) -> list:
@@ -69,13 +92,14 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
             *(part(visible=shown[key]) for part, key in zip(parts, keys, strict=True)),
         ]
 
-    keys = ("budget", "theta", "target", "more", "axes", "axes")
-    parts = (gr.Slider, gr.Number, gr.Dropdown, gr.Accordion, gr.CheckboxGroup, gr.Row)
-    gr.on([chosen.change, by.change], change, [chosen, by], [by, budget, theta, target, more, axes, feedback], **QUIET)
-    return [chosen, by, budget, theta, target, axes, first, last, ramp, refresh, others]
+    keys = ("budget", "theta", "target", "more", "axes", "axes", "dense", "dense")
+    parts = (gr.Slider, gr.Number, gr.Dropdown, gr.Accordion, gr.CheckboxGroup, gr.Row, gr.Row, gr.Dropdown)
+    controls = [by, budget, theta, target, more, axes, feedback, dense, stack]
+    gr.on([chosen.change, by.change], change, [chosen, by], controls, **QUIET)
+    return [chosen, by, budget, theta, target, axes, first, last, ramp, refresh, others, stack]
 
 
-VALUES = ("name", "by", "budget", "theta", "target", "axes", *SCHEDULE, "refresh", "others")
+VALUES = ("name", "by", "budget", "theta", "target", "axes", *SCHEDULE, "refresh", "others", "stack")
 
 
 def visible(name: str, by: str) -> dict[str, bool]:
@@ -83,11 +107,12 @@ def visible(name: str, by: str) -> dict[str, bool]:
     reuses, free = name != "dense", by != TARGET
     return {
         "by": len(MEASURES.get(name, ())) > 1,
-        "budget": reuses and by == BUDGET,
+        "budget": reuses and by == BUDGET and name not in STEP_CACHES,
         "theta": reuses and by == THETA,
         "target": reuses and not free,
         "more": reuses and free,
         "axes": name in OURS,
+        "dense": name not in STEP_CACHES,
     }
 
 
@@ -99,6 +124,9 @@ def read_method(values: list, steps: int) -> Method:
         return parse_method("dense")
     if by == TARGET and name == "token":
         return calibrated_methods()[int(given["target"])]
+    others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
+    if name in STEP_CACHES:
+        return parse_method(":".join([name, *others]))
     parts = [name, f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"]
     if name in OURS:
         chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
@@ -107,18 +135,21 @@ def read_method(values: list, steps: int) -> Method:
         parts += [f"ramp={int(given['ramp']) / steps:g}"] if given["ramp"] != "auto" else []
     parts += [f"dense_first={int(given['dense_first']) / steps:g}"] if given["dense_first"] != "auto" else []
     parts += [f"dense_last={given['dense_last']}"] if given["dense_last"] != "auto" else []
-    parts += [given["others"].strip(": ")] if given["others"].strip(": ") else []
-    return parse_method(":".join(parts))
+    stack = (given["stack"] or "").strip(" +")
+    return parse_method("+".join([":".join(parts + others), *([stack] if stack else [])]))
 
 
 def fill_method(method: Method, steps: int) -> list:
     """The values of the controls from which `read_method` makes this method again."""
-    name = method.text.split(":")[0]
+    text, _, stack = method.text.partition("+")
+    name, _, settings = text.partition(":")
     values = dict.fromkeys(VALUES, "auto") | {
         "name": name, "by": BUDGET, "budget": DEFAULT_BUDGET, "theta": 0.3, "target": str(min(calibrated_methods())),
-        "axes": list("tyx"), "others": "",
+        "axes": list("tyx"), "others": "", "stack": stack,
     }  # fmt: skip
-    config = method.config
+    if name in STEP_CACHES:
+        return list((values | {"others": settings}).values())
+    config = getattr(method.config, "reuse", method.config)  # of a stack of two, the first
     if config is None:
         return list(values.values())
     if config.budget is not None:
@@ -126,7 +157,7 @@ def fill_method(method: Method, steps: int) -> list:
     else:
         values |= {"by": THETA, "theta": config.theta}
     others = []
-    for part in method.text.split(":")[1:]:
+    for part in settings.split(":") if settings else []:
         setting, _, text = part.partition("=")
         if setting == "dense_last" or (setting == "refresh" and name in OURS):
             values[setting] = text
@@ -141,7 +172,12 @@ def fill_method(method: Method, steps: int) -> list:
 
 def title(method: Method) -> str:
     """What the page calls a method, for example "Token reuse · 75%"."""
-    name, config = NAMES[method.text.split(":")[0]], method.config
-    if config is None:
-        return name
-    return f"{name} · {config.budget:.0%}" if config.budget is not None else f"{name} · θ {config.theta:g}"
+    parts = []
+    for text in method.text.split("+"):
+        name, config = NAMES[text.split(":")[0]], parse_method(text)
+        amount = config.cache and next(iter(vars(config.cache).values()))
+        if config.config is not None:
+            budget, theta = config.config.budget, config.config.theta
+            amount = f"{budget:.0%}" if budget is not None else f"θ {theta:g}"
+        parts.append(name if amount is None else f"{name} · {amount}")
+    return " + ".join(parts)

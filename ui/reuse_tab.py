@@ -14,6 +14,7 @@ from timeripple.generate import Request
 from timeripple.grid import AXES
 from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
 from timeripple.methods import parse_method
+from timeripple.pond.pipeline import PondPipeline
 from timeripple.probe import Inspection
 from ui import markup
 from ui.compare_tab import PRESETS
@@ -45,7 +46,7 @@ def reuse_tab(
 
     with gr.Row(elem_classes="tr-columns"):
         with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(runs)
+            form = source_form(pipeline, runs)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
             with gr.Row(elem_classes="tr-tight"):
                 step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
@@ -75,7 +76,8 @@ def reuse_tab(
                     drift_map = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                     drift_curve = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
                 drift_note = gr.HTML()
-    with gr.Accordion("Reuse along the wrong axis (Fig. 5 of the paper)", open=False):
+    is_pond = isinstance(pipeline, PondPipeline)
+    with gr.Accordion("Reuse along the wrong axis (Fig. 5 of the paper)", open=False, visible=is_pond):
         gr.HTML(markup.facts(["Every second token takes one group of channels from its neighbour along one axis."]))
         with gr.Row(elem_classes="tr-tight"):
             group = gr.Radio(list(AXES), value="t", label="Channels of group")
@@ -221,8 +223,8 @@ def show_drift(steps: list[int], drift: torch.Tensor) -> list:
 
 def submit_pairings(pipeline, works: Works, runs: Runs, group: str) -> Run:
     """Queues a dense clip and one for every axis along which the channels of the group are reused."""
-    frames, pixels = SIZES["Tiny"]
-    request = Request(PRESETS["Ball at sunset"], num_frames=frames, height=pixels, width=pixels, steps=PAIRED_STEPS)
+    frames, height, width = SIZES["Tiny"]
+    request = Request(PRESETS["Ball at sunset"], num_frames=frames, height=height, width=width, steps=PAIRED_STEPS)
     methods = [parse_method("dense"), *(pairing_method(pipeline.transformer, group, axis) for axis in AXES)]
 
     def work(run: Run) -> list[float]:

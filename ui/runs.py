@@ -44,10 +44,14 @@ class Limits:
             if getattr(self, each.name) < 1:
                 raise ValueError(f"{each.name} is {getattr(self, each.name)}; give at least 1, such as {each.default}.")
 
-    def check(self, request: Request) -> None:
+    def check(self, pipeline, request: Request) -> None:
         """Raises ValueError, one sentence, for a request that is too large."""
-        if request.tokens > self.max_tokens:
-            raise ValueError(f"This size is {request.tokens:,} tokens; the limit here is {self.max_tokens:,}.")
+        self.check_steps(request)
+        if (tokens := request.tokens(pipeline)) > self.max_tokens:
+            raise ValueError(f"This size is {tokens:,} tokens; the limit here is {self.max_tokens:,}.")
+
+    def check_steps(self, request: Request) -> None:
+        """Raises ValueError, one sentence, for too many steps."""
         if request.steps > self.max_steps:
             raise ValueError(f"These are {request.steps} steps; the limit here is {self.max_steps}.")
 

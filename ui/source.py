@@ -6,11 +6,12 @@ from typing import NamedTuple
 import gradio as gr
 
 from timeripple.generate import MAX_SEED, Request
+from timeripple.pond.pipeline import PondPipeline
 from timeripple.probe import Inspection
 from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices
+from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.runs import Run, Runs
 
@@ -32,9 +33,11 @@ class SourceForm(NamedTuple):
     note: gr.HTML
 
 
-def source_form(runs: Runs) -> SourceForm:
+def source_form(pipeline, runs: Runs) -> SourceForm:
     """Adds the form to the column that is being built; `wire_source` brings it to life."""
-    kind = gr.Radio([PROMPT, CLIP], value=PROMPT, label="Look into")
+    is_pond, sizes = isinstance(pipeline, PondPipeline), sizes_of(pipeline)
+    small = {name: sizes[name] for name in ("Tiny", "Small") if name in sizes}
+    kind = gr.Radio([PROMPT, CLIP] if is_pond else [PROMPT], value=PROMPT, label="Look into")
     prompt = gr.Textbox(
         PRESETS["Ball at sunset"], lines=2, label="What to look into", info="A dense run of this prompt"
     )
@@ -42,7 +45,7 @@ def source_form(runs: Runs) -> SourceForm:
         label="Clip, of which the first two seconds are used", sources=["upload", "webcam"], visible=False,
         webcam_options=gr.WebcamOptions(mirror=False), buttons=[],
     )  # fmt: skip
-    size = gr.Dropdown(size_choices("Tiny", "Small"), value="Small", label="Clip size", filterable=False)
+    size = gr.Dropdown(size_choices(small), value=size_text(small["Small"]), label="Clip size", filterable=False)
     steps = gr.Slider(4, runs.limits.max_steps, value=20, step=1, label="Steps in all")
     seed = gr.Number(0, label="Noise number", precision=0)
     with gr.Row(elem_classes="tr-tight tr-actions"):
@@ -78,7 +81,7 @@ def wire_source(
             run = (
                 submit_request(pipeline, works, runs, request)
                 if kind == PROMPT
-                else submit_clip(works, runs, clip, request)
+                else submit_clip(pipeline, works, runs, clip, request)
             )
         return run.id
 
@@ -129,18 +132,18 @@ def inspected(runs: Runs, id: str | None) -> Inspection | None:
 def submit_request(pipeline, works: Works, runs: Runs, request: Request) -> Run:
     """Queues a dense run that is looked into. Raises ValueError, one sentence, for what cannot be generated."""
     request.check(pipeline)
-    runs.limits.check(request)
+    runs.limits.check(pipeline, request)
     title = f"“{request.prompt}”, seed {request.seed}"
     return _submit(runs, title, works.inspect_request, request, _kept(request.steps))
 
 
-def submit_clip(works: Works, runs: Runs, path: str | None, request: Request) -> Run:
+def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: Request) -> Run:
     """Queues a look into the clip at `path`, at the request's size, steps and seed. Raises ValueError, one sentence."""
     if not path:
         raise ValueError("There is no clip yet; upload one or record one, or look into a prompt.")
     if not 0 <= request.seed <= MAX_SEED:
         raise ValueError(f"The seed is {request.seed}; give a whole number from 0 to {MAX_SEED}.")
-    runs.limits.check(request)
+    runs.limits.check(pipeline, request)
     limits = runs.limits
     clip = read_clip(
         path, request.num_frames, request.height, request.width, limits.max_upload_pixels, limits.max_upload_seconds

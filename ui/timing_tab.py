@@ -13,6 +13,7 @@ import gradio as gr
 from timeripple import figures
 from timeripple.bench.attention import request_for
 from timeripple.bench.roofline import TOKENS
+from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence
 from ui.gpu import Works
@@ -38,12 +39,13 @@ COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is 
 }
 
 
-def timing_tab(app: gr.Blocks, tab: gr.Tab, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
+def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
     """Adds the content of the tab to `app`, which is being built; run_id remembers the measurement."""
     allowed = [count for count in LENGTHS if count <= runs.limits.max_tokens]
     recorded = recorded_files()
     with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
+        is_pond = isinstance(pipeline, PondPipeline)  # of others there are no clips of so many tokens
+        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls", visible=is_pond):
             tokens = gr.CheckboxGroup(
                 [(f"{count:,}", count) for count in allowed], value=[t for t in allowed if t in TOKENS], label="Tokens"
             )
@@ -106,7 +108,9 @@ def submit(works: Works, runs: Runs, tokens: list[int], saving: float) -> Run:
     if not tokens:
         raise ValueError("There is no number of tokens to measure; choose at least one.")
     for count in tokens:
-        runs.limits.check(request_for(count))
+        request_for(count)
+        if count > runs.limits.max_tokens:
+            raise ValueError(f"These are {count:,} tokens; the limit here is {runs.limits.max_tokens:,}.")
 
     def work(run: Run) -> dict:
         result = works.attention_scaling(run, tokens, saving)

@@ -148,3 +148,23 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
         "Schedule",
     ):
         assert name in " | ".join(reached)
+
+
+def test_a_peer_and_a_stack_are_compared(open_page, look):
+    page = open_page()
+    settings(page, "Tiny", 6)
+    for side, name in (("A", "TaylorSeer"), ("B", "Token reuse")):
+        page.get_by_label(f"Method {side}").click()
+        page.get_by_role("option", name=name).click()
+    page.get_by_role("button", name="Axes and schedule of A").click()
+    expect(page.get_by_label("Budget A")).to_have_count(0)
+    page.get_by_label("Other settings, A").fill("2:start=2")
+    page.get_by_role("button", name="Axes and schedule of B").click()
+    page.get_by_label("Stacked with, B").click()
+    page.get_by_role("option", name="First-block cache").click()
+    generate(page)
+    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
+    expect(page.locator("#player")).to_be_visible()
+    look(page, "compare-peers")
+    text = page.locator("body").inner_text()
+    assert "TaylorSeer · 2" in text and "Token reuse · 75% + First-block cache · 0.1" in text

@@ -18,6 +18,12 @@ TEXTS = [
     "channel:theta=0.3:refresh=3",
     "skip:0.7:refresh=5:ramp=0.2",
     "output-cache:0.67:dense_first=0:dense_last=2",
+    "svg:0.6:dense_first=0.1",
+    "token-merge:0.5:dense_last=1",
+    "taylorseer:3:order=2",
+    "pab",
+    "token:0.5+taylorseer:3",
+    "channel:0.5:axes=ty+skip:0.5",
 ]
 
 
@@ -28,7 +34,8 @@ def changed(name, **changes):
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_method_fills_the_controls_that_ask_for_it(text):
     method = parse_method(text)
-    assert read_method(fill_method(method, 20), 20).config == method.config
+    again = read_method(fill_method(method, 20), 20)
+    assert (again.config, again.cache) == (method.config, method.cache)
 
 
 @pytest.mark.parametrize("target", ["40", "36", "32"])
@@ -62,7 +69,8 @@ def test_what_makes_no_method_is_one_sentence(name, changes, sentence):
 
 
 def test_titles():
-    texts = ("dense", "token:0.75", "channel:theta=0.3", "output-cache:0.5")
+    texts = ("dense", "token:0.75", "channel:theta=0.3", "output-cache:0.5", "token:0.5+taylorseer:3")
     assert [title(parse_method(text)) for text in texts] == [
         "Dense", "Token reuse · 75%", "Channel (paper) · θ 0.3", "Output cache (PAB) · 50%",
+        "Token reuse · 50% + TaylorSeer · 3",
     ]  # fmt: skip

@@ -28,7 +28,7 @@ def test_a_run_is_there_once_it_is_done(tiny_pipeline, runs):
 def test_a_clip_is_looked_into_at_the_size_of_the_form(tiny_pipeline, runs, tmp_path):
     clip = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
     write_mp4(tmp_path / "own.mp4", clip)
-    run = submit_clip(works(tiny_pipeline), runs, str(tmp_path / "own.mp4"), REQUEST)
+    run = submit_clip(tiny_pipeline, works(tiny_pipeline), runs, str(tmp_path / "own.mp4"), REQUEST)
     assert runs.wait(run, 60)
     assert inspected(runs, run.id).frames.shape == (4, 32, 32, 3)
 
@@ -42,4 +42,4 @@ def test_clips_over_a_limit_are_one_sentence(tiny_pipeline, runs, tmp_path, shap
     if shape is not None:
         write_mp4(path, np.zeros(shape, np.uint8))
     with pytest.raises(ValueError, match=sentence):
-        submit_clip(works(tiny_pipeline), runs, str(path) if shape else None, REQUEST)
+        submit_clip(tiny_pipeline, works(tiny_pipeline), runs, str(path) if shape else None, REQUEST)

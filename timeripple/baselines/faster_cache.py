@@ -1,8 +1,8 @@
 """FasterCache (arXiv 2410.19355), as diffusers has it: attention outputs are continued from the last two, and the
 unconditional half of guidance from the conditional one.
 
-It works on guidance in one batch. Pond and the pipelines of CogVideoX, LTX-Video, Mochi and Allegro can do that; Wan's
-and HunyuanVideo's make two passes.
+It works on guidance in one batch. Pond and the pipelines of CogVideoX, Mochi and Allegro can do that; Wan's and
+HunyuanVideo's make two passes, and LTX-Video's latents have no frames that it could take apart.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def end_to_end(
                     "method": method.text,
                     "granularity": getattr(method.config, "granularity", None),
                     "budget": getattr(method.config, "budget", None),
-                    "tokens": request.tokens,
+                    "tokens": request.tokens(pipeline),
                     "seconds": seconds,
                     "speedup": dense / seconds,
                     "amdahl_speedup": 1 / (1 - share * saving),

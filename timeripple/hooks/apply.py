@@ -258,7 +258,8 @@ class TransformerHook(ModelHook):
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
         if hasattr(self.run, "limit_memory"):
-            self.run.limit_memory(self.memory_limit, len(self.layers))
+            samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
+            self.run.limit_memory(self.memory_limit, samples * len(self.layers))
         self.held_bytes, self.choosing_seconds = 0, 0.0
 
     def _context(self):
