@@ -87,7 +87,7 @@ def test_compare_saves_videos_and_a_report(wan, request_, tmp_path):
     save(comparison, tmp_path, wan)
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["grid"] == [3, 4, 6] and report["methods"][1]["saving"]["kind"] == "realised"
-    assert read_mp4(tmp_path / "dense.mp4").shape == (9, 64, 96, 3)
+    assert read_mp4(tmp_path / "dense.mp4").shape == (9, 256, 384, 3)  # small clips are written enlarged
 
 
 def test_the_command_line_offline(tiny_wan, tmp_path):

@@ -61,15 +61,11 @@ def work(rank, port, degrees, results):
     model = make()
     parallel(model, rank, **degrees)
     dense = denoise(model)
-    with pytest.warns(UserWarning) if "ring_degree" in degrees else torch.no_grad() as warned:
-        enable(model, TOKEN)
-        reused = denoise(model)
-    numbers = summary(model)
-    heads = [len(record["saving"]) for record in numbers["records"]]
+    enable(model, TOKEN)
+    reused = denoise(model)
+    heads = [len(record["saving"]) for record in summary(model)["records"]]
     disable(model)
-    again = denoise(model)
-    texts = [str(w.message) for w in warned] if warned else []
-    results.put((rank, dense.numpy(), reused.numpy(), again.numpy(), heads, texts))
+    results.put((rank, dense.numpy(), reused.numpy(), denoise(model).numpy(), heads))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -79,11 +75,11 @@ def on_two_processes(**degrees):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
+    results = context.Queue()
     processes = [context.Process(target=work, args=(rank, port, degrees, results), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
-    found = sorted((results.get() for _ in processes), key=lambda result: result[0])
+    found = sorted((results.get(timeout=60) for _ in processes), key=lambda result: result[0])
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
@@ -95,7 +91,7 @@ def test_ulysses_reuses_as_one_process_does():
     dense = denoise(model)
     enable(model, TOKEN)
     reused = denoise(model)
-    for _, there_dense, there_reused, again, heads, _ in on_two_processes(ulysses_degree=2):
+    for _, there_dense, there_reused, again, heads in on_two_processes(ulysses_degree=2):
         torch.testing.assert_close(torch.from_numpy(there_dense), dense, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(torch.from_numpy(there_reused), reused, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(torch.from_numpy(again), dense, atol=1e-5, rtol=1e-5)
@@ -104,6 +100,11 @@ def test_ulysses_reuses_as_one_process_does():
 
 
 def test_ring_attention_stays_dense_with_a_warning():
-    for _, dense, reused, _, heads, warned in on_two_processes(ring_degree=2):
-        assert (dense == reused).all() and heads == []
-        assert len([text for text in warned if "ring attention" in text]) == 1
+    """diffusers has no ring attention for the CPU, so the model is only told that its sequence is dealt out."""
+    model = make()
+    dense = denoise(model)
+    model._parallel_config = ParallelConfig(context_parallel_config=ContextParallelConfig(ring_degree=2))
+    enable(model, TOKEN)
+    with pytest.warns(UserWarning, match="ring attention") as warned:
+        assert torch.equal(denoise(model), dense)
+    assert len([w for w in warned if "stays dense" in str(w.message)]) == 1 and summary(model)["records"] == []
