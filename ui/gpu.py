@@ -9,6 +9,7 @@ import importlib.util
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -75,15 +76,16 @@ def lent(work: Callable, seconds: Callable[..., int]) -> Callable:
 
     @spaces.GPU(duration=seconds)
     def on_gpu(*arguments) -> Iterator[tuple[bool, Any]]:
-        yield from stream(lambda report: work(*arguments, on_step=report, should_stop=lambda: False))
+        yield from stream(lambda report, should_stop: work(*arguments, on_step=report, should_stop=should_stop))
 
     def follow(run, *arguments) -> Any:
-        for finished, value in on_gpu(*arguments):
-            if finished:
-                return value
-            run.report(*value)
-            if run.stop.is_set():
-                raise Cancelled
+        with closing(on_gpu(*arguments)) as events:
+            for finished, value in events:
+                if finished:
+                    return value
+                run.report(*value)
+                if run.stop.is_set():
+                    raise Cancelled
         raise RuntimeError("the GPU was taken back before the work was finished")
 
     return follow
@@ -99,21 +101,29 @@ def seconds_needed(pipeline, request: Request, methods: int = 1) -> int:
     return round(FIXED_SECONDS + SECONDS_PER_TERAFLOP * total / 1e12)
 
 
-def stream(work: Callable[[Callable], Any]) -> Iterator[tuple[bool, Any]]:
-    """(False, what `work` reports) while it runs in a thread, then (True, what it returns); its errors are raised."""
-    events: queue.Queue = queue.Queue()
+def stream(work: Callable[[Callable, Callable], Any]) -> Iterator[tuple[bool, Any]]:
+    """(False, what `work` reports) while it runs in a thread, then (True, what it returns); its errors are raised.
+
+    work(report, should_stop): is told to stop, and waited for, when this is closed before its end.
+    """
+    events, stop = queue.Queue(), threading.Event()
 
     def run() -> None:
         try:
-            events.put((True, work(lambda *event: events.put((False, event)))))
+            events.put((True, work(lambda *event: events.put((False, event)), stop.is_set)))
         except BaseException as error:
             events.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
-    while True:
-        finished, value = events.get()
-        if finished is None:
-            raise value
-        yield finished, value
-        if finished:
-            return
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        while True:
+            finished, value = events.get()
+            if finished is None:
+                raise value
+            yield finished, value
+            if finished:
+                return
+    finally:
+        stop.set()
+        thread.join()
