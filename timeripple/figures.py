@@ -4,6 +4,8 @@ Backgrounds are transparent, and lines and texts grey, so that they read on ligh
 those of Okabe and Ito, which people with colour-blindness tell apart.
 """
 
+from html import escape
+
 import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
@@ -132,7 +134,8 @@ def saving_heatmap(by_head: dict[str, list[float]], label: str, kind: str) -> go
         )
     )  # fmt: skip
     figure.update_yaxes(autorange="reversed")
-    return _styled(figure, f"Saved by layer and head, {label} ({kind})").update_layout(showlegend=False)
+    title = f"Saved by layer and head ({kind})<br><sup>{escape(label)}</sup>"
+    return _styled(figure, title).update_layout(showlegend=False)
 
 
 def schedule_curve(methods: list[tuple[str, tuple]]) -> go.Figure:
@@ -236,6 +239,8 @@ def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
     rows: as `bench.pareto` gives them: method, ours, speedup, psnr, front.
     """
     front = sorted((row for row in rows if row["front"]), key=lambda row: row["speedup"])
+    shown = [row for row in rows if row["psnr"] is not None]
+    places = dict(zip((row["method"] for row in shown), _label_places(shown), strict=True))
     figure = go.Figure()
     figure.add_scatter(
         x=[row["speedup"] for row in front], y=[row["psnr"] for row in front], name="front", mode="lines",
@@ -247,16 +252,44 @@ def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
         "peers": lambda row: not row["ours"],
     }
     for (name, belongs), colour, symbol in zip(groups.items(), PALETTE, ("circle", "star", "square"), strict=False):
-        part = [row for row in rows if row["psnr"] is not None and belongs(row)]
+        part = [row for row in shown if belongs(row)]
         figure.add_scatter(
             x=[row["speedup"] for row in part], y=[row["psnr"] for row in part], name=name, mode="markers+text",
-            text=[row["method"] for row in part], textposition="top center", textfont={"size": 10},
+            text=[row["method"] for row in part], textfont={"size": 10},
+            textposition=[places[row["method"]] for row in part],
             marker={"color": colour, "size": 11, "symbol": symbol},
             hovertemplate="%{text}: %{x:.2f}×, %{y:.1f} dB<extra></extra>",
         )  # fmt: skip
     figure.update_xaxes(title="speed-up of whole generations")
     figure.update_yaxes(title="PSNR against dense, dB")
     return _styled(figure, title)
+
+
+def _label_places(rows: list[dict]) -> list[str]:
+    """Where each point's label goes, so that labels keep off points and off each other where they can.
+
+    Sizes are shares of a plot of about 1000 x 450 pixels, with letters of 5.5 x 12.
+    """
+    points = np.array([[row["speedup"], row["psnr"]] for row in rows], dtype=float)
+    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
+    taken = [(x - 0.007, y - 0.015, x + 0.007, y + 0.015) for x, y in points]
+    places = []
+    for (x, y), row in zip(points, rows, strict=True):
+        width, height = 0.0055 * len(row["method"]), 0.03
+        boxes = {
+            f"{v} {h}": (x + dx, y + dy, x + dx + width, y + dy + height)
+            for v, dy in (("top", 0.018), ("bottom", -0.018 - height), ("middle", -height / 2))
+            for h, dx in (("center", -width / 2), ("right", 0.01), ("left", -0.01 - width))
+            if (v, h) != ("middle", "center")
+        }
+
+        def overlaps(box: tuple) -> int:
+            return sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
+
+        place = min(boxes, key=lambda name: overlaps(boxes[name]))
+        taken.append(boxes[place])
+        places.append(place)
+    return places
 
 
 def drift_curve(steps: list[int], by_layer: dict[str, list[float]], title: str) -> go.Figure:

@@ -57,7 +57,7 @@ def reuse_tab(
                 granularity = gr.Radio(["channel", "token", "tile"], value="token", label="Granularity", min_width=240)
             with gr.Row(elem_classes="tr-tight"):
                 by = gr.Radio([SAVING, THETA], value=SAVING, label="How much", min_width=190)
-                saving = gr.Slider(0.05, 0.95, value=0.7, step=0.05, label="Saving of the head", min_width=160)
+                saving = gr.Slider(0.05, 0.95, value=0.7, step=0.05, label="Saving", min_width=160)
                 theta = gr.Number(0.3, label="θ", minimum=0, step=0.05, visible=False, min_width=160)
                 window = gr.Dropdown([2, 4, 8], value=2, label="Window (channel)", filterable=False, min_width=110)
                 axes = gr.CheckboxGroup(AXIS_CHOICES, value=list(AXES), label="Along", min_width=230)
