@@ -32,7 +32,7 @@ LAUNCH = {
         button_primary_background_fill="#0072b2",
         button_primary_background_fill_dark="#0072b2",
         button_primary_background_fill_hover="#005f96",
-        button_primary_background_fill_hover_dark="#0083cc",
+        button_primary_background_fill_hover_dark="#0078bb",
         slider_color="#0072b2",
         slider_color_dark="#56b4e9",
     ),

@@ -161,7 +161,7 @@ def test_a_peer_and_a_stack_are_compared(open_page, look):
     page.get_by_label("Other settings, A").fill("2:start=2")
     page.get_by_role("button", name="Axes and schedule of B").click()
     page.get_by_label("Stacked with, B").click()
-    page.get_by_role("option", name="First-block cache").click()
+    page.get_by_role("option", name="First-block cache, 0.1").click()
     generate(page)
     expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
     expect(page.locator("#player")).to_be_visible()

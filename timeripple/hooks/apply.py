@@ -166,7 +166,7 @@ class TransformerHook(ModelHook):
             self.reset_state(module)
             raise
         finally:
-            self.active = False
+            self.active, self.arguments = False, {}  # and with them the tensors of this pass
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:
