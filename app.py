@@ -2,11 +2,15 @@
 
 GRADIO_SERVER_NAME (127.0.0.1) and GRADIO_SERVER_PORT (7860) say where the page is served, TIMERIPPLE_MAX_TOKENS,
 TIMERIPPLE_MAX_STEPS, TIMERIPPLE_MAX_QUEUE and the other fields of `ui.runs.Limits` what a visitor may ask for.
-TIMERIPPLE_MODEL (pond), _DEVICE, _DTYPE and _OFFLOAD say what is generated with, see `timeripple.models`.
+--model (pond), --device, --dtype and --offload, or TIMERIPPLE_MODEL and so on, say what is generated with, see
+`timeripple.models`.
 """
 
+import argparse
 import importlib.util
 import os
+import sys
+from collections.abc import Sequence
 
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  on ZeroGPU it has to come before torch
@@ -24,15 +28,14 @@ def port_from_environment() -> int:
     return int(text)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(description="The TimeRipple demo.")
+    for name in LOADED:
+        parser.add_argument(f"--{name}", default=os.environ.get(f"TIMERIPPLE_{name.upper()}"))
+    how = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     try:
         port = port_from_environment()
         limits = Limits.from_environment(os.environ)
-        how = {
-            name: os.environ[f"TIMERIPPLE_{name.upper()}"]
-            for name in LOADED
-            if f"TIMERIPPLE_{name.upper()}" in os.environ
-        }
         pipeline = load_pipeline(**how)
         from ui.build import build_app, launch_options  # only now: Gradio reads the port when it is imported
 
@@ -43,4 +46,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -95,6 +95,14 @@ def test_a_bad_setting_ends_the_start_with_one_sentence(variable, monkeypatch):
         app.main()
 
 
+@pytest.mark.parametrize("given", ["option", "variable"])
+def test_a_model_that_is_not_there_ends_the_start_with_one_sentence(given, monkeypatch):
+    if given == "variable":
+        monkeypatch.setenv("TIMERIPPLE_MODEL", "nowhere at all")
+    with pytest.raises(SystemExit, match=r"^TimeRipple cannot start: There is no model at nowhere at all; give"):
+        app.main(["--model", "nowhere at all"] if given == "option" else [])
+
+
 REQUEST = Request("a red ball", "by night", 7, 8, 8, 64, 64, 2.5)
 METHODS = [parse_method(text) for text in ("token:0.5:axes=ty", "skip:0.7")]
 
