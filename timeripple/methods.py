@@ -35,8 +35,8 @@ class Method:
     def check(self, num_inference_steps: int) -> None:
         """Raises ConfigError for settings that do not fit so many steps."""
         if self.config is not None:
-            computed = getattr(self.cache, "computed", None)
-            self.config.schedule(len(computed(num_inference_steps)) if computed else num_inference_steps)
+            computed = self._computed(num_inference_steps)
+            self.config.schedule(num_inference_steps if computed is None else len(computed))
 
     def _attention(self, num_inference_steps: int):
         """What `hooks.enable` takes: the config, counted by a step cache, or over the steps it computes."""
@@ -44,8 +44,13 @@ class Method:
             return self.config
         if self.config is None:
             return CountedConfig()
+        computed = self._computed(num_inference_steps)
+        return self.config if computed is None else ThinnedConfig(self.config, computed)
+
+    def _computed(self, num_inference_steps: int) -> tuple[int, ...] | None:
+        """The steps at which the step cache has attention computed, where that is known beforehand."""
         computed = getattr(self.cache, "computed", None)
-        return ThinnedConfig(self.config, computed(num_inference_steps)) if computed else self.config
+        return computed and computed(num_inference_steps)
 
     @contextmanager
     def applied(self, pipeline, num_inference_steps: int) -> Iterator[Callable[[], dict]]:

@@ -67,9 +67,9 @@ class Records:
         self._open.append({**names, "theta": None, "saving": torch.ones(heads), "marks": (now, now, now)})
 
     def read(self) -> list[dict]:
-        """One dict per (step, pass, layer): step, pass, layer, kind (of the step, or
-        "cached"), theta, saving (a list, one number per head;
-        1 lower on refresh steps, which also pay for dense attention), plan_seconds, attention_seconds."""
+        """One dict per (step, pass, layer): step, pass, layer, kind (of the step, or "cached"),
+        theta, saving (a list, one number per head; 1 lower on refresh steps, which also pay for dense attention),
+        plan_seconds, attention_seconds."""
         for record in self._open:
             started, planned, done = record.pop("marks")
             record["theta"] = None if record["theta"] is None else float(record["theta"])

@@ -8,13 +8,12 @@ self-attention only, as its spatial and temporal attention are one in the models
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from timeripple.attention.run import Records, summarise_saving
-from timeripple.attention.torch_backend import dense_attention
+from timeripple.baselines.settings import label_of, parse_settings
+from timeripple.baselines.step_cache import CountedRun
 from timeripple.config import (
     DEFAULT_BUDGET,
     DEFAULT_DENSE_FIRST,
@@ -23,8 +22,6 @@ from timeripple.config import (
     ReuseConfig,
     Step,
 )
-from timeripple.grid import TokenGrid
-from timeripple.timing import mark
 
 
 @dataclass(frozen=True)
@@ -49,8 +46,7 @@ class OutputCacheConfig:
 
     @property
     def label(self) -> str:
-        settings = {f.name: getattr(self, f.name) for f in fields(self)[1:] if getattr(self, f.name) != f.default}
-        return "-".join([f"output-cache-{self.budget:g}", *(f"{name}={value}" for name, value in settings.items())])
+        return label_of("output-cache", self)
 
     def _window(self) -> ReuseConfig:
         """Dense attention first and last, and the reuse window between, are those of our own method."""
@@ -73,30 +69,17 @@ class OutputCacheConfig:
     @classmethod
     def parse(cls, text: str) -> OutputCacheConfig:
         """Reads `output-cache[:budget][:dense_first=share][:dense_last=steps]`."""
-        types = {"budget": float, "dense_first": float, "dense_last": int}
-        values = {}
-        for part in text.strip().split(":")[1:]:
-            name, value = part.split("=", 1) if "=" in part else ("budget", part)
-            if name not in types or name in values:
-                problem = "given twice" if name in values else "unknown"
-                raise ConfigError(f"setting {name!r} in {text!r} is {problem}; choose from {', '.join(types)}.")
-            try:
-                values[name] = types[name](value)
-            except ValueError:
-                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; give a number.") from None
-        return cls(**values)
+        return parse_settings(cls, text)
 
 
-class OutputCacheRun:
-    """Does for a cache of outputs what `ReuseRun` does for reuse, and keeps the same records."""
+class OutputCacheRun(CountedRun):
+    """`CountedRun` that returns outputs of earlier steps."""
+
+    any_batch = False  # outputs are of whole batches
 
     def __init__(self, steps: tuple[Step, ...]):
-        self.steps = steps
-        self._records = Records()
+        super().__init__(steps)
         self._outputs: dict[tuple[str, str], Tensor] = {}
-
-    def begin_forward(self, pass_name: str, step_index: int) -> None:
-        self._name, self._step = pass_name, self.steps[step_index]
 
     def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
@@ -105,42 +88,7 @@ class OutputCacheRun:
         self._outputs[self._name, layer] = output = forward()
         return output
 
-    def attention(
-        self,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        *,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
-        """[batch, heads, tokens, d], dense."""
-        start = mark(query.device)
-        output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._records.add(
-            self._step, self._name, layer, None, torch.zeros(query.shape[1]), (start, start, mark(query.device))
-        )
-        return output
-
-    def skipped(self, layer: str, heads: int) -> None:
-        """Takes note of a layer whose output came from the cache."""
-        self._records.add_skipped(self._step, self._name, layer, heads)
-
-    def end_forward(self) -> None:
-        """Nothing to close."""
-
-    @property
-    def records(self) -> list[dict]:
-        """See `Records.read`."""
-        return self._records.read()
-
     @property
     def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
         return sum(output.nbytes for output in self._outputs.values())
-
-    def saving(self) -> dict:
-        """As `ReuseRun.saving`: share of attention saved."""
-        return summarise_saving(self.records, self.steps, "realised")

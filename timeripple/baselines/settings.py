@@ -31,6 +31,15 @@ def parse_settings(kind: type[T], text: str) -> T:
     return kind(**values)
 
 
+def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:
+    """The text of a baseline that has some of the settings of `ReuseConfig`, as `ReuseConfig.parse` reads it. Raises
+    ConfigError, one sentence, for settings it does not have."""
+    settings = text.strip().split(":")[1:]
+    for name in (part.split("=")[0] for part in settings if "=" in part):
+        require(name in known, f"setting {name!r} in {text!r} is unknown; choose from {', '.join(known)}.")
+    return ":".join((granularity, *settings))
+
+
 def label_of(name: str, config) -> str:
     """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
     first, *others = fields(config)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from timeripple.attention import ReuseRun
 from timeripple.attention.plan import TileCurve, tile_layout, window_probability
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.baselines.settings import as_reuse
+from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
 SETTINGS = ("budget", "theta", "refresh", "extrapolate", "dense_first", "dense_last", "ramp", "theta_min", "query_tile")
@@ -47,11 +48,7 @@ class SkipConfig(ReuseConfig):
     @classmethod
     def parse(cls, text: str) -> SkipConfig:
         """Reads `name[:budget][:key=value...]`, e.g. "skip:0.7:refresh=5"; refresh is off unless given."""
-        settings = text.strip().split(":")[1:]
-        for name in (part.split("=")[0] for part in settings if "=" in part):
-            if name not in SETTINGS:
-                raise ConfigError(f"setting {name!r} in {text!r} is unknown; choose from {', '.join(SETTINGS)}.")
-        return super().parse(":".join(("tile", *settings)))
+        return super().parse(as_reuse("tile", text, SETTINGS))
 
 
 def measure(

@@ -86,18 +86,17 @@ class CountedConfig:
     granularity: str = "module"
 
     def start(self, num_inference_steps: int) -> CountedRun:
-        return CountedRun(num_inference_steps)
+        return CountedRun(tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps)))
 
 
 class CountedRun:
-    """Does for a step cache what `ReuseRun` does for reuse, and keeps the same records."""
+    """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
 
     held_bytes = 0  # of attention; what caches hold is not known here
     any_batch = True  # a cache may leave samples of the batch out
 
-    def __init__(self, num_inference_steps: int):
-        self.steps = tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps))
-        self._records, self._batch = Records(), 1
+    def __init__(self, steps: tuple[Step, ...]):
+        self.steps, self._records, self._batch = steps, Records(), 1
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
@@ -134,5 +133,5 @@ class CountedRun:
         return self._records.read()
 
     def saving(self) -> dict:
-        """As `ReuseRun.saving`: share of attention saved, over all steps."""
+        """As `ReuseRun.saving`: share of attention saved."""
         return summarise_saving(self.records, self.steps, "realised")

@@ -15,7 +15,8 @@ from torch.nn.functional import normalize, pad
 
 from timeripple.attention import ReuseRun
 from timeripple.attention.plan import Rows, Staircase, TokenPlan, window_table
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.baselines.settings import as_reuse
+from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
 SETTINGS = ("budget", "theta", "refresh", "extrapolate", "dense_first", "dense_last", "ramp", "theta_min")
@@ -41,11 +42,7 @@ class TokenMergeConfig(ReuseConfig):
     @classmethod
     def parse(cls, text: str) -> TokenMergeConfig:
         """Reads `token-merge[:budget][:key=value...]`."""
-        settings = text.strip().split(":")[1:]
-        for name in (part.split("=")[0] for part in settings if "=" in part):
-            if name not in SETTINGS:
-                raise ConfigError(f"setting {name!r} in {text!r} is unknown; choose from {', '.join(SETTINGS)}.")
-        return super().parse(":".join(("token", *settings)))
+        return super().parse(as_reuse("token", text, SETTINGS))
 
 
 @dataclass(frozen=True)

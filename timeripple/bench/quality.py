@@ -100,7 +100,7 @@ def _method(text: str, steps: int) -> Method | str:
     """The method, or the sentence that says why there is none."""
     try:
         method = parse_method(text)
-        method.config.schedule(steps)
+        method.check(steps)
     except ConfigError as error:
         return str(error)
     return method
