@@ -18,16 +18,6 @@ from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
 
-@dataclass(frozen=True)
-class CompactConfig(SkipConfig):
-    """theta is the mean attention probability that a tile may miss."""
-
-    name = "compact"
-
-    def measure(self, *arguments, **options) -> TileCurve:
-        return measure(*arguments, **options)
-
-
 def measure(
     query: Tensor,
     key: Tensor,
@@ -45,6 +35,14 @@ def measure(
     total = probability.new_zeros(heads, number).index_add_(1, offset.flatten(), probability.flatten(1))
     mean = total / torch.bincount(offset.flatten(), minlength=number)
     return least_first(mean[:, offset], query, grid, config)
+
+
+@dataclass(frozen=True)
+class CompactConfig(SkipConfig):
+    """theta is the mean attention probability that a tile may miss."""
+
+    name = "compact"
+    measure = staticmethod(measure)
 
 
 def offsets(grid: TokenGrid, config: ReuseConfig, device) -> Tensor:

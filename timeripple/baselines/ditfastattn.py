@@ -17,18 +17,6 @@ from timeripple.config import ReuseConfig
 from timeripple.grid import TokenGrid
 
 
-@dataclass(frozen=True)
-class DitFastAttnConfig(SkipConfig):
-    """The residual is kept as it is, as DiTFastAttn does; the schedule is that of our feedback."""
-
-    refresh: int | str | None = "auto"
-    extrapolate: bool = False
-    name = "ditfastattn"
-
-    def measure(self, *arguments, **options) -> TileCurve:
-        return measure(*arguments, **options)
-
-
 def measure(
     query: Tensor,
     key: Tensor,
@@ -46,3 +34,13 @@ def measure(
 
     distance = (middles(config.query_tile)[:, None] - middles(window_shape(config))).abs()
     return nearest_last(distance.expand(len(query) * query.shape[1], -1, -1), query, grid, config)
+
+
+@dataclass(frozen=True)
+class DitFastAttnConfig(SkipConfig):
+    """The residual is kept as it is, as DiTFastAttn does; the schedule is that of our feedback."""
+
+    refresh: int | str | None = "auto"
+    extrapolate: bool = False
+    name = "ditfastattn"
+    measure = staticmethod(measure)

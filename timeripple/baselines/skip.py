@@ -22,35 +22,6 @@ from timeripple.grid import TokenGrid
 SETTINGS = ("budget", "theta", "refresh", "extrapolate", "dense_first", "dense_last", "ramp", "theta_min", "query_tile")
 
 
-@dataclass(frozen=True)
-class SkipConfig(ReuseConfig):
-    """Settings of tile reuse, for skipping; theta is the attention probability a tile of queries may miss."""
-
-    granularity: str = "tile"
-    refresh: int | str | None = None
-    name = "skip"
-
-    @property
-    def ceiling(self) -> float:
-        """There are no representatives to visit, and a tile keeps one window of many."""
-        return 1.0
-
-    @property
-    def label(self) -> str:
-        return self.name + super().label.removeprefix(self.granularity)
-
-    def measure(self, *arguments, **options) -> TileCurve:
-        return measure(*arguments, **options)
-
-    def start(self, num_inference_steps: int) -> ReuseRun:
-        return ReuseRun(self, num_inference_steps, measure=self.measure)
-
-    @classmethod
-    def parse(cls, text: str) -> SkipConfig:
-        """Reads `name[:budget][:key=value...]`, e.g. "skip:0.7:refresh=5"; refresh is off unless given."""
-        return super().parse(as_reuse("tile", text, SETTINGS))
-
-
 def measure(
     query: Tensor,
     key: Tensor,
@@ -67,6 +38,33 @@ def measure(
     return least_first(
         window_probability(query, key, grid, config, scale=scale, key_mask=key_mask), query, grid, config
     )
+
+
+@dataclass(frozen=True)
+class SkipConfig(ReuseConfig):
+    """Settings of tile reuse, for skipping; theta is the attention probability a tile of queries may miss."""
+
+    granularity: str = "tile"
+    refresh: int | str | None = None
+    name = "skip"
+    measure = staticmethod(measure)
+
+    @property
+    def ceiling(self) -> float:
+        """There are no representatives to visit, and a tile keeps one window of many."""
+        return 1.0
+
+    @property
+    def label(self) -> str:
+        return self.name + super().label.removeprefix(self.granularity)
+
+    def start(self, num_inference_steps: int) -> ReuseRun:
+        return ReuseRun(self, num_inference_steps, measure=self.measure)
+
+    @classmethod
+    def parse(cls, text: str) -> SkipConfig:
+        """Reads `name[:budget][:key=value...]`, e.g. "skip:0.7:refresh=5"; refresh is off unless given."""
+        return super().parse(as_reuse("tile", text, SETTINGS))
 
 
 def least_first(worth: Tensor, query: Tensor, grid: TokenGrid, config: ReuseConfig) -> TileCurve:

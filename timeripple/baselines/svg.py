@@ -21,19 +21,6 @@ from timeripple.grid import TokenGrid
 SAMPLES = 64  # queries, as in SVG
 
 
-@dataclass(frozen=True)
-class SvgConfig(SkipConfig):
-    """SVG's settings for Wan: a quarter of the attention is kept, and the first 30 % of the steps are dense."""
-
-    dense_first: float | str = 0.3
-    dense_last: int | str = 0
-    ramp: float | str = 0.0
-    name = "svg"
-
-    def measure(self, *arguments, **options) -> TileCurve:
-        return measure(*arguments, **options)
-
-
 def measure(
     query: Tensor,
     key: Tensor,
@@ -62,6 +49,17 @@ def measure(
 
     is_spatial = kept(spatial) >= kept(temporal)
     return nearest_last(torch.where(is_spatial[:, None, None], spatial, temporal), query, grid, config)
+
+
+@dataclass(frozen=True)
+class SvgConfig(SkipConfig):
+    """SVG's settings for Wan: a quarter of the attention is kept, and the first 30 % of the steps are dense."""
+
+    dense_first: float | str = 0.3
+    dense_last: int | str = 0
+    ramp: float | str = 0.0
+    name = "svg"
+    measure = staticmethod(measure)
 
 
 def distances(grid: TokenGrid, config: ReuseConfig, device) -> tuple[Tensor, Tensor]:
