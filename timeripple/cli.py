@@ -460,6 +460,46 @@ def kernels(
         _console().print(_kernel_table(rows))
 
 
+@app.command()
+def gpu(
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
+    parts: Annotated[
+        str, typer.Option(help="Of kernels, attention, end-to-end, pipelines, training; by default all, in this order.")
+    ] = "",
+    device: Annotated[str, typer.Option(help='"cuda:N", or "cpu" for what can be rehearsed there.')] = "cuda:0",
+    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, for a rehearsal.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a part.")] = Path("outputs/gpu"),
+) -> None:
+    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, pipelines, training.
+
+    Every part runs in a process of its own and ends in time; one that fails is a finding, and the next one runs.
+    """
+    with _one_sentence(ValueError, OSError):
+        from timeripple.bench.gpu import PARTS, run_parts
+
+        chosen = [name.strip() for name in parts.split(",")] if parts else list(PARTS)
+        run_parts(out, minutes, chosen, device, small, on_part=_print_part)
+    _console().print(f"Wrote {len(chosen)} files to {out}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_part(document: dict) -> None:
+    """What one part of `gpu` found, as a table."""
+    from timeripple.bench.gpu import PARTS
+
+    columns = PARTS[document["part"]].columns
+    device = document["environment"].get("device", "an unknown device")
+    table = Table(title=f"{document['part']}: {document['outcome']}, measured here on {device}", box=SIMPLE)
+    for column in columns:
+        table.add_column(column.replace("_", "\n"), justify="left" if column in columns[:2] else "right")
+    for row in document["rows"]:
+        cells = (row.get(column) for column in columns)
+        table.add_row(*("-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+    console = _console()
+    console.print(table)
+    for sentence in (*document.get("notes", ()), document.get("last_words", "")):
+        console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of the user is one sentence on stderr and exit code 2."""
     from typer import _click

@@ -7,6 +7,7 @@ nothing to do.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -149,10 +150,11 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
     subsets = torch.empty(shape, dtype=torch.int64, device=video.device)
     video, table = _rows_together(video), table.to(torch.int32).contiguous()
     block = small_block(head_dim)
-    kernels.merge_deviations[triton.cdiv(len(table), block), heads](
-        video, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), 0, *video.stride()[:2],
-        HEAD_DIM=head_dim, AXES=axes, LEVELS=shape[2], BLOCK_W=block, BLOCK_D=padded(head_dim),
-    )  # fmt: skip
+    with on_its_device(video):
+        kernels.merge_deviations[triton.cdiv(len(table), block), heads](
+            video, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), 0, *video.stride()[:2],
+            HEAD_DIM=head_dim, AXES=axes, LEVELS=shape[2], BLOCK_W=block, BLOCK_D=padded(head_dim),
+        )  # fmt: skip
     return thresholds, subsets
 
 
@@ -207,26 +209,30 @@ def _attend(
     blocks = attend_blocks(head_dim, query.dtype)
     rows = tokens if queries is None else queries.table.shape[1]
     nothing = query.new_empty(0, dtype=torch.int32)
+    query_table, query_counts = nothing, nothing
+    if queries is not None:
+        query_table, query_counts = queries.table, queries.counts.to(torch.int32)
     chosen, chosen_counts, computed, window_table, windows, tile_rows = nothing, nothing, nothing, nothing, 0, 1
     if choice is not None:
         computed, window_table, tile_rows = choice.computed.to(torch.uint8), choice.table, choice.tile_rows
         chosen, chosen_counts = _list_chosen(computed)
         windows = computed.shape[-1]
-    kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
-        query, key, value, nothing if residual is None else residual, output,
-        nothing if queries is None else queries.table, nothing if queries is None else queries.counts.to(torch.int32),
-        row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
-        chosen, chosen_counts, computed, window_table,
-        heads, tokens, rows, row_key.shape[2], windows, tile_rows,
-        (head_dim**-0.5 if scale is None else scale) / math.log(2),
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
-        *row_key.stride()[:3], *row_value.stride()[:3],
-        0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
-        HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
-        BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
-        BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
-        num_warps=blocks.warps, num_stages=blocks.stages,
-    )  # fmt: skip
+    with on_its_device(query):
+        kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
+            query, key, value, nothing if residual is None else residual, output,
+            query_table, query_counts,
+            row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
+            chosen, chosen_counts, computed, window_table,
+            heads, tokens, rows, row_key.shape[2], windows, tile_rows,
+            (head_dim**-0.5 if scale is None else scale) / math.log(2),
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
+            *row_key.stride()[:3], *row_value.stride()[:3],
+            0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
+            HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
+            BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
+            BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
     return output
 
 
@@ -236,11 +242,12 @@ def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
     x = _rows_together(x)
     merged = x.new_empty(batch, heads, rows, head_dim)
     block = small_block(head_dim)
-    kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
-        x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
-        0 if len(table) == 1 else table.stride(0),
-        HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
-    )  # fmt: skip
+    with on_its_device(x):
+        kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
+            x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
+            0 if len(table) == 1 else table.stride(0),
+            HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
+        )  # fmt: skip
     return merged
 
 
@@ -248,7 +255,8 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 [heads, tiles, windows] -> numbers of the set windows, int32 of the same shape, and counts."""
     chosen = torch.empty(computed.shape, dtype=torch.int32, device=computed.device)
     counts = torch.empty(computed.shape[:2], dtype=torch.int32, device=computed.device)
-    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
+    with on_its_device(computed):
+        kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
     return chosen, counts
 
 
@@ -268,6 +276,11 @@ def _full_counts(x: Tensor) -> Tensor:
 
 def _rows_together(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def on_its_device(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, whatever its arguments are on; inside, that is the one of `x`."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def small_block(head_dim: int) -> int:

@@ -7,7 +7,7 @@ correlations along the axes.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -75,18 +75,28 @@ def synthetic_captures(captures: list[Capture], grid: TokenGrid, heads: int, hea
     device, dtype = captures[0].query.device, captures[0].query.dtype
     generator = torch.Generator(device).manual_seed(0)
 
-    def correlated(name: str) -> Tensor:
+    def similar(name: str) -> Tensor:
         known = [(getattr(captured, name).float(), captured.grid) for captured in captures]
-        x = torch.randn(1, heads, grid.tokens, head_dim, generator=generator, device=device)
-        video = grid.unflatten(x[..., grid.video, :])
-        for dim, axis in enumerate(AXES, start=2):
-            r = torch.stack([axis_correlation(y, g, axis, 1).mean() for y, g in known]).mean().clamp(0, 0.999)
-            for i in range(1, video.shape[dim]):
-                later, earlier = video.select(dim, i), video.select(dim, i - 1)
-                later.mul_((1 - r**2).sqrt()).add_(r * earlier)
-        return (x * torch.stack([y.std() for y, _ in known]).mean()).to(dtype)
+        correlations = [
+            torch.stack([axis_correlation(y, g, axis, 1).mean() for y, g in known]).mean().item() for axis in AXES
+        ]
+        std = torch.stack([y.std() for y, _ in known]).mean().item()
+        return correlated_noise(grid, heads, head_dim, correlations, std, generator).to(dtype)
 
-    return [Capture(captures[0].step, "synthetic", *map(correlated, ("query", "key", "value")), grid)]
+    return [Capture(captures[0].step, "synthetic", *map(similar, ("query", "key", "value")), grid)]
+
+
+def correlated_noise(
+    grid: TokenGrid, heads: int, head_dim: int, correlations: Sequence[float], std: float, generator: torch.Generator
+) -> Tensor:
+    """Gaussian [1, heads, tokens, head_dim]; correlations: of video tokens with the next one along t, y and x."""
+    x = torch.randn(1, heads, grid.tokens, head_dim, generator=generator, device=generator.device)
+    video = grid.unflatten(x[..., grid.video, :])
+    for dim, r in enumerate(correlations, start=2):
+        r = min(max(r, 0.0), 0.999)
+        for i in range(1, video.shape[dim]):
+            video.select(dim, i).mul_((1 - r**2) ** 0.5).add_(video.select(dim, i - 1), alpha=r)
+    return x.mul_(std)
 
 
 def attention(

@@ -1,0 +1,30 @@
+"""Pond from prompt to pixels, dense and with reuse."""
+
+from __future__ import annotations
+
+from timeripple.bench.attention import request_for
+from timeripple.bench.end_to_end import end_to_end
+from timeripple.bench.gpu.findings import Findings, reason
+from timeripple.generate import generate
+from timeripple.methods import parse_method
+from timeripple.models import load_pipeline
+
+METHODS = ("dense", "token:0.7", "token:0.85")
+TOKENS = (4096, 9216)
+REPEATS = 3
+
+
+def run(findings: Findings, device: str, small: bool) -> None:
+    """Rows: see `bench.end_to_end.end_to_end`, for each number of tokens after a generation to warm up."""
+    pipeline = load_pipeline("pond", device)
+    for tokens in (256,) if small else TOKENS:
+        if findings.left < 5:
+            findings.note(f"{tokens} tokens were left out: no time was left")
+            continue
+        try:
+            for method in METHODS:  # compiles the kernels in this shape
+                generate(pipeline, request_for(tokens, steps=6 if small else 20), parse_method(method))
+            for row in end_to_end(pipeline, (tokens,), METHODS, repeats=1 if small else REPEATS)["rows"]:
+                findings.add(row)
+        except Exception as error:
+            findings.note(f"{tokens} tokens: {reason(error)}")
