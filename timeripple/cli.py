@@ -496,8 +496,14 @@ def _print_part(document: dict) -> None:
         table.add_row(*("-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
     console = _console()
     console.print(table)
-    for sentence in (*document.get("notes", ()), document.get("last_words", "")):
+    failures = {f"{row.get('method', '')} {row.get('case', '')}".strip(): row["failure"] for row in _failed(document)}
+    said = [f"{what}: {why}" for what, why in list(failures.items())[:15]]
+    for sentence in (*said, *document.get("notes", ()), document.get("last_words", "")):
         console.print(sentence, highlight=False, markup=False, soft_wrap=True)
+
+
+def _failed(document: dict) -> list[dict]:
+    return [row for row in (*document["rows"], *document.get("cases", ())) if row.get("failure")]
 
 
 def main(arguments: list[str] | None = None) -> None:

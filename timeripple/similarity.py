@@ -117,3 +117,16 @@ def _windows(video: Tensor, axis: str, window: int) -> Tensor:
 def _dim(axis: str) -> int:
     """Dimension of an axis in [..., t, y, x, d], counted from the end."""
     return AXES.index(axis) - 4
+
+
+def correlated_noise(
+    grid: TokenGrid, heads: int, head_dim: int, correlations: Sequence[float], std: float, generator: torch.Generator
+) -> Tensor:
+    """Gaussian [1, heads, tokens, head_dim]; correlations: of video tokens with the next one along t, y and x."""
+    x = torch.randn(1, heads, grid.tokens, head_dim, generator=generator, device=generator.device)
+    video = grid.unflatten(x[..., grid.video, :])
+    for dim, r in enumerate(correlations, start=2):
+        r = min(max(r, 0.0), 0.999)
+        for i in range(1, video.shape[dim]):
+            video.select(dim, i).mul_((1 - r**2) ** 0.5).add_(video.select(dim, i - 1), alpha=r)
+    return x.mul_(std)

@@ -61,8 +61,9 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
     """`plan.window_deviations` with what is fastest on the device: on CUDA a kernel, where it compiles and starts."""
     if video.is_cuda:
         try:
-            from timeripple.attention import triton_backend
+            from timeripple.attention import triton_backend, triton_probe
 
+            triton_probe.check(video)
             return triton_backend.window_deviations(video, weight, table, axes)
         except Exception as error:
             _warn_of(error)
@@ -137,8 +138,9 @@ def _carry_out(backend: str, query: Tensor, key: Tensor, value: Tensor, plan, ar
     """Output, and the backend that computed it."""
     if backend == "triton" or (backend == "auto" and query.is_cuda):
         try:
-            from timeripple.attention import triton_backend  # only where it is wanted: not every platform has Triton
+            from timeripple.attention import triton_backend, triton_probe  # not every platform has Triton
 
+            triton_probe.check(query)
             return triton_backend.attention(query, key, value, plan, **arguments), "triton"
         except Exception as error:
             if backend == "triton":

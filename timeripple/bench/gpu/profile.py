@@ -12,23 +12,22 @@ from torch.profiler import ProfilerActivity, profile
 from timeripple.timing import now
 
 TOP = 14  # kernels listed one by one
-WARMUPS, CALLS = 3, 3
 
 
-def profile_call(call: Callable[[], object], device: torch.device) -> Iterator[dict]:
-    """Rows {"name", "launches", "ms"} of one call, mean over a few: first the whole, then its longest kernels.
+def profile_call(call: Callable[[], object], device: torch.device, calls: int = 3) -> Iterator[dict]:
+    """Rows {"name", "launches", "ms"} of one call, mean over `calls`: first the whole, then its longest kernels.
 
     The whole: "span", from its first kernel to the end of its last, "busy", in which any kernel runs, and "gaps", the
     rest. Without a GPU, operators of the CPU take the place of kernels.
     """
-    for _ in range(WARMUPS):
+    for _ in range(calls):
         call()
     now(device)
     on_gpu = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     spans = []
     kernels: dict[str, list[float]] = defaultdict(list)
-    for _ in range(CALLS):
+    for _ in range(calls):
         with profile(activities=activities) as profiler:
             call()
             now(device)
@@ -38,12 +37,12 @@ def profile_call(call: Callable[[], object], device: torch.device) -> Iterator[d
         spans.append((ranges[-1][1] - ranges[0][0], _covered(ranges)))
         for event in events:
             kernels[event.name].append(event.time_range.end - event.time_range.start)
-    span, busy = (sum(part) / CALLS for part in zip(*spans, strict=True))
-    launches = sum(map(len, kernels.values())) / CALLS
+    span, busy = (sum(part) / calls for part in zip(*spans, strict=True))
+    launches = sum(map(len, kernels.values())) / calls
     for name, microseconds in (("span", span), ("busy", busy), ("gaps", span - busy)):
         yield {"name": name, "launches": launches, "ms": microseconds / 1000}
     for name, times in sorted(kernels.items(), key=lambda item: -sum(item[1]))[:TOP]:
-        yield {"name": name[:120], "launches": len(times) / CALLS, "ms": sum(times) / CALLS / 1000}
+        yield {"name": name[:120], "launches": len(times) / calls, "ms": sum(times) / calls / 1000}
 
 
 def _covered(ranges: list[tuple[float, float]]) -> float:

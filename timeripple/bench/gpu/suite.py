@@ -104,7 +104,8 @@ def _kill_group(child: subprocess.Popen) -> None:
     """Ends a child and whatever it started."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that the driver holds cannot be ended, and is left behind
+        child.wait(10)
 
 
 def _settle(name: str, path: Path, outcome: str | None, said: str = "") -> dict:
