@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from timeripple.attention import ripple_attention
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
 
 GRIDS = [TokenGrid(4, 4, 6), TokenGrid(3, 5, 3), TokenGrid(2, 4, 4, text_before=3), TokenGrid(3, 2, 5, text_after=2)]
 
@@ -31,7 +31,9 @@ def test_a_reused_row_times_the_values_is_the_output_of_the_reference(grid, gran
     q, k, v = qkv(grid)
     config = ReuseConfig(granularity, budget=0.5, query_tile=(2, 2, 2))
     plan = plan_at(q, k, grid, config)
-    output, _ = ripple_attention(q[None], k[None], v[None], grid, config, saving=0.5, backend="reference")
+    output, _ = ripple_attention(
+        AttentionCall(q[None], k[None], v[None], grid), config, saving=0.5, backend="reference"
+    )
     for token in range(grid.tokens):
         row, sharing = reused_row(q, k, token, plan)
         torch.testing.assert_close((row[:, None] @ v)[:, 0], output[0, :, token], rtol=1e-5, atol=1e-5)

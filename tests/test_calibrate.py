@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from timeripple import calibrate as module
+from timeripple.attention.config import ReuseConfig
 from timeripple.calibrate import BUDGETS, DENSE_FIRST, calibrate
-from timeripple.config import ReuseConfig
 from timeripple.generate import Request
 
 REQUESTS = [Request("a red ball", num_frames=2, height=32, width=32)]

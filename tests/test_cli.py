@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from timeripple import cli, compare
+from timeripple.attention.config import ReuseConfig
 from timeripple.bench import quality as bench
 from timeripple.calibrate import BUDGETS
-from timeripple.config import ReuseConfig
 
 SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from timeripple import compare as comparing
+from timeripple.attention.method import ConfigError
 from timeripple.compare import check_folder, compare, read_settings, save
-from timeripple.config import ConfigError
 from timeripple.generate import Cancelled, Request
 from timeripple.methods import parse_method
 from timeripple.quality import PSNR_CAP, psnr

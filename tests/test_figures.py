@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from timeripple import figures
-from timeripple.config import ReuseConfig
+from timeripple.attention.config import ReuseConfig
 
 SECONDS = {"total": 10.5, "text": 0.5, "denoise": 9.0, "attention": 6.0, "plan": 1.0, "decode": 1.0}
 

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.method import ConfigError
+from timeripple.attention.similarity import reuse_mask, snap
 from timeripple.generate import Request, generate
-from timeripple.grid import AXES, TokenGrid
 from timeripple.laboratory import Specimen, head_trials, pairing_method, relative_change, residual_drift
 from timeripple.probe import capture
-from timeripple.similarity import reuse_mask, snap
 
 GRID = TokenGrid(4, 6, 4)
 CONFIGS = [ReuseConfig(granularity, budget=0.5, query_tile=(2, 2, 2)) for granularity in ("channel", "token", "tile")]
@@ -52,7 +53,8 @@ def test_the_error_is_that_of_the_output(config):
     assert trial.kind == ("theoretical" if config.granularity == "channel" else "realised")
     if config.granularity == "channel":
         q, k = (snap(x, GRID, trial.theta, AXES, 2)[0] for x in (q, k))
-        outputs = [((a @ b.mT / math.sqrt(8)).softmax(-1) @ v) for a, b in ((q, k), specimen._qkv[:2])]
+        given = specimen.call.query, specimen.call.key
+        outputs = [((a @ b.mT / math.sqrt(8)).softmax(-1) @ v) for a, b in ((q, k), given)]
         expected = [(outputs[0][h] - outputs[1][0, h]).norm() / outputs[1][0, h].norm() for h in range(2)]
         assert trial.error.tolist() == pytest.approx(torch.stack(expected).tolist(), rel=1e-4)
 

@@ -5,8 +5,9 @@ import re
 import pytest
 import torch
 
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES
-from timeripple.config import ConfigError, ReuseConfig
 from timeripple.methods import METHODS, calibrated_methods, parse_method
 
 TEXTS = {

@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from timeripple.attention.config import ReuseConfig
 from timeripple.compare import compare, save
-from timeripple.config import ReuseConfig
 from timeripple.generate import Cancelled, Request, generate
 from timeripple.laboratory import laboratory_report
 from timeripple.methods import parse_method

@@ -4,7 +4,9 @@ from importlib import import_module
 
 __all__ = ["ReuseConfig", "disable", "enable", "summary"]
 
-_HOMES = {"ReuseConfig": "timeripple.config"} | dict.fromkeys(("disable", "enable", "summary"), "timeripple.hooks")
+_HOMES = {"ReuseConfig": "timeripple.attention.config"} | dict.fromkeys(
+    ("disable", "enable", "summary"), "timeripple.hooks"
+)
 
 
 def __getattr__(name: str):

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from timeripple.attention.plan import TilePlan, TokenPlan, measure, theta_for_saving
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.plans.token import TokenPlan
 
 DOMINANT = 1.5  # times uniform attention, from where a head is said to have a kind
 SAMPLES = 256  # queries from which the scores of a head are estimated
@@ -53,8 +56,9 @@ def reused_row(query: Tensor, key: Tensor, token: int, plan: TokenPlan | TilePla
 
 def plan_at(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseConfig) -> TokenPlan | TilePlan:
     """The plan that saves what the config's budget asks for in this one call, on average over the heads."""
-    curve = measure(query[None], key[None], grid, config)
-    return curve.plan(query[None], key[None], theta_for_saving([curve], config.budget))
+    call = AttentionCall(query[None], key[None], key[None], grid)  # what is planned does not depend on the values
+    curve = config.measure(call)
+    return curve.plan(call, theta_for_saving([curve], config.budget))
 
 
 def averaged_map(

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from diffusers import DiffusionPipeline
 
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import ConfigError
 from timeripple.generate import Generation, Request, generate
 from timeripple.methods import Method, parse_method
 from timeripple.quality import measure

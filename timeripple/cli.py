@@ -199,8 +199,8 @@ def calibrate(
     """Find settings that keep a quality or reach a saving; `compare --settings` takes the file they are saved in."""
     with _one_sentence(ValueError, OSError):
         from timeripple import calibrate as calibrating
+        from timeripple.attention.config import ReuseConfig
         from timeripple.bench.quality import QualityBench
-        from timeripple.config import ReuseConfig
         from timeripple.models import load_pond
 
         ReuseConfig(granularity, budget=0)
@@ -231,10 +231,10 @@ def magnitudes(
 ) -> None:
     """Measure what mag-cache has to know of a model: how the magnitude of its residual moves from step to step."""
     with _one_sentence(ValueError, OSError):
+        from timeripple.attention.timing import environment
         from timeripple.baselines.mag_cache import magnitude_ratios
         from timeripple.bench.quality import QualityBench
         from timeripple.models import load_pond
-        from timeripple.timing import environment
 
         width, height = _parse_size(size)
         bench = QualityBench(prompts, steps, frames, height, width)
@@ -335,9 +335,9 @@ def attention(
 ) -> None:
     """Milliseconds of attention on q, k and v of real denoising steps, planning included."""
     with _one_sentence(ValueError):
+        from timeripple.attention.timing import environment
         from timeripple.bench import attention as bench
         from timeripple.models import load_pond
-        from timeripple.timing import environment
 
         if shape and shape not in bench.SHAPES:
             raise ValueError(f"The shape {shape!r} is unknown; choose from {', '.join(bench.SHAPES)}.")
@@ -447,7 +447,7 @@ def kernels(
     """Compile every Triton kernel for real GPUs, without one: registers, spills, shared memory, occupancy."""
     with _one_sentence(ValueError, ImportError):
         from timeripple import kernels as compiling
-        from timeripple.timing import environment
+        from timeripple.attention.timing import environment
 
         names = tuple(name.strip() for name in targets.split(",") if name.strip()) or tuple(compiling.TARGETS)
         rows = compiling.report(names)

@@ -14,12 +14,12 @@ from statistics import fmean
 
 from diffusers import DiffusionPipeline
 
-from timeripple.attention.run import saving_by_head
+from timeripple.attention.records import saving_by_head
+from timeripple.attention.timing import environment
 from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
 from timeripple.methods import Method, parse_method
 from timeripple.quality import measure, per_frame
 from timeripple.report import html_report
-from timeripple.timing import environment
 from timeripple.video import amplification, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20

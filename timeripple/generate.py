@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 
+from timeripple.attention.timing import Stopwatch
 from timeripple.hooks import transformers
 from timeripple.methods import Method
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
-from timeripple.timing import Stopwatch
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
 SIZE_STEP = 16  # pixels: what autoencoders and patches of all supported models divide

@@ -19,8 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from timeripple.attention import triton_kernels
-from timeripple.attention.plan import WINDOW
-from timeripple.attention.triton_backend import INTERPRETED, LIST_BLOCK, attend_blocks, padded, small_block
+from timeripple.attention.plans.curve import WINDOW
+from timeripple.attention.triton_backend import LIST_BLOCK, attend_blocks
+from timeripple.attention.triton_planning import INTERPRETED, padded, small_block
 
 
 @dataclass(frozen=True)

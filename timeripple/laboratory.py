@@ -1,6 +1,6 @@
 """What reuse does to one call of attention, and what else could have been done: saving, error, what is reused where.
 
-The method itself is `attention.plan` and `ripple_attention`; here it is only asked, and compared with the paper's
+The method itself is `attention.plans` and `ripple_attention`; here it is only asked, and compared with the paper's
 alternatives (arXiv 2511.12035, Figs. 5 and 7) and with itself some denoising steps later.
 """
 
@@ -15,30 +15,25 @@ from typing import Literal
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from timeripple.attention import ReuseRun, ripple_attention
-from timeripple.attention.plan import (
-    ChannelCurve,
-    ChannelPlan,
-    Staircase,
-    TileCurve,
-    TilePlan,
-    TokenCurve,
-    TokenPlan,
-    measure,
-    theta_for_saving,
-)
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import GRANULARITIES, ReuseConfig
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.method import ConfigError, Curve
+from timeripple.attention.plans import channel, token
+from timeripple.attention.plans.channel import ChannelCurve, ChannelPlan
+from timeripple.attention.plans.curve import Staircase, theta_for_saving
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.plans.token import TokenPlan
+from timeripple.attention.similarity import reuse_mask
+from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.baselines import SkipConfig
-from timeripple.baselines.skip import measure as measure_skip
-from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.generate import Request
-from timeripple.grid import AXES, TokenGrid
 from timeripple.hooks import family_of
 from timeripple.methods import Method, parse_method
 from timeripple.probe import Capture, capture
-from timeripple.similarity import reuse_mask
-from timeripple.timing import environment
 
 Kind = Literal["realised", "theoretical"]
 EVERY = 1e9  # a threshold below which everything is
@@ -78,19 +73,22 @@ class Specimen:
     @cached_property
     def dense(self) -> Tensor:
         """Output of dense attention, [1, heads, tokens, d]."""
-        return dense_attention(*self._qkv)
+        return dense_attention(self.call)
 
     @cached_property
-    def curve(self) -> TokenCurve | TileCurve | ChannelCurve:
+    def call(self) -> AttentionCall:
+        """The call itself, of a batch of one."""
+        return AttentionCall(self.query[None], self.key[None], self.value[None], self.grid)
+
+    @cached_property
+    def curve(self) -> Curve:
         """Saving at every threshold."""
-        return measure(*self._qkv[:2], self.grid, self.config)
+        return self.config.measure(self.call)
 
     def try_reuse(self, theta: float | None = None, saving: float | None = None) -> Trial:
         """Reuse at a threshold, or at the one threshold at which the heads save this share on average; by default what
         the config says. Raises ValueError for both."""
-        output, statistics = ripple_attention(
-            *self._qkv, self.grid, self.config, theta=theta, saving=saving, measure=lambda *_, **__: self.curve
-        )
+        output, statistics = ripple_attention(self.call, self.config, theta=theta, saving=saving, curve=self.curve)
         return self._trial("reuse", output, statistics.saving, statistics.kind, statistics.theta)
 
     def reused(self, theta: float) -> Tensor:
@@ -101,7 +99,7 @@ class Specimen:
         the queries that have this key not computed for them.
         """
         grid, config = self.grid, self.config
-        plan = self.curve.plan(*self._qkv[:2], theta) if theta > 0 else None
+        plan = self.curve.plan(self.call, theta) if theta > 0 else None
         if plan is None:
             shares = torch.zeros(2, len(self.query), grid.video_tokens)
         elif isinstance(plan, TilePlan):
@@ -138,22 +136,21 @@ class Specimen:
         return [trial for trial in tried if trial.saving.mean() > saving - REACHED]
 
     def _skip_tokens(self, saving: float) -> Trial:
-        curve = measure(*self._qkv[:2], self.grid, ReuseConfig("token", axes=self.config.axes))
+        curve = token.measure(self.call, ReuseConfig("token", axes=self.config.axes))
         never = replace(curve.query, thresholds=torch.full_like(curve.query.thresholds, math.inf))
         curve = replace(curve, query=never)
         theta = theta_for_saving([curve], saving)
-        plan = curve.plan(*self._qkv[:2], theta)
+        plan = curve.plan(self.call, theta)
         output = torch.empty_like(self.dense)
         for head, owner in enumerate(plan.key.owner):
             rows, order = owner.sort(stable=True)
             kept = order[torch.diff(rows, prepend=rows.new_tensor([-1])) > 0]  # the first token of every row
-            output[:, head] = dense_attention(self.query[head], self.key[head, kept], self.value[head, kept])
+            rows = self.query[head], self.key[head, kept], self.value[head, kept]
+            output[:, head] = scaled_dot_product_attention(*rows)
         return self._trial("skip tokens", output, plan.saving, "realised", theta)
 
     def _skip_windows(self, saving: float) -> Trial:
-        output, statistics = ripple_attention(
-            *self._qkv, self.grid, SkipConfig(budget=0), saving=saving, measure=measure_skip
-        )
+        output, statistics = ripple_attention(self.call, SkipConfig(budget=0), saving=saving)
         return self._trial("skip windows", output, statistics.saving, statistics.kind, statistics.theta)
 
     def _zero(self, saving: float) -> Trial:
@@ -162,20 +159,16 @@ class Specimen:
         for size, x in zip(sizes, (self.query, self.key), strict=True):
             size[:, grid.video] = x[:, grid.video].abs()
         sides = [Staircase.build(x.mT.flatten(0, 1).contiguous(), torch.tensor(1 / grid.tokens)) for x in sizes]
-        curve = ChannelCurve(*sides, grid, self.config, 1, channels)
+        curve = ChannelCurve(*sides, self.config.axes, self.config.window, 1, channels)
         theta = theta_for_saving([curve], saving)
         query, key = (
             x.masked_fill(size < theta, 0)[None] for x, size in zip((self.query, self.key), sizes, strict=True)
         )
-        output = dense_attention(query, key, self.value[None])
+        output = dense_attention(replace(self.call, query=query, key=key))
         return self._trial("zero", output, curve.saving(theta), "theoretical", theta)
 
     def _trial(self, name: str, output: Tensor, saving: Tensor, kind: Kind, theta: float | Tensor) -> Trial:
         return Trial(name, saving, kind, float(theta), relative_change(output[0], self.dense[0]))
-
-    @property
-    def _qkv(self) -> tuple[Tensor, Tensor, Tensor]:
-        return self.query[None], self.key[None], self.value[None]
 
 
 def relative_change(x: Tensor, reference: Tensor) -> Tensor:
@@ -193,11 +186,10 @@ def residual_drift(steps: Sequence[Tensor], grid: TokenGrid, config: ReuseConfig
     """
     first, residuals = Specimen(*steps[0], grid, config), []
     theta = first.try_reuse().theta
-    plan = first.curve.plan(*first._qkv[:2], theta) if theta > 0 else None
-    for qkv in (step[:, None] for step in steps):
-        kept = None if isinstance(plan, ChannelPlan) else plan
-        reused, _ = ripple_attention(*qkv, grid, config, theta=theta, plan=kept)
-        residuals.append((dense_attention(*qkv) - reused)[0])
+    plan = first.curve.plan(first.call, theta) if theta > 0 else None
+    for call in (AttentionCall(*step[:, None], grid) for step in steps):
+        reused, _ = ripple_attention(call, config, theta=theta, plan=plan if config.plans_last else None)
+        residuals.append((dense_attention(call) - reused)[0])
     return torch.stack([relative_change(residual, residuals[0]) for residual in residuals])
 
 
@@ -277,8 +269,8 @@ class PairingConfig(ReuseConfig):
     def label(self) -> str:
         return f"{self.group}-channels-along-{''.join(self.axes)}"
 
-    def start(self, num_inference_steps: int) -> ReuseRun:
-        return ReuseRun(self, num_inference_steps, measure=measure_pairing)
+    def measure(self, call: AttentionCall) -> PairingCurve:
+        return PairingCurve(channel.measure(_part(call, slice(*self.channels)), self), slice(*self.channels))
 
 
 def pairing_method(transformer, group: str, axis: str, theta: float = EVERY) -> Method:
@@ -301,18 +293,21 @@ class PairingCurve:
 
     curve: ChannelCurve
     channels: slice
-    kind = "theoretical"
 
-    def plan(self, query: Tensor, key: Tensor, theta: float) -> ChannelPlan:
-        part = self.curve.plan(query[..., self.channels], key[..., self.channels], theta)
-        query, key = query.clone(), key.clone()
+    @property
+    def highest(self) -> Tensor:
+        return self.curve.highest
+
+    def saving(self, theta: float | Tensor) -> Tensor:
+        """Of these channels alone."""
+        return self.curve.saving(theta)
+
+    def plan(self, call: AttentionCall, theta: float | Tensor) -> ChannelPlan:
+        part = self.curve.plan(_part(call, self.channels), theta)
+        query, key = call.query.clone(), call.key.clone()
         query[..., self.channels], key[..., self.channels] = part.query, part.key
         return ChannelPlan(query, key, part.saving * part.query.shape[-1] / query.shape[-1])
 
 
-def measure_pairing(
-    query: Tensor, key: Tensor, grid: TokenGrid, config: PairingConfig, *, scale=None, key_mask=None
-) -> PairingCurve:
-    """`attention.plan.measure` for a pairing."""
-    channels = slice(*config.channels)
-    return PairingCurve(measure(query[..., channels], key[..., channels], grid, config), channels)
+def _part(call: AttentionCall, channels: slice) -> AttentionCall:
+    return replace(call, query=call.query[..., channels], key=call.key[..., channels])

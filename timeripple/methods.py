@@ -9,8 +9,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from timeripple.attention.config import GRANULARITIES, ReuseConfig
+from timeripple.attention.method import ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, ThinnedConfig
-from timeripple.config import GRANULARITIES, ConfigError, ReuseConfig
 from timeripple.hooks import disable, enable, summary
 
 PARSERS = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES

@@ -12,16 +12,18 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import Step, dense_steps
+from timeripple.attention.similarity import correlation_table
+from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
-from timeripple.config import ReuseConfig
 from timeripple.generate import Cancelled, Request, freed, to_frames
-from timeripple.grid import TokenGrid
 from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.similarity import correlation_table
-from timeripple.timing import environment
 
 
 @dataclass(frozen=True)
@@ -295,6 +297,10 @@ class CaptureConfig:
     captures: list[Capture] = field(default_factory=list)
     label = "capture"
     granularity = None
+    kind = "realised"
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CaptureRun:
         return CaptureRun(self)
@@ -313,13 +319,12 @@ class CaptureRun:
         self._wanted = pass_name == self._first and step_index in self.config.steps
         self._step = step_index
 
-    def attention(
-        self, layer: str, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, *, scale=None, key_mask=None
-    ) -> Tensor:
+    def attention(self, layer: str, call: AttentionCall) -> Tensor:
         if self._wanted and (self.config.layers is None or layer in self.config.layers):
-            copies = (x.detach().clone(memory_format=torch.contiguous_format) for x in (query, key, value))
-            self.config.captures.append(Capture(self._step, layer, *copies, grid))
-        return dense_attention(query, key, value, scale=scale, key_mask=key_mask)
+            seen = (call.query, call.key, call.value)
+            copies = (x.detach().clone(memory_format=torch.contiguous_format) for x in seen)
+            self.config.captures.append(Capture(self._step, layer, *copies, call.grid))
+        return dense_attention(call)
 
     def skipped(self, layer: str, heads: int) -> None:
         """Nothing to note."""

@@ -4,9 +4,9 @@ import gradio as gr
 import torch
 
 from timeripple import figures
-from timeripple.grid import AXES, TokenGrid
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.similarity import correlation_table, deviation_table, reuse_mask
 from timeripple.probe import Inspection, rope_frequencies
-from timeripple.similarity import correlation_table, deviation_table, reuse_mask
 from ui import markup
 from ui.form import PICK, QUIET
 from ui.gpu import Works

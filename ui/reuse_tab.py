@@ -8,10 +8,10 @@ import gradio as gr
 import torch
 
 from timeripple import figures
+from timeripple.attention.config import METRICS, ReuseConfig
+from timeripple.attention.grid import AXES
 from timeripple.compare import save
-from timeripple.config import METRICS, ReuseConfig
 from timeripple.generate import Request
-from timeripple.grid import AXES
 from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
 from timeripple.methods import parse_method
 from timeripple.pond.pipeline import PondPipeline

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from timeripple.attention.method import ConfigError
 from timeripple.bench import end_to_end as module
 from timeripple.bench.end_to_end import end_to_end
-from timeripple.config import ConfigError
 
 
 def test_rows(tiny_pipeline, monkeypatch):

@@ -12,32 +12,20 @@ from itertools import combinations, product
 import torch
 from torch import Tensor
 
-from timeripple.config import ReuseConfig
-from timeripple.grid import AXES, TokenGrid
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.grid import AXES, TokenGrid
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    theta: float,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """[batch, heads, tokens, d] -> (output of the same shape, saving [heads], mean over the batch)."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+def attention(call: AttentionCall, config, theta: float) -> tuple[Tensor, Tensor]:
+    """Output, [batch, heads, tokens, d], and saving, [heads], mean over the batch, of a `config.ReuseConfig`."""
     head_attention = {"token": token_head, "tile": tile_head, "channel": channel_head}[config.granularity]
-    output, saving = torch.empty_like(query), torch.zeros(query.shape[:2], dtype=torch.float64)
-    for b, h in product(range(query.shape[0]), range(query.shape[1])):
-        hidden = torch.zeros(grid.tokens, dtype=query.dtype)
-        if key_mask is not None:
-            hidden[~key_mask[b]] = -math.inf
-        output[b, h], saving[b, h] = head_attention(
-            query[b, h], key[b, h], value[b, h], grid, config, theta, scale, hidden
-        )
+    output, saving = torch.empty_like(call.query), torch.zeros(call.query.shape[:2], dtype=torch.float64)
+    for b, h in product(range(call.batch), range(call.heads)):
+        hidden = torch.zeros(call.grid.tokens, dtype=call.query.dtype)
+        if call.key_mask is not None:
+            hidden[~call.key_mask[b]] = -math.inf
+        qkv = (x[b, h] for x in (call.query, call.key, call.value))
+        output[b, h], saving[b, h] = head_attention(*qkv, call.grid, config, theta, call.logit_scale, hidden)
     return output, saving.mean(0)
 
 
@@ -61,7 +49,7 @@ def token_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[T
     return output, 1 - len(query_groups) * len(key_groups) / grid.tokens**2
 
 
-def token_groups(x: Tensor, other: Tensor, grid: TokenGrid, config: ReuseConfig, theta: float, scale: float) -> list:
+def token_groups(x: Tensor, other: Tensor, grid: TokenGrid, config, theta: float, scale: float) -> list:
     """Groups of tokens that share a row: every window merges along the coarsest subset of axes it can."""
     if config.metric == "logit":
         weight = scale**2 * other[grid.video].square().mean(0)

@@ -1,8 +1,7 @@
 """Peers behind the same door and the same account as our method, each with its source and recommended settings.
 
-A baseline of attention is a frozen config with `label`, `granularity`, `schedule(num_inference_steps)`, `parse` and
-`start(num_inference_steps)`, which returns what the hooks use like a `ReuseRun`. One that caches more than attention is
-a step cache, see `step_cache`.
+A baseline of attention is an `attention.method.AttentionMethod` with `parse`, which reads it from text. One that caches
+more than attention is a step cache, see `step_cache`.
 """
 
 from timeripple.baselines.compact import CompactConfig

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from diffusers import FasterCacheConfig as DiffusersConfig
 
+from timeripple.attention.method import ConfigError
 from timeripple.baselines.settings import label_of, parse_settings, require
 from timeripple.baselines.step_cache import caching
-from timeripple.config import ConfigError
 from timeripple.hooks import transformers
 
 TENSOR_FORMATS = {"CogVideoXTransformer3DModel": "BFCHW"}

@@ -15,9 +15,9 @@ from pathlib import Path
 from diffusers import MagCacheConfig as DiffusersConfig
 from torch import Tensor
 
+from timeripple.attention.method import ConfigError
 from timeripple.baselines.settings import label_of, parse_settings, require
 from timeripple.baselines.step_cache import caching
-from timeripple.config import ConfigError
 from timeripple.hooks import transformers
 
 RATIOS = Path(__file__).resolve().parents[2] / "assets" / "settings" / "pond-mag-ratios.json"

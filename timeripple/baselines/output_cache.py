@@ -12,16 +12,10 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
+from timeripple.attention.method import ConfigError, Step
 from timeripple.baselines.settings import label_of, parse_settings
 from timeripple.baselines.step_cache import CountedRun
-from timeripple.config import (
-    DEFAULT_BUDGET,
-    DEFAULT_DENSE_FIRST,
-    DEFAULT_DENSE_LAST,
-    ConfigError,
-    ReuseConfig,
-    Step,
-)
 
 
 @dataclass(frozen=True)
@@ -35,6 +29,7 @@ class OutputCacheConfig:
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
+    kind = "realised"
     theta = None
 
     def __post_init__(self):

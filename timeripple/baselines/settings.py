@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TypeVar
 
-from timeripple.config import ConfigError
+from timeripple.attention.method import ConfigError
 
 T = TypeVar("T")
 

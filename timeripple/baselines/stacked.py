@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from timeripple.attention import ReuseRun, ripple_attention
-from timeripple.attention.dispatch import AttentionStatistics, check_inputs, measure
-from timeripple.attention.plan import theta_for_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.dispatch import AttentionStatistics, ripple_attention
+from timeripple.attention.method import ConfigError, Step
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.run import Kept, ReuseRun
 from timeripple.baselines.skip import SkipConfig
-from timeripple.config import ConfigError, ReuseConfig, Step
-from timeripple.grid import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class StackedConfig:
     reuse: ReuseConfig
     mask: SkipConfig
     granularity = "channel"
+    kind = "theoretical"
 
     def __post_init__(self):
         if (
@@ -73,30 +75,14 @@ class StackedRun(ReuseRun):
         """As scheduled: what is on record is the saving of both."""
         return step.saving_target
 
-    def _attend(
-        self,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        *,
-        theta,
-        saving,
-        scale,
-        key_mask,
-        **_,
+    def _reuse(
+        self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
     ) -> tuple[Tensor, AttentionStatistics]:
         """The mask's attention on snapped queries and keys; the saving of both together, of which the channels' part is
         theoretical."""
-        check_inputs(query, key, value, grid, key_mask)
-        curve = measure(query, key, grid, self.config)
-        theta = theta_for_saving([curve], saving) if theta is None else theta
-        plan = curve.plan(query, key, theta)
-        asked = {"saving": self.mask.budget} if self.mask.theta is None else {"theta": self.mask.theta}
-        output, masked = ripple_attention(
-            plan.query, plan.key, value, grid, self.mask,
-            **asked, scale=scale, key_mask=key_mask, measure=self.mask.measure,
-        )  # fmt: skip
+        curve = self.config.measure(call)
+        theta = theta_for_saving([curve], self._saving) if self._theta is None else self._theta
+        plan = curve.plan(call, theta)
+        output, masked = ripple_attention(plan.snapped(call), self.mask)
         together = 1 - (1 - plan.saving) * (1 - masked.saving)
         return output, AttentionStatistics(together, "theoretical", theta, masked.marks, masked.backend, curve, None)

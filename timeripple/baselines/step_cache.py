@@ -16,12 +16,12 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
-from timeripple.attention.run import Records, summarise_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.method import Kind, Step, dense_steps
+from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.config import Step
-from timeripple.grid import TokenGrid
 from timeripple.hooks import transformers
-from timeripple.timing import mark
 
 PASSES_HOOK = "timeripple-passes"
 
@@ -84,9 +84,13 @@ class CountedConfig:
 
     label: str = "dense"
     granularity: str = "module"
+    kind: Kind = "realised"
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CountedRun:
-        return CountedRun(tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps)))
+        return CountedRun(self.schedule(num_inference_steps))
 
 
 class CountedRun:
@@ -101,23 +105,13 @@ class CountedRun:
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
 
-    def attention(
-        self,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        *,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
+    def attention(self, layer: str, call: AttentionCall) -> Tensor:
         """[batch, heads, tokens, d], dense; samples that are missing from the batch are saved."""
-        start = mark(query.device)
-        output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._batch = max(self._batch, len(query))
-        saving = torch.full((query.shape[1],), 1 - len(query) / self._batch, dtype=torch.float64)
-        self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(query.device)))
+        start = mark(call.device)
+        output = dense_attention(call)
+        self._batch = max(self._batch, call.batch)
+        saving = torch.full((call.heads,), 1 - call.batch / self._batch, dtype=torch.float64)
+        self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
     def skipped(self, layer: str, heads: int) -> None:

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timeripple.attention import ripple_attention
-from timeripple.attention.plan import measure, theta_for_saving
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.similarity import axis_correlation
+from timeripple.attention.timing import now
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.config import ReuseConfig
 from timeripple.generate import Request
-from timeripple.grid import AXES, TokenGrid
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 from timeripple.probe import Capture, capture
-from timeripple.similarity import axis_correlation
-from timeripple.timing import now
 
 SHAPES = {  # grid, heads, head_dim
     "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames
@@ -162,31 +162,31 @@ def _call(captured: Capture, name: str, how: float | SDPBackend | None) -> Calla
 
     name: "platform" with a backend of it in `how`, "core", or a granularity with a saving in `how`.
     """
-    qkv = captured.query, captured.key, captured.value
-    device = captured.query.device
+    asked = AttentionCall(captured.query, captured.key, captured.value, captured.grid)
+    device = asked.device
     if name in ("platform", "core"):
-        dense = torch.nn.functional.scaled_dot_product_attention if name == "platform" else _core_dense(device)
+        dense = dense_attention if name == "platform" else _core_dense(device)
 
         def call() -> Timed:
             with nullcontext() if how is None else sdpa_kernel(how):
                 start = now(device)
-                output = dense(*qkv)
+                output = dense(asked)
                 return Timed(output, now(device) - start)
 
         return call
 
     config = ReuseConfig(name, budget=how)
-    theta = theta_for_saving([measure(*qkv[:2], captured.grid, config)], how)
+    theta = theta_for_saving([config.measure(asked)], how)
 
     def call() -> Timed:
         start = now(device)
-        output, numbers = ripple_attention(*qkv, captured.grid, config, theta=theta)
+        output, numbers = ripple_attention(asked, config, theta=theta)
         return Timed(output, now(device) - start, numbers.plan_seconds, numbers.saving.mean().item())
 
     return call
 
 
-def _core_dense(device: torch.device) -> Callable[..., Tensor]:
+def _core_dense(device: torch.device) -> Callable[[AttentionCall], Tensor]:
     """The core's own dense attention: the Triton kernel on CUDA, elsewhere what the torch backend calls."""
     if device.type != "cuda":
         return dense_attention

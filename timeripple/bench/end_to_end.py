@@ -6,13 +6,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from timeripple.attention.timing import environment, peak_memory
 from timeripple.bench.attention import request_for
 from timeripple.bench.quality import held_out_prompts
 from timeripple.generate import Request, generate
 from timeripple.methods import parse_method
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.quality import measure
-from timeripple.timing import environment, peak_memory
 
 TOKENS = (4096, 9216)
 METHODS = (

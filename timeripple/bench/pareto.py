@@ -9,12 +9,12 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from timeripple.attention.config import GRANULARITIES
+from timeripple.attention.timing import environment
 from timeripple.bench.quality import QualityBench
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.config import GRANULARITIES
 from timeripple.methods import parse_method
 from timeripple.models import load_pipeline
-from timeripple.timing import environment
 
 METHODS = (
     "token:0.7",

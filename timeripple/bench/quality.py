@@ -7,14 +7,14 @@ from pathlib import Path
 
 from diffusers import DiffusionPipeline
 
+from timeripple.attention.method import ConfigError
+from timeripple.attention.timing import environment
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.config import ConfigError
 from timeripple.generate import Request
 from timeripple.methods import Method, parse_method
 from timeripple.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import describe, random_description
-from timeripple.timing import environment
 
 SAVINGS = (0.5, 0.6, 0.7, 0.75, 0.85)
 METHODS = (

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from timeripple.attention.timing import environment, now
 from timeripple.bench.attention import GRANULARITIES, attention, request_for
 from timeripple.generate import Cancelled
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.probe import capture
-from timeripple.timing import environment, now
 
 TOKENS = (576, 1024, 2304, 4096)
 STEP = 6

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from timeripple.attention.timing import environment
 from timeripple.bench.attention import attention, pond_captures
 from timeripple.bench.end_to_end import end_to_end
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.timing import environment
 
 TOKENS = (576, 1024, 2304, 4096, 9216, 16384)
 METHODS = ("dense", "token:0.75")

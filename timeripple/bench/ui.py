@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.request import urlopen
 
-from timeripple.timing import environment
+from timeripple.attention.timing import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from timeripple.config import ConfigError, ReuseConfig
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import ConfigError
 
 KINDS = {"dense": "d", "refresh": "R", "reuse": "."}
 

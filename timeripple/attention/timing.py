@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+Mark = float | torch.cuda.Event
+
 
 def now(device: torch.device | str = "cpu") -> float:
     """Wall clock in seconds, once `device` has finished what it was given."""
@@ -18,7 +20,7 @@ def now(device: torch.device | str = "cpu") -> float:
     return time.perf_counter()
 
 
-def mark(device: torch.device) -> float | torch.cuda.Event:
+def mark(device: torch.device) -> Mark:
     """Now, without waiting: the wall clock, or on CUDA an event in the queue of the device."""
     if device.type != "cuda":
         return time.perf_counter()
@@ -27,7 +29,7 @@ def mark(device: torch.device) -> float | torch.cuda.Event:
     return event
 
 
-def elapsed(start: float | torch.cuda.Event, end: float | torch.cuda.Event) -> float:
+def elapsed(start: Mark, end: Mark) -> float:
     """Seconds between two marks; waits until the device has reached the second."""
     if isinstance(end, float):
         return end - start

@@ -1,45 +1,25 @@
-"""How much is reused, at which granularity and at which denoising steps (arXiv 2511.12035, section 4)."""
+"""Our own method: how much is reused, at which granularity and at which steps (arXiv 2511.12035, section 4)."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
 
-from timeripple.grid import AXES
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.grid import AXES
+from timeripple.attention.method import ConfigError, Curve, Granularity, Kind, Step
+from timeripple.attention.plans.channel import CHANNEL
+from timeripple.attention.plans.tile import TILE
+from timeripple.attention.plans.token import TOKEN
+from timeripple.attention.run import ReuseRun
 
-GRANULARITIES = ("channel", "token", "tile")
+GRANULARITIES: dict[str, Granularity] = {granularity.name: granularity for granularity in (CHANNEL, TOKEN, TILE)}
 METRICS = ("rms", "logit")
 DEFAULT_BUDGET = 0.75
 DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
 DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
 DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST = 0.2, 1  # the paper: 10 of 50 steps, and the last
-# The share of the ceiling an automatic choice stays below: near it, everything merges and quality falls steeply. Token
-# reuse with feedback goes up to it, as one more refresh gives back more than merging less does.
-COMFORT = {"channel": 0.975, "token": 0.975, "tile": 0.915}
-COMFORT_WITH_FEEDBACK = COMFORT | {"token": 0.9999}
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message is one sentence that names the value and the remedy."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """What attention does at one denoising step.
-
-    kind: "dense" computes everything; "reuse" reuses; "refresh" computes both, outputs the dense result and keeps the
-    difference for the steps that follow. saving_target: saving asked of the reusing computation, before the dense
-    cost of a refresh is taken off; None under a threshold. theta: threshold of this step; None under a budget.
-    in_window: whether the step counts in the saving over the reuse window.
-    """
-
-    index: int
-    kind: Literal["dense", "refresh", "reuse"]
-    saving_target: float | None = None
-    theta: float | None = None
-    in_window: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,7 +32,7 @@ class ReuseConfig:
     budget: share of attention saved over the reuse window, refreshes included, in [0, 1). Default 0.75.
     theta: threshold instead of a budget: standard deviation (channel; token with metric "rms"), deviation of the
         logits (token with metric "logit") or predicted output error of a query tile (tile). 0 is dense.
-    metric: how token reuse measures a window, see `attention.plan`.
+    metric: how token reuse measures a window, see `plans.token`.
     axes: axes along which neighbours may stand for each other.
     window: tokens per window along an axis; channel only.
     refresh: every how many steps the error of reuse is measured and from then on given back; None: never;
@@ -105,7 +85,7 @@ class ReuseConfig:
         _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
         _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
         _require(
-            self.granularity == "channel" or self.window == 2,
+            self._reused.any_window or self.window == 2,
             f"window {self.window} works for channel reuse only; leave it at 2 for {self.granularity}",
         )
         _require(
@@ -139,13 +119,34 @@ class ReuseConfig:
     @property
     def ceiling(self) -> float:
         """The saving of a step at which every window is reused completely."""
-        kept = 1 / self.window ** len(self.axes)
-        return 1 - kept if self.granularity == "tile" else 1 - kept**2
+        return self._reused.ceiling(1 / self.window ** len(self.axes))
 
     @property
     def feedback(self) -> bool:
         """Whether the error of reuse is measured at refresh steps and given back."""
-        return self.refresh is not None and (self.refresh != "auto" or self.granularity != "channel")
+        return self.refresh is not None and (self.refresh != "auto" or self._reused.refreshes)
+
+    @property
+    def kind(self) -> Kind:
+        """Of its saving."""
+        return self._reused.kind
+
+    @property
+    def plans_last(self) -> bool:
+        """Whether a plan fits later passes and steps, too."""
+        return self._reused.plans_last
+
+    @property
+    def _reused(self) -> Granularity:
+        return GRANULARITIES[self.granularity]
+
+    def measure(self, call: AttentionCall) -> Curve:
+        """The saving of one call at every threshold."""
+        return self._reused.measure(call, self)
+
+    def start(self, num_inference_steps: int) -> ReuseRun:
+        """Attention of one generation. Raises ConfigError for settings that do not fit so many steps."""
+        return ReuseRun(self, num_inference_steps)
 
     @property
     def label(self) -> str:
@@ -210,7 +211,7 @@ class ReuseConfig:
         choices = [self._every(window)]
         if self.feedback and self.refresh == "auto":
             choices = [_evenly(window, count) for count in range(len(window) // 2, -1, -1)]
-        comfort = (COMFORT_WITH_FEEDBACK if self.feedback else COMFORT)[self.granularity]
+        comfort = self._reused.comfort_with_feedback if self.feedback else self._reused.comfort
         for ramp in ramps:
             for refreshes in choices:
                 factors = self._ramp(window, ramp)

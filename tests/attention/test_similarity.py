@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from timeripple.attention import reference
-from timeripple.grid import AXES, TokenGrid
-from timeripple.similarity import (
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.similarity import (
     axis_correlation,
     correlation_table,
     deviation_table,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from timeripple.grid import AXES, TokenGrid
+from timeripple.attention.grid import AXES, TokenGrid
 
 
 def window_deviation(x: Tensor, grid: TokenGrid, axis: str, window: int) -> Tensor:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from timeripple.grid import TokenGrid
+from timeripple.attention.grid import TokenGrid
 
 
 def test_video_lies_between_the_texts():
