@@ -3,10 +3,17 @@
 import gradio as gr
 import torch
 
-from timeripple import figures
 from timeripple.attention.config import ReuseConfig
-from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
-from timeripple.probe import Inspection
+from timeripple.inspection import figures
+from timeripple.inspection.attention_maps import (
+    attention_row,
+    averaged_map,
+    head_kind,
+    head_scores,
+    plan_at,
+    reused_row,
+)
+from timeripple.inspection.probe import Inspection
 from ui import markup
 from ui.form import QUIET
 from ui.gpu import Works

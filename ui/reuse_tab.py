@@ -7,15 +7,15 @@ from functools import lru_cache
 import gradio as gr
 import torch
 
-from timeripple import figures
 from timeripple.attention.config import METRICS, ReuseConfig
 from timeripple.attention.grid import AXES
-from timeripple.compare import save
-from timeripple.generate import Request
-from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
-from timeripple.methods import parse_method
+from timeripple.clips.compare import save
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import parse_method
+from timeripple.inspection import figures
+from timeripple.inspection.laboratory import Specimen, Trial, pairing_method, residual_drift
+from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import Inspection
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence

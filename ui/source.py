@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import gradio as gr
 
-from timeripple.generate import MAX_SEED, Request
+from timeripple.clips.generate import MAX_SEED, Request
+from timeripple.clips.video import read_clip
+from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import Inspection
-from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices, size_text, sizes_of

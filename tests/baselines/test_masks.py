@@ -12,7 +12,7 @@ from timeripple.attention.method import ConfigError
 from timeripple.attention.plans.tile import window_probability
 from timeripple.baselines import ATTENTION, compact, rettention, svg, token_merge
 from timeripple.baselines.skip import SkipConfig
-from timeripple.methods import parse_method
+from timeripple.clips.methods import parse_method
 
 GRID = TokenGrid(4, 6, 6, text_before=1, text_after=3)
 TILE = (2, 2, 2)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from timeripple.attention.grid import TokenGrid
-from timeripple.attention.similarity import axis_correlation
 from timeripple.bench.attention import SHAPES, attention, pond_captures, request_for, synthetic_captures
-from timeripple.probe import Capture
+from timeripple.inspection.correlations import axis_correlation
+from timeripple.inspection.probe import Capture
 
 
 def test_rows(tiny_pipeline):

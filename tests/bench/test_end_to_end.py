@@ -34,7 +34,7 @@ def test_rows(tiny_pipeline, monkeypatch):
 
 
 def module_request(tokens):
-    from timeripple.generate import Request
+    from timeripple.clips.generate import Request
 
     return Request("a red ball", steps=6, num_frames=4, height=32, width=tokens // 16 * 8)
 

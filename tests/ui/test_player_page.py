@@ -9,8 +9,8 @@ import pytest
 from gradio.utils import get_upload_folder
 from playwright.sync_api import expect
 
-from timeripple.quality import per_frame
-from timeripple.video import player_frames, write_mp4
+from timeripple.clips.quality import per_frame
+from timeripple.clips.video import player_frames, write_mp4
 from ui.player import played, player
 
 pytestmark = pytest.mark.browser

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from timeripple.video import write_mp4
+from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
 

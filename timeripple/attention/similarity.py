@@ -19,8 +19,8 @@ def window_deviation(x: Tensor, grid: TokenGrid, axis: str, window: int) -> Tens
     Windows are disjoint and start at 0; the tokens of a ragged tail belong to none.
     Returns [..., t, y, x, d] with the size of `axis` divided (rounding down) by `window`; at least float32.
     """
-    windows = _windows(_video(x, grid), axis, window)
-    return (windows - windows.mean(_dim(axis), keepdim=True)).square().mean(_dim(axis)).sqrt()
+    windows = _windows(video_grid(x, grid), axis, window)
+    return (windows - windows.mean(dim_of(axis), keepdim=True)).square().mean(dim_of(axis)).sqrt()
 
 
 def reuse_threshold(x: Tensor, grid: TokenGrid, axes: Sequence[str], window: int) -> Tensor:
@@ -54,52 +54,23 @@ def snap(x: Tensor, grid: TokenGrid, theta: float, axes: Sequence[str], window: 
     for axis in (axis for axis in AXES if axis in axes):
         mask = _windows(_axis_threshold(x, grid, axis, window), axis, window) < theta
         windows = _windows(snapped, axis, window)  # a view: writing to it writes to `snapped`
-        windows.copy_(torch.where(mask, windows.narrow(_dim(axis), 0, 1), windows))
+        windows.copy_(torch.where(mask, windows.narrow(dim_of(axis), 0, 1), windows))
     output = x.clone()
     output[..., grid.video, :] = snapped.flatten(-4, -2)
     return output, reuse_mask(x, grid, theta, axes, window)
 
 
-def axis_correlation(x: Tensor, grid: TokenGrid, axis: str, lag: int) -> Tensor:
-    """Pearson correlation of every channel between video tokens `lag` apart along one axis: [..., d] in [-1, 1].
-
-    0 where a channel is constant. Raises ValueError unless 1 <= lag < size of the axis.
-    """
-    size = grid.shape[AXES.index(axis)]
-    if not 1 <= lag < size:
-        raise ValueError(f"lag {lag} does not fit axis {axis} of {size} tokens; choose 1 to {size - 1}")
-    video = _video(x, grid)
-    first = video.narrow(_dim(axis), 0, size - lag).flatten(-4, -2)
-    second = video.narrow(_dim(axis), lag, size - lag).flatten(-4, -2)
-    first = first - first.mean(-2, keepdim=True)
-    second = second - second.mean(-2, keepdim=True)
-    norm = first.square().sum(-2).sqrt() * second.square().sum(-2).sqrt()
-    return torch.where(norm > 0, (first * second).sum(-2) / norm, 0.0)
-
-
-def correlation_table(x: Tensor, grid: TokenGrid, lags: Sequence[int]) -> tuple[list[tuple[str, int]], Tensor]:
-    """`axis_correlation` at several lags: columns (axis, lag) as far as the grid goes, values [..., d, columns]."""
-    columns = [(axis, lag) for axis, size in zip(AXES, grid.shape, strict=True) for lag in lags if lag < size]
-    return columns, torch.stack([axis_correlation(x, grid, *column) for column in columns], dim=-1)
-
-
-def deviation_table(x: Tensor, grid: TokenGrid, windows: Sequence[int]) -> tuple[list[tuple[str, int]], Tensor]:
-    """Eq. 3 for several windows, mean over the grid: columns (axis, window), values [..., d, columns]."""
-    columns = [(axis, size) for axis, most in zip(AXES, grid.shape, strict=True) for size in windows if size <= most]
-    means = [window_deviation(x, grid, *column).flatten(-4, -2).mean(-2) for column in columns]
-    return columns, torch.stack(means, dim=-1)
-
-
 def _axis_threshold(x: Tensor, grid: TokenGrid, axis: str, window: int) -> Tensor:
     """Eq. 3 of each entry's window along one axis, infinite for first tokens and the ragged tail: [..., t, y, x, d]."""
-    video = _video(x, grid)
+    video = video_grid(x, grid)
     threshold = torch.full_like(video, float("inf"))
-    later = _windows(threshold, axis, window).narrow(_dim(axis), 1, window - 1)
-    later.copy_(window_deviation(x, grid, axis, window).unsqueeze(_dim(axis)))
+    later = _windows(threshold, axis, window).narrow(dim_of(axis), 1, window - 1)
+    later.copy_(window_deviation(x, grid, axis, window).unsqueeze(dim_of(axis)))
     return threshold
 
 
-def _video(x: Tensor, grid: TokenGrid) -> Tensor:
+def video_grid(x: Tensor, grid: TokenGrid) -> Tensor:
+    """Video tokens [..., t, y, x, d], at least float32."""
     x = x[..., grid.video, :]
     return grid.unflatten(x.to(torch.promote_types(x.dtype, torch.float32)))
 
@@ -109,11 +80,11 @@ def _windows(video: Tensor, axis: str, window: int) -> Tensor:
 
     The position inside the window then has the number, from the end, that the axis had.
     """
-    dim = _dim(axis)
+    dim = dim_of(axis)
     windows = video.shape[dim] // window
     return video.narrow(dim, 0, windows * window).unflatten(dim, (windows, window))
 
 
-def _dim(axis: str) -> int:
+def dim_of(axis: str) -> int:
     """Dimension of an axis in [..., t, y, x, d], counted from the end."""
     return AXES.index(axis) - 4

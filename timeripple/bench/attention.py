@@ -19,12 +19,12 @@ from timeripple.attention import AttentionCall, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.plans.curve import theta_for_saving
-from timeripple.attention.similarity import axis_correlation
 from timeripple.attention.timing import now
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.generate import Request
+from timeripple.clips.generate import Request
+from timeripple.inspection.correlations import axis_correlation
+from timeripple.inspection.probe import Capture, capture
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
-from timeripple.probe import Capture, capture
 
 SHAPES = {  # grid, heads, head_dim
     "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames

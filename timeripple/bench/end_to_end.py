@@ -9,10 +9,10 @@ from dataclasses import replace
 from timeripple.attention.timing import environment, peak_memory
 from timeripple.bench.attention import request_for
 from timeripple.bench.quality import held_out_prompts
-from timeripple.generate import Request, generate
-from timeripple.methods import parse_method
+from timeripple.clips.generate import Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.quality import measure
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.quality import measure
 
 TOKENS = (4096, 9216)
 METHODS = (

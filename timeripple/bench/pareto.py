@@ -13,8 +13,8 @@ from timeripple.attention.config import GRANULARITIES
 from timeripple.attention.timing import environment
 from timeripple.bench.quality import QualityBench
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
 
 METHODS = (
     "token:0.7",

@@ -10,9 +10,9 @@ from diffusers import DiffusionPipeline
 from timeripple.attention.method import ConfigError
 from timeripple.attention.timing import environment
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.generate import Request
-from timeripple.methods import Method, parse_method
-from timeripple.models import load_pipeline
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import describe, random_description
 

@@ -8,9 +8,9 @@ import torch
 
 from timeripple.attention.timing import environment, now
 from timeripple.bench.attention import GRANULARITIES, attention, request_for
-from timeripple.generate import Cancelled
+from timeripple.clips.generate import Cancelled
+from timeripple.inspection.probe import capture
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import capture
 
 TOKENS = (576, 1024, 2304, 4096)
 STEP = 6

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from timeripple.generate import Generation, Request, generate
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
-from timeripple.quality import measure
+from timeripple.clips.generate import Generation, Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
+from timeripple.clips.quality import measure
 
 ENGINES = ("local", "ray")
 TRIES = 3  # of a job whose worker dies

@@ -16,11 +16,11 @@ from diffusers import DiffusionPipeline
 
 from timeripple.attention.records import saving_by_head
 from timeripple.attention.timing import environment
-from timeripple.generate import Cancelled, Generation, Request, StepEvent, generate
-from timeripple.methods import Method, parse_method
-from timeripple.quality import measure, per_frame
-from timeripple.report import html_report
-from timeripple.video import amplification, player_frames, side_by_side, write_mp4
+from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent, generate
+from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.quality import measure, per_frame
+from timeripple.clips.report import html_report
+from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
 

@@ -2,10 +2,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from timeripple import calibrate as module
 from timeripple.attention.config import ReuseConfig
-from timeripple.calibrate import BUDGETS, DENSE_FIRST, calibrate
-from timeripple.generate import Request
+from timeripple.bench import calibrate as module
+from timeripple.bench.calibrate import BUDGETS, DENSE_FIRST, calibrate
+from timeripple.clips.generate import Request
 
 REQUESTS = [Request("a red ball", num_frames=2, height=32, width=32)]
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from timeripple import cli, compare
+from timeripple import cli
 from timeripple.attention.config import ReuseConfig
 from timeripple.bench import quality as bench
-from timeripple.calibrate import BUDGETS
+from timeripple.bench.calibrate import BUDGETS
+from timeripple.clips import compare
 
 SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 
@@ -18,7 +19,7 @@ SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 @pytest.fixture
 def run(tiny_pipeline, monkeypatch, tmp_path, capsys):
     """Runs the command line in an empty folder, the tiny model in place of any other: (exit code, stdout, stderr)."""
-    monkeypatch.setattr("timeripple.models.load_pipeline", lambda model, *how: tiny_pipeline)
+    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how: tiny_pipeline)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:
@@ -156,14 +157,14 @@ def test_bad_input_of_bench(run, tmp_path, arguments, message):
 
 def test_help_needs_no_torch():
     code = "import sys, timeripple.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parent.parent).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(cli.__file__).parents[2]).returncode == 0
     command = [sys.executable, "-m", "timeripple", "compare", "--help"]
-    result = subprocess.run(command, cwd=Path(cli.__file__).parent.parent, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=Path(cli.__file__).parents[2], capture_output=True, text=True)
     assert result.returncode == 0 and "--methods" in result.stdout
 
 
 def test_calibrated_settings_are_compared(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("timeripple.calibrate.DENSE_FIRST", (0.2,))
+    monkeypatch.setattr("timeripple.bench.calibrate.DENSE_FIRST", (0.2,))
     code, out, err = run("calibrate", "--psnr", "15", "--prompts", "1", *SMALL, "--out", "found.json")
     assert code == 0, err
     assert "of all steps" in out and "found.json" in out

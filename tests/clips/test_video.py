@@ -8,8 +8,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from timeripple.quality import psnr
-from timeripple.video import (
+from timeripple.clips.quality import psnr
+from timeripple.clips.video import (
     AMPLIFICATIONS,
     FPS,
     amplification,

@@ -20,13 +20,13 @@ from huggingface_hub.errors import (
 )
 
 from timeripple.attention.config import ReuseConfig
-from timeripple.compare import compare, save
-from timeripple.generate import Cancelled, Request, generate
-from timeripple.laboratory import laboratory_report
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline, load_pond, parameter_counts
-from timeripple.probe import inspect_request, probe_report
-from timeripple.video import read_mp4
+from timeripple.clips.compare import compare, save
+from timeripple.clips.generate import Cancelled, Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline, load_pond, parameter_counts
+from timeripple.clips.video import read_mp4
+from timeripple.inspection.laboratory import laboratory_report
+from timeripple.inspection.probe import inspect_request, probe_report
 
 SMALL = {"num_frames": 9, "height": 64, "width": 96, "steps": 4}
 PROMPT = "a red ball"
@@ -187,7 +187,7 @@ def test_a_name_on_the_hub_is_loaded_from_its_cache(tiny_wan, monkeypatch):
         monkeypatch.setattr(
             kind, "from_pretrained", lambda name, plain=plain_load, **how: plain(tiny_wan, dtype=how["dtype"])
         )
-    monkeypatch.setattr("timeripple.models._check_memory", lambda *_: None)
+    monkeypatch.setattr("timeripple.clips.models._check_memory", lambda *_: None)
     assert isinstance(load_pipeline("someone/tiny-wan", device="cpu", dtype="float32"), WanPipeline)
     assert asked == [("someone/tiny-wan", "model_index.json")]
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple import generate as generating
-from timeripple.generate import Cancelled, Request, generate
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
+from timeripple.clips import generate as generating
+from timeripple.clips.generate import Cancelled, Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
 
 REQUEST = Request("a red ball rolling left", steps=5, num_frames=3, height=32, width=40)
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple import compare as comparing
 from timeripple.attention.method import ConfigError
-from timeripple.compare import check_folder, compare, read_settings, save
-from timeripple.generate import Cancelled, Request
-from timeripple.methods import parse_method
-from timeripple.quality import PSNR_CAP, psnr
-from timeripple.report import html_report
-from timeripple.video import AMPLIFICATIONS, read_metadata, read_mp4
+from timeripple.clips import compare as comparing
+from timeripple.clips.compare import check_folder, compare, read_settings, save
+from timeripple.clips.generate import Cancelled, Request
+from timeripple.clips.methods import parse_method
+from timeripple.clips.quality import PSNR_CAP, psnr
+from timeripple.clips.report import html_report
+from timeripple.clips.video import AMPLIFICATIONS, read_metadata, read_mp4
 
 REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
 METHODS = ("dense", "token:0.6", "channel:0.6")

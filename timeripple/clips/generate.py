@@ -11,8 +11,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.timing import Stopwatch
+from timeripple.clips.methods import Method
 from timeripple.hooks import transformers
-from timeripple.methods import Method
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30

@@ -6,7 +6,14 @@ import torch
 from timeripple.attention import AttentionCall, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
-from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
+from timeripple.inspection.attention_maps import (
+    attention_row,
+    averaged_map,
+    head_kind,
+    head_scores,
+    plan_at,
+    reused_row,
+)
 
 GRIDS = [TokenGrid(4, 4, 6), TokenGrid(3, 5, 3), TokenGrid(2, 4, 4, text_before=3), TokenGrid(3, 2, 5, text_after=2)]
 

@@ -9,9 +9,9 @@ from diffusers import DiffusionPipeline
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
-from timeripple.generate import Generation, Request, generate
-from timeripple.methods import Method, parse_method
-from timeripple.quality import measure
+from timeripple.clips.generate import Generation, Request, generate
+from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.quality import measure
 
 DENSE_FIRST = (0.0, 0.1, 0.2)  # shares of the steps that are dense at the start, at least one step
 BUDGETS = tuple(round(0.3 + 0.025 * i, 3) for i in range(27))  # 0.3 to 0.95

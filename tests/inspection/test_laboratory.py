@@ -8,9 +8,9 @@ from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.method import ConfigError
 from timeripple.attention.similarity import reuse_mask, snap
-from timeripple.generate import Request, generate
-from timeripple.laboratory import Specimen, head_trials, pairing_method, relative_change, residual_drift
-from timeripple.probe import capture
+from timeripple.clips.generate import Request, generate
+from timeripple.inspection.laboratory import Specimen, head_trials, pairing_method, relative_change, residual_drift
+from timeripple.inspection.probe import capture
 
 GRID = TokenGrid(4, 6, 4)
 CONFIGS = [ReuseConfig(granularity, budget=0.5, query_tile=(2, 2, 2)) for granularity in ("channel", "token", "tile")]

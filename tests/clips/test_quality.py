@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
-from timeripple import quality
+from timeripple.clips import quality
 
 
 @pytest.fixture

@@ -30,10 +30,10 @@ from timeripple.attention.similarity import reuse_mask
 from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.baselines import SkipConfig
-from timeripple.generate import Request
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import Method, parse_method
 from timeripple.hooks import family_of
-from timeripple.methods import Method, parse_method
-from timeripple.probe import Capture, capture
+from timeripple.inspection.probe import Capture, capture
 
 Kind = Literal["realised", "theoretical"]
 EVERY = 1e9  # a threshold below which everything is

@@ -8,7 +8,7 @@ import torch
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES
-from timeripple.methods import METHODS, calibrated_methods, parse_method
+from timeripple.clips.methods import METHODS, calibrated_methods, parse_method
 
 TEXTS = {
     "dense": "dense",

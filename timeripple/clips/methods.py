@@ -16,7 +16,7 @@ from timeripple.hooks import disable, enable, summary
 
 PARSERS = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
 METHODS = ("dense", *PARSERS)
-SETTINGS = Path(__file__).resolve().parent.parent / "assets" / "settings"
+SETTINGS = Path(__file__).resolve().parents[2] / "assets" / "settings"
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,19 @@ from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Step, dense_steps
-from timeripple.attention.similarity import correlation_table
 from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
-from timeripple.generate import Cancelled, Request, freed, to_frames
+from timeripple.clips.generate import Cancelled, Request, freed, to_frames
 from timeripple.hooks import disable, enable, family_of
+from timeripple.inspection.attention_maps import (
+    attention_row,
+    averaged_map,
+    head_kind,
+    head_scores,
+    plan_at,
+    reused_row,
+)
+from timeripple.inspection.correlations import correlation_table
 from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
 

@@ -10,7 +10,7 @@ import imageio_ffmpeg
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from timeripple.video import enlarge
+from timeripple.clips.video import enlarge
 
 PSNR_CAP = 100.0
 """What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""

@@ -5,7 +5,7 @@ import json
 from html import escape
 from pathlib import Path
 
-from timeripple import figures
+from timeripple.clips import figures
 
 STYLE = """
 :root { color-scheme: light dark; font: 16px/1.55 system-ui, sans-serif; }
