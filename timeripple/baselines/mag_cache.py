@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from diffusers import MagCacheConfig as DiffusersConfig
 from torch import Tensor
 
+from timeripple import ASSETS
 from timeripple.attention.method import ConfigError
 from timeripple.baselines.settings import label_of, parse_settings, require
 from timeripple.baselines.step_cache import caching
 from timeripple.hooks import transformers
 
-RATIOS = Path(__file__).resolve().parents[2] / "assets" / "settings" / "pond-mag-ratios.json"
+RATIOS = ASSETS / "settings" / "pond-mag-ratios.json"
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
         import ray
         from ray.exceptions import RayActorError
     except ImportError:
-        raise ValueError("The engine ray needs Ray; install it with pip install -r requirements-ray.txt.") from None
+        raise ValueError(
+            "The engine ray needs Ray; install it with pip install -r requirements-ray.txt, or 'timeripple[ray]'."
+        ) from None
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, include_dashboard=False)

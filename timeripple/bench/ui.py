@@ -35,6 +35,8 @@ def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = Non
     except ImportError:
         raise ValueError("The page is driven with playwright; install requirements-dev.txt first.") from None
     executable = chromium()
+    if not (ROOT / "app.py").exists():
+        raise ValueError("The demo is in the repository, not in the installed package; run this in a checkout.")
     with _server() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         times: dict[str, list[float]] = {}

@@ -199,10 +199,13 @@ def pareto(
 ) -> None:
     """Seconds, PSNR and SSIM of our methods and their peers, and the front of speed and quality (half an hour)."""
     with one_sentence(ValueError, OSError):
-        from timeripple.bench import figures
         from timeripple.bench import pareto as bench
-        from timeripple.clips.compare import check_folder
+        from timeripple.clips.compare import can_draw, check_folder
         from timeripple.clips.models import load_pond
+
+        if not can_draw():
+            raise ValueError("pareto.html is drawn with plotly, which is not installed: pip install 'timeripple[app]'.")
+        from timeripple.bench import figures
 
         given, chosen = clip_size(steps, frames, size), parse_names(methods) if methods else bench.METHODS
         check_folder(out)

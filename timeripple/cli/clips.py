@@ -86,6 +86,8 @@ def compare(
         paths = comparing.save(comparison, out, pipeline)
     console().print(_comparison_table(comparison))
     say(f"Wrote {', '.join(path.name for path in paths)} to {out}")
+    if not comparing.can_draw():
+        say("There is no report.html, as plotly is not installed: pip install 'timeripple[app]'")
 
 
 def _with_theta(method: str, theta: float | None) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 
@@ -19,7 +20,6 @@ from timeripple.attention.timing import environment
 from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent, generate
 from timeripple.clips.methods import Method, parse_method
 from timeripple.clips.quality import measure, per_frame
-from timeripple.clips.report import html_report
 from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
@@ -156,7 +156,8 @@ def check_folder(folder: str | Path) -> None:
 
 
 def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline) -> list[Path]:
-    """Write one mp4 per method, side_by_side.mp4, report.json and report.html to `folder`, all or none; returns paths.
+    """Write one mp4 per method, side_by_side.mp4, report.json and, where plotly is installed to draw it, report.html to
+    `folder`, all or none; returns paths.
 
     player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
     Files of these names are replaced, others left alone. Raises OSError, one sentence.
@@ -176,12 +177,20 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
             frames = player_frames(*clips[:2], comparison.amplifications[1])
             write_mp4(staging / "player.mp4", frames, metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
-        (staging / "report.html").write_text(html_report(report, staging))
+        if can_draw():
+            from timeripple.clips.report import html_report
+
+            (staging / "report.html").write_text(html_report(report, staging))
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in staging.iterdir())
         for name in names:
             os.replace(staging / name, folder / name)
     return [folder / name for name in names]
+
+
+def can_draw() -> bool:
+    """Whether plotly, which comes with the app, is installed."""
+    return find_spec("plotly") is not None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
 from timeripple.attention.method import ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, ThinnedConfig
@@ -16,7 +17,7 @@ from timeripple.hooks import disable, enable, summary
 
 PARSERS = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
 METHODS = ("dense", *PARSERS)
-SETTINGS = Path(__file__).resolve().parents[2] / "assets" / "settings"
+SETTINGS = ASSETS / "settings"
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ import psutil
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 
+from timeripple import ASSETS
 from timeripple.hooks import family_of
 from timeripple.pond.pipeline import PondPipeline
 
-POND = Path(__file__).resolve().parents[2] / "assets" / "pond"
+POND = ASSETS / "pond"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OFFLOADS = ("none", "model", "group", "sequential")
 RESERVE = 1.1  # activations and the CUDA context take some memory too
