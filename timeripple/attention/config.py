@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any, Self
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.grid import AXES
@@ -62,7 +64,7 @@ class ReuseConfig:
     theta_min: float = 0.4
     query_tile: tuple[int, int, int] = (4, 8, 8)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.budget is None and self.theta is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         object.__setattr__(self, "axes", tuple(self.axes))
@@ -174,9 +176,9 @@ class ReuseConfig:
         s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
         Raises ConfigError if b is above the ceiling.
         """
-        first, last = (0, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
-        first = first if self.dense_first == "auto" else self.dense_first
-        last = last if self.dense_last == "auto" else self.dense_last
+        first, last = (0.0, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
+        first = first if isinstance(self.dense_first, str) else self.dense_first
+        last = last if isinstance(self.dense_last, str) else self.dense_last
         start = min(max(1, round(first * num_inference_steps)), num_inference_steps)
         window = range(start, max(start, num_inference_steps - last))
         if not window or 0 in (self.budget, self.theta):
@@ -193,7 +195,7 @@ class ReuseConfig:
             return Step(
                 i,
                 "refresh" if refresh else "reuse",
-                saving_target=None if self.budget is None else full * factor,
+                saving_target=None if full is None else full * factor,
                 theta=None if self.theta is None else self.theta * factor,
                 in_window=i in window,
             )
@@ -202,10 +204,10 @@ class ReuseConfig:
 
     def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
         """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1."""
-        longest = round((DEFAULT_RAMP if self.ramp == "auto" else self.ramp) * num_inference_steps)
+        longest = round((DEFAULT_RAMP if isinstance(self.ramp, str) else self.ramp) * num_inference_steps)
         ramps = [longest]
         if self.ramp == "auto":
-            ramps = [0] if self.feedback else range(longest, -1, -1)
+            ramps = [0] if self.feedback else list(range(longest, -1, -1))
         if self.budget is None:
             return self._ramp(window, ramps[0]), self._every(window), None
         choices = [self._every(window)]
@@ -231,7 +233,7 @@ class ReuseConfig:
         """Refresh steps of the window with a fixed period, counted from the step before it."""
         if not self.feedback:
             return []
-        period = DEFAULT_REFRESH if self.refresh == "auto" else self.refresh
+        period = self.refresh if isinstance(self.refresh, int) else DEFAULT_REFRESH
         return list(window[period - 1 :: period])
 
     def _ramp(self, window: range, length: int) -> list[float]:
@@ -239,11 +241,11 @@ class ReuseConfig:
         rise = (1 - self.theta_min) / max(length, 1)
         return [self.theta_min + rise * i if i < length else 1.0 for i in range(len(window))]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict) -> ReuseConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of to_dict, also after a trip through JSON; raises ConfigError for unknown names."""
         known = [field.name for field in fields(cls)]
         for name in values:
@@ -254,11 +256,11 @@ class ReuseConfig:
         Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> ReuseConfig:
+    def load(cls, path: str | Path) -> Self:
         return cls.from_dict(json.loads(Path(path).read_text()))
 
     @classmethod
-    def parse(cls, text: str) -> ReuseConfig:
+    def parse(cls, text: str) -> Self:
         """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none", "channel:theta=0.3:axes=ty"."""
         granularity, *parts = text.strip().split(":")
         _require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
@@ -297,7 +299,7 @@ _EXAMPLES = {
 }
 
 
-def _parse(name: str, text: str):
+def _parse(name: str, text: str) -> Any:
     if name == "metric" or (text == "auto" and name in ("refresh", "ramp", "dense_first", "dense_last")):
         return text
     if name == "refresh" and text == "none":
@@ -311,7 +313,7 @@ def _parse(name: str, text: str):
     return int(text) if name in ("window", "refresh", "dense_last") else float(text)
 
 
-def _format(name: str, value) -> str:
+def _format(name: str, value: Any) -> str:
     """Inverse of `_parse`."""
     if name == "extrapolate":
         return "yes" if value else "no"
@@ -322,6 +324,6 @@ def _format(name: str, value) -> str:
     return "none" if value is None else str(value)
 
 
-def _require(condition, problem: str, known=None) -> None:
+def _require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:
     if not condition:
         raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

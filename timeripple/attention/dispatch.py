@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def ripple_attention(
     curve: Curve | None = None,
     plan: Plan | None = None,
     residual: Tensor | None = None,
-    backend: Literal["auto", "torch", "triton", "reference"] = "auto",
+    backend: Backend | Literal["auto"] = "auto",
 ) -> tuple[Tensor, AttentionStatistics]:
     """Attention with reuse between the video tokens of the call; theta 0 or saving 0 is dense attention.
 
@@ -77,18 +77,19 @@ def ripple_attention(
     start, measured = mark(call.device), None
     if plan is None:
         measured = method.measure(call) if curve is None else curve
-        asked = saving if theta is None else theta
         if theta is None:
-            theta = theta_for_saving([measured], saving)
-        if isinstance(asked, Tensor) or asked > 0:
-            plan = measured.plan(call, theta)
+            target = saving or 0.0
+            theta, wanted = theta_for_saving([measured], target), target > 0
+        else:
+            wanted = isinstance(theta, Tensor) or theta > 0
+        plan = measured.plan(call, theta) if wanted else None
     planned = mark(call.device)
     used: Backend = "torch"
     if plan is None:
         output = dense_attention(call, residual=residual)
         realised = torch.zeros(call.heads, dtype=torch.float64)
     elif backend == "reference":
-        output, realised = reference.attention(call, method, float(theta))
+        output, realised = reference.attention(call, cast(reference.Settings, method), float(theta or 0.0))
         output = output if residual is None else output + residual
         used = "reference"
     else:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Device = torch.device | str | None
 AXES = ("t", "y", "x")
 
 
@@ -24,7 +25,7 @@ class TokenGrid:
     text_before: int = 0
     text_after: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if min(self.shape) < 1 or min(self.text_before, self.text_after) < 0:
             raise ValueError(f"{self} needs at least one token per axis and no negative number of text tokens")
 
@@ -47,7 +48,7 @@ class TokenGrid:
         """Where the video tokens are in the sequence."""
         return slice(self.text_before, self.text_before + self.video_tokens)
 
-    def text(self, device=None) -> Tensor:
+    def text(self, device: Device = None) -> Tensor:
         """Where the text tokens are in the sequence: int64 [tokens - video_tokens]."""
         before, after = torch.arange(self.text_before), torch.arange(self.video.stop, self.tokens)
         return torch.cat([before, after]).to(device)
@@ -56,11 +57,11 @@ class TokenGrid:
         """[..., video_tokens, d] -> [..., t, y, x, d]."""
         return video.unflatten(-2, self.shape)
 
-    def with_text(self, video: Tensor, fill) -> Tensor:
+    def with_text(self, video: Tensor, fill: float | bool) -> Tensor:
         """[..., video_tokens] -> [..., tokens]: the text positions hold `fill`."""
         return torch.nn.functional.pad(video, (self.text_before, self.text_after), value=fill)
 
-    def block_index(self, block: tuple[int, int, int], device=None) -> tuple[Tensor, Tensor]:
+    def block_index(self, block: tuple[int, int, int], device: Device = None) -> tuple[Tensor, Tensor]:
         """Which block of `block` = (t, y, x) tokens each video token lies in, and how many tokens each block has.
 
         Blocks start at 0 on every axis and are numbered t, y, x; the last ones of an axis may be smaller.

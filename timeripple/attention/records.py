@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from timeripple.attention.timing import Mark, elapsed
 class Records:
     """What every call of attention did. Numbers that are still on the device are fetched when they are read."""
 
-    def __init__(self):
-        self._settled: list[dict] = []
-        self._open: list[dict] = []
+    def __init__(self) -> None:
+        self._settled: list[dict[str, Any]] = []
+        self._open: list[dict[str, Any]] = []
 
     def add(
         self,
@@ -37,7 +38,7 @@ class Records:
         names = {"step": step.index, "pass": pass_name, "layer": layer, "kind": "cached"}
         self._open.append({**names, "theta": None, "saving": torch.ones(heads), "marks": (now, now, now)})
 
-    def read(self) -> list[dict]:
+    def read(self) -> list[dict[str, Any]]:
         """One dict per (step, pass, layer): step, pass, layer, kind (of the step, or "cached"),
         theta, saving (a list, one number per head; 1 lower on refresh steps, which also pay for dense attention),
         plan_seconds, attention_seconds."""
@@ -51,7 +52,7 @@ class Records:
         return self._settled
 
 
-def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: Kind) -> dict:
+def summarise_saving(records: list[dict[str, Any]], steps: tuple[Step, ...], kind: Kind) -> dict[str, Any]:
     """Share of attention saved, averaged over layers, heads and passes.
 
     kind: "realised" or "theoretical"; reuse_steps: over the reuse window; all_steps: over the whole run;
@@ -68,7 +69,7 @@ def summarise_saving(records: list[dict], steps: tuple[Step, ...], kind: Kind) -
     }
 
 
-def saving_by_head(records: list[dict]) -> dict[str, list[float]]:
+def saving_by_head(records: list[dict[str, Any]]) -> dict[str, list[float]]:
     """Share of attention saved by every head of every layer, by the layer's name: mean over all steps and passes."""
     savings: dict[str, list[list[float]]] = {}
     for record in records:
@@ -76,7 +77,7 @@ def saving_by_head(records: list[dict]) -> dict[str, list[float]]:
     return {layer: [sum(head) / len(head) for head in zip(*rows, strict=True)] for layer, rows in savings.items()}
 
 
-def mean_by_step(records: list[dict]) -> dict[int, float]:
+def mean_by_step(records: list[dict[str, Any]]) -> dict[int, float]:
     """Mean saving over passes, layers and heads of every step that has records."""
     savings: dict[int, list[float]] = {}
     for record in records:

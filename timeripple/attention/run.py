@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
-from timeripple.attention.dispatch import AttentionStatistics, ripple_attention
+from timeripple.attention.dispatch import AttentionStatistics, Backend, ripple_attention
 from timeripple.attention.method import Curve, Plan, ReuseMethod, Step
 from timeripple.attention.plans.curve import theta_for_saving
 from timeripple.attention.records import Records, mean_by_step, summarise_saving
@@ -64,7 +65,7 @@ class ReuseRun:
         self.steps = config.schedule(num_inference_steps)
         self._records = Records()
         self._one_threshold = config.budget is not None and not config.feedback
-        self._backend = "auto"  # and what that came to, so that a failure is not repeated
+        self._backend: Backend | Literal["auto"] = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, Kept] = {}
 
@@ -80,7 +81,8 @@ class ReuseRun:
         self._pass = self._passes.setdefault(pass_name, PassState(Residuals(self.storage)))
         self._follows = pass_name != next(iter(self._passes)) and self.config.plans_last
         self._curves: list[Curve] = []
-        self._theta, self._saving = self._step.theta, self._step.saving_target
+        self._theta: float | Tensor | None = self._step.theta
+        self._saving = self._step.saving_target
         if self._saving is not None and not (self.config.feedback and self._step.kind == "reuse"):
             self._saving = self._target(self._step)
         if self._saving is not None and self._pass.curves:
@@ -153,7 +155,7 @@ class ReuseRun:
             self._plans[layer] = Kept(statistics.plan, statistics.theta, self._step)
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, Any]]:
         """See `Records.read`."""
         return self._records.read()
 
@@ -163,7 +165,7 @@ class ReuseRun:
         residuals = sum(state.residuals.nbytes for state in self._passes.values())
         return residuals + sum(kept.plan.nbytes for kept in self._plans.values())
 
-    def saving(self) -> dict:
+    def saving(self) -> dict[str, Any]:
         """See `summarise_saving`."""
         return summarise_saving(self.records, self.steps, self.config.kind)
 
@@ -184,11 +186,12 @@ class ReuseRun:
             for r in self.records
             if r["pass"] == self._name and r["kind"] != "cached" and self.steps[r["step"]].in_window
         ]
+        target = step.saving_target or 0.0
         if not step.in_window or not own:
-            return step.saving_target
+            return target
         done = sum(mean_by_step(own).values())
         left = [s for s in self.steps if s.in_window and s.index >= step.index]
-        scheduled = sum(s.saving_target - (s.kind == "refresh") for s in left)
-        owed = self.config.budget * sum(s.in_window for s in self.steps) - done
-        share = step.saving_target / sum(s.saving_target for s in left)
-        return min(max(step.saving_target + (owed - scheduled) * share, 0.0), self.config.ceiling)
+        targets = [s.saving_target or 0.0 for s in left]
+        scheduled = sum(asked - (s.kind == "refresh") for asked, s in zip(targets, left, strict=True))
+        owed = (self.config.budget or 0.0) * sum(s.in_window for s in self.steps) - done
+        return min(max(target + (owed - scheduled) * (target / sum(targets)), 0.0), self.config.ceiling)

@@ -36,7 +36,7 @@ def reuse_threshold(x: Tensor, grid: TokenGrid, axes: Sequence[str], window: int
     return torch.nn.functional.pad(threshold.flatten(-4, -2), padding, value=float("inf"))
 
 
-def reuse_mask(x: Tensor, grid: TokenGrid, theta: float, axes: Sequence[str], window: int) -> Tensor:
+def reuse_mask(x: Tensor, grid: TokenGrid, theta: float | Tensor, axes: Sequence[str], window: int) -> Tensor:
     """True where the partial attention score of a (token, channel) entry is reused: bool [..., tokens, d].
 
     The masks of the axes are OR-ed; the first token of a window is computed, so its entry is not marked.
@@ -44,7 +44,7 @@ def reuse_mask(x: Tensor, grid: TokenGrid, theta: float, axes: Sequence[str], wi
     return reuse_threshold(x, grid, axes, window) < theta
 
 
-def snap(x: Tensor, grid: TokenGrid, theta: float, axes: Sequence[str], window: int) -> tuple[Tensor, Tensor]:
+def snap(x: Tensor, grid: TokenGrid, theta: float | Tensor, axes: Sequence[str], window: int) -> tuple[Tensor, Tensor]:
     """Reuse as arithmetic: `x` with every reused entry replaced by the one it reuses, and the mask of those entries.
 
     Masks come from the original values. Entries take the value of their window's first token along t, then y, then

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -31,10 +32,11 @@ def mark(device: torch.device) -> Mark:
 
 def elapsed(start: Mark, end: Mark) -> float:
     """Seconds between two marks; waits until the device has reached the second."""
-    if isinstance(end, float):
+    if isinstance(start, float) and isinstance(end, float):
         return end - start
+    assert not isinstance(start, float) and not isinstance(end, float), "both marks are of one device"
     end.synchronize()
-    return start.elapsed_time(end) / 1000
+    return float(start.elapsed_time(end)) / 1000
 
 
 class Stopwatch:
@@ -77,7 +79,7 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int
     yield lambda: 1024 * int(next(row for row in status.read_text().splitlines() if row.startswith("VmHWM")).split()[1])
 
 
-def environment(pipeline=None) -> dict:
+def environment(pipeline: Any = None) -> dict[str, Any]:
     """The machine as reports name it: device, cpu, threads, platform, torch, date (UTC, ISO 8601).
 
     Of a diffusers pipeline with a transformer, the device it is on and the dtype in which it denoises.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
-from timeripple.attention.grid import TokenGrid
+from timeripple.attention.grid import Device, TokenGrid
 from timeripple.attention.plans.tile import TileCurve, window_probability, window_shape
 from timeripple.baselines.skip import SkipConfig, block_places, least_first
 
@@ -36,7 +36,7 @@ class CompactConfig(SkipConfig):
         return least_first(mean[:, offset], call, self)
 
 
-def offsets(grid: TokenGrid, config: ReuseConfig, device) -> Tensor:
+def offsets(grid: TokenGrid, config: ReuseConfig, device: Device) -> Tensor:
     """The offset of a window from a tile, numbered: int64 [tiles, windows]; equal offsets have equal numbers."""
     tile, _ = block_places(grid, config.query_tile, device)
     window, _ = block_places(grid, window_shape(config), device)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
 from diffusers import FasterCacheConfig as DiffusersConfig
 
 from timeripple.attention.method import ConfigError
@@ -30,7 +31,7 @@ class FasterCacheConfig:
     skip_range: int = 2
     guidance_range: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("skip_range", "guidance_range"):
             require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is not a number of steps; give 1 or more.")
 
@@ -44,7 +45,7 @@ class FasterCacheConfig:
         return parse_settings(cls, text)
 
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines that guide in two passes."""
         can_batch = hasattr(pipeline, "batched_guidance")
         if not can_batch and type(pipeline).__name__ not in BATCHED:

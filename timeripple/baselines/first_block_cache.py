@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
 from diffusers import FirstBlockCacheConfig as DiffusersConfig
 
 from timeripple.baselines.settings import label_of, parse_settings, require
@@ -17,7 +18,7 @@ class FirstBlockCacheConfig:
 
     threshold: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
 
     @property
@@ -29,5 +30,5 @@ class FirstBlockCacheConfig:
         """Reads `first-block-cache[:threshold]`."""
         return parse_settings(cls, text)
 
-    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return caching(pipeline, lambda: DiffusersConfig(self.threshold))

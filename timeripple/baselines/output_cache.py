@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
-from timeripple.attention.method import ConfigError, Step
+from timeripple.attention.method import ConfigError, Kind, Step
 from timeripple.baselines.settings import label_of, parse_settings
 from timeripple.baselines.step_cache import CountedRun
 
@@ -29,10 +30,10 @@ class OutputCacheConfig:
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
-    kind = "realised"
+    kind: ClassVar[Kind] = "realised"
     theta = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.budget < 1:
             raise ConfigError(
                 f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1."

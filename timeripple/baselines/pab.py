@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from diffusers import PyramidAttentionBroadcastConfig
+from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
 from diffusers.hooks.pyramid_attention_broadcast import _PYRAMID_ATTENTION_BROADCAST_HOOK
 
 from timeripple.baselines.settings import label_of, parse_settings, require
@@ -24,7 +24,7 @@ class PabConfig:
     start: int = 100
     end: int = 800
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.skip_range >= 1, f"skip_range {self.skip_range} is not a number of steps; give 1 or more.")
         require(0 <= self.start < self.end <= 1000, f"start {self.start} and end {self.end} are no range in 0 to 1000.")
 
@@ -38,7 +38,7 @@ class PabConfig:
         return parse_settings(cls, text)
 
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         def config() -> PyramidAttentionBroadcastConfig:
             return PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=self.skip_range,

@@ -44,6 +44,7 @@ class RettentionRun(ReuseRun):
         output, statistics = super()._reuse(layer, call, kept, None)
         place = self._name, layer
         if self._step.kind == "refresh":
+            assert isinstance(statistics.plan, TilePlan)  # as a mask makes them
             self._shares[place] = softmax_share(call, statistics.plan)
         output = self._shares[place] * output
         return output if residual is None else output + residual, statistics

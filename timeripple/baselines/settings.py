@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from timeripple.attention.method import ConfigError
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def parse_settings(kind: type[T], text: str) -> T:
@@ -16,8 +19,8 @@ def parse_settings(kind: type[T], text: str) -> T:
     Fields are int or float by their defaults. Raises ConfigError, one sentence, for what is unknown, given twice or no
     number, and what `kind` itself raises.
     """
-    known = {field.name: type(field.default) for field in fields(kind)}
-    values = {}
+    known: dict[str, type[Any]] = {field.name: type(field.default) for field in fields(kind)}
+    values: dict[str, Any] = {}
     for part in text.strip().split(":")[1:]:
         name, value = part.split("=", 1) if "=" in part else (next(iter(known)), part)
         if name not in known or name in values:
@@ -40,7 +43,7 @@ def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:
     return ":".join((granularity, *settings))
 
 
-def label_of(name: str, config) -> str:
+def label_of(name: str, config: DataclassInstance) -> str:
     """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
     first, *others = fields(config)
     changed = [f"{f.name}={_number(getattr(config, f.name))}" for f in others if getattr(config, f.name) != f.default]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class SkipConfig(ReuseConfig):
         return self.name + super().label.removeprefix(self.granularity)
 
     @classmethod
-    def parse(cls, text: str) -> SkipConfig:
+    def parse(cls, text: str) -> Self:
         """Reads `name[:budget][:key=value...]`, e.g. "skip:0.7:refresh=5"; refresh is off unless given."""
         return super().parse(as_reuse("tile", text, SETTINGS))
 
@@ -75,7 +76,9 @@ def _skipping(thresholds: Tensor, call: AttentionCall, settings: ReuseSettings) 
     return TileCurve(**vars(Tiling.of(call, settings, skip=True)), thresholds=thresholds)
 
 
-def block_places(grid: TokenGrid, block: tuple[int, int, int], device) -> tuple[Tensor, Tensor]:
+def block_places(
+    grid: TokenGrid, block: tuple[int, int, int], device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
     """Where the blocks of a grid begin and end, first and last token, float [blocks, 3] each in t, y, x."""
     starts = [torch.arange(0, size, step, device=device) for size, step in zip(grid.shape, block, strict=True)]
     first = torch.cartesian_prod(*starts).view(-1, 3)

@@ -4,13 +4,15 @@ with queries and keys in which channels are reused."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.dispatch import AttentionStatistics, ripple_attention
-from timeripple.attention.method import ConfigError, Step
+from timeripple.attention.method import ConfigError, Kind, Step
+from timeripple.attention.plans import channel
 from timeripple.attention.plans.curve import theta_for_saving
 from timeripple.attention.run import Kept, ReuseRun
 from timeripple.baselines.skip import SkipConfig
@@ -26,9 +28,9 @@ class StackedConfig:
     reuse: ReuseConfig
     mask: SkipConfig
     granularity = "channel"
-    kind = "theoretical"
+    kind: ClassVar[Kind] = "theoretical"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (
             type(self.reuse) is not ReuseConfig
             or self.reuse.granularity != "channel"
@@ -47,11 +49,8 @@ class StackedConfig:
 
     @property
     def budget(self) -> float | None:
-        return (
-            None
-            if None in (self.reuse.budget, self.mask.budget)
-            else 1 - (1 - self.reuse.budget) * (1 - self.mask.budget)
-        )
+        reuse, mask = self.reuse.budget, self.mask.budget
+        return None if reuse is None or mask is None else 1 - (1 - reuse) * (1 - mask)
 
     @property
     def theta(self) -> float | None:
@@ -69,19 +68,19 @@ class StackedRun(ReuseRun):
 
     def __init__(self, config: StackedConfig, num_inference_steps: int):
         super().__init__(config.reuse, num_inference_steps)
-        self.mask = config.mask
+        self.reuse, self.mask = config.reuse, config.mask
 
     def _target(self, step: Step) -> float:
         """As scheduled: what is on record is the saving of both."""
-        return step.saving_target
+        return step.saving_target or 0.0
 
     def _reuse(
         self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
     ) -> tuple[Tensor, AttentionStatistics]:
         """The mask's attention on snapped queries and keys; the saving of both together, of which the channels' part is
         theoretical."""
-        curve = self.config.measure(call)
-        theta = theta_for_saving([curve], self._saving) if self._theta is None else self._theta
+        curve = channel.measure(call, self.reuse)
+        theta = theta_for_saving([curve], self._saving or 0.0) if self._theta is None else self._theta
         plan = curve.plan(call, theta)
         output, masked = ripple_attention(plan.snapped(call), self.mask)
         together = 1 - (1 - plan.saving) * (1 - masked.saving)

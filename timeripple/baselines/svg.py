@@ -15,7 +15,7 @@ from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import DEFAULT_BUDGET, ReuseConfig
-from timeripple.attention.grid import TokenGrid
+from timeripple.attention.grid import Device, TokenGrid
 from timeripple.attention.plans.tile import TileCurve, window_shape
 from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
 
@@ -57,7 +57,7 @@ class SvgConfig(SkipConfig):
         return nearest_by_head(call, self)
 
 
-def distances(grid: TokenGrid, config: ReuseConfig, device) -> tuple[Tensor, Tensor]:
+def distances(grid: TokenGrid, config: ReuseConfig, device: Device) -> tuple[Tensor, Tensor]:
     """How far key windows are from query tiles in frames and in places, [tiles, windows] each; windows at the same
     distance go by the other one. The first frame is nearest to all."""
     first, last = block_places(grid, config.query_tile, device)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from diffusers import TaylorSeerCacheConfig
+from diffusers import DiffusionPipeline, TaylorSeerCacheConfig
 
 from timeripple.baselines.settings import label_of, parse_settings, require
 from timeripple.baselines.step_cache import caching
@@ -26,7 +26,7 @@ class TaylorSeerConfig:
     order: int = 1
     start: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("interval", 1), ("order", 0), ("start", 1)):
             require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
 
@@ -47,7 +47,7 @@ class TaylorSeerConfig:
             if step < self.start or (step - self.start - 1) % self.interval == 0
         )
 
-    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return caching(
             pipeline,
             lambda: TaylorSeerCacheConfig(

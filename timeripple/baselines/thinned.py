@@ -6,6 +6,7 @@ Otherwise refreshes would fall on steps that the cache leaves out, and errors gr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -70,7 +71,7 @@ class ThinnedRun:
             self.run.end_forward()
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, Any]]:
         """See `Records.read`; steps are those of the whole run."""
         own = [record | {"step": self.computed[record["step"]]} for record in self.run.records]
         return sorted([*own, *self._records.read()], key=lambda record: record["step"])
@@ -79,6 +80,6 @@ class ThinnedRun:
     def held_bytes(self) -> int:
         return self.run.held_bytes
 
-    def saving(self) -> dict:
+    def saving(self) -> dict[str, Any]:
         """As `ReuseRun.saving`, over all steps."""
         return summarise_saving(self.records, self.steps, self.run.config.kind)

@@ -8,6 +8,7 @@ a mean with the log of its size added to its logit, ToMe's proportional attentio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -41,7 +42,7 @@ class TokenMergeConfig(ReuseConfig):
         return match(call)
 
     @classmethod
-    def parse(cls, text: str) -> TokenMergeConfig:
+    def parse(cls, text: str) -> Self:
         """Reads `token-merge[:budget][:key=value...]`."""
         return super().parse(as_reuse("token", text, SETTINGS))
 

@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,7 +87,8 @@ def synthetic_captures(captures: list[Capture], grid: TokenGrid, heads: int, hea
                 later.mul_((1 - r**2).sqrt()).add_(r * earlier)
         return (x * torch.stack([y.std() for y, _ in known]).mean()).to(dtype)
 
-    return [Capture(captures[0].step, "synthetic", *map(correlated, ("query", "key", "value")), grid)]
+    query, key, value = map(correlated, ("query", "key", "value"))
+    return [Capture(captures[0].step, "synthetic", query, key, value, grid)]
 
 
 def attention(
@@ -95,7 +97,7 @@ def attention(
     savings: tuple[float, ...] = SAVINGS,
     granularities: tuple[str, ...] = GRANULARITIES,
     on_run: Callable[[int, int], None] | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, kept_plan_speedup, ideal_speedup, saving,
     relative_error, planning_share.
 
@@ -106,7 +108,7 @@ def attention(
     """
     device = captures[0].query.device
     platform = {f"dense-{name}": ("platform", backend) for name, backend in _sdpa_backends(device).items()}
-    methods = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
+    methods: dict[str, tuple[str, Any]] = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
     methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
     totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
     norm = 0.0
@@ -157,23 +159,23 @@ def _sdpa_backends(device: torch.device) -> dict[str, SDPBackend]:
     return {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
-def _call(captured: Capture, name: str, how: float | SDPBackend | None) -> Callable[[], Timed]:
+def _call(captured: Capture, name: str, how: Any) -> Callable[[], Timed]:
     """A method as a function without arguments that computes one captured call and times itself.
 
-    name: "platform" with a backend of it in `how`, "core", or a granularity with a saving in `how`.
+    name: "platform" with an SDPBackend or None in `how`, "core", or a granularity with a saving in `how`.
     """
     asked = AttentionCall(captured.query, captured.key, captured.value, captured.grid)
     device = asked.device
     if name in ("platform", "core"):
         dense = dense_attention if name == "platform" else _core_dense(device)
 
-        def call() -> Timed:
+        def densely() -> Timed:
             with nullcontext() if how is None else sdpa_kernel(how):
                 start = now(device)
                 output = dense(asked)
                 return Timed(output, now(device) - start)
 
-        return call
+        return densely
 
     config = ReuseConfig(name, budget=how)
     theta = theta_for_saving([config.measure(asked)], how)

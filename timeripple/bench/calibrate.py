@@ -46,6 +46,7 @@ def calibrate(
     check_targets(psnr, saving)
     for request in requests:
         request.check(pipeline)
+    target = saving or 0.0
     references = [generate(pipeline, request, parse_method("dense")) for request in requests]
     found = []
     for dense_first in DENSE_FIRST:
@@ -57,7 +58,7 @@ def calibrate(
             if on_run is not None:
                 on_run(trial)
             found.append(trial)
-            good = trial.psnr >= psnr if psnr is not None else trial.saving < saving
+            good = trial.psnr >= psnr if psnr is not None else trial.saving < target
             low, high = (middle + 1, high) if good else (low, middle)
     if psnr is not None:
         kept = [trial for trial in found if trial.psnr >= psnr]
@@ -65,10 +66,10 @@ def calibrate(
             best = max(trial.psnr for trial in found)
             raise ValueError(f"No settings keep {psnr:g} dB; the best found keep {best:.1f} dB: lower the PSNR.")
         return max(kept, key=lambda trial: trial.saving)
-    kept = [trial for trial in found if trial.saving >= saving]
+    kept = [trial for trial in found if trial.saving >= target]
     if not kept:
         most = max(trial.saving for trial in found)
-        raise ValueError(f"No settings save {saving:g} over all steps; the most found is {most:.2f}: lower the saving.")
+        raise ValueError(f"No settings save {target:g} over all steps; the most found is {most:.2f}: lower the saving.")
     return max(kept, key=lambda trial: trial.psnr)
 
 
@@ -101,5 +102,5 @@ def _try(
     for request, reference in zip(requests, references, strict=True):
         generation = generate(pipeline, request, method)
         psnr.append(measure(generation.frames, reference.frames)["psnr"])
-        saving.append(generation.saving["all_steps"])
+        saving.append(generation.saving["all_steps"] if generation.saving else 0.0)
     return Trial(config, sum(psnr) / len(psnr), sum(saving) / len(saving))

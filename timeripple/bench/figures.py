@@ -1,12 +1,15 @@
 """Plotly figures of benchmarks, in the look of `clips.figures`."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import plotly.graph_objects as go
 
 from timeripple.clips.figures import DASHES, INK, PALETTE, SYMBOLS, styled
 
 
-def time_over_tokens(rows: list[dict], kind: str) -> go.Figure:
+def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
     """Milliseconds of one call of attention over the number of tokens, one line a method, both axes logarithmic.
 
     rows: method, tokens, ms, all of one kind, such as "measured here".
@@ -24,7 +27,7 @@ def time_over_tokens(rows: list[dict], kind: str) -> go.Figure:
     return styled(figure, f"Attention over tokens ({kind})")
 
 
-def roofline(rows: list[dict], roofs: dict[str, float], kind: str) -> go.Figure:
+def roofline(rows: list[dict[str, Any]], roofs: dict[str, float], kind: str) -> go.Figure:
     """Achieved over possible speed (Williams et al., 2009): points below the lower of two roofs, compute and memory.
 
     rows: method, tokens, intensity in operations a byte, gflops; roofs: gflops and gbytes a second; all of one kind.
@@ -50,7 +53,7 @@ def roofline(rows: list[dict], roofs: dict[str, float], kind: str) -> go.Figure:
     return styled(figure, f"Roofline ({kind})")
 
 
-def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
+def speed_and_quality(rows: list[dict[str, Any]], title: str) -> go.Figure:
     """PSNR against dense over the speed-up, a point a method, and the front that no point beats in both.
 
     rows: as `bench.pareto` gives them: method, ours, speedup, psnr, front.
@@ -63,7 +66,7 @@ def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
         x=[row["speedup"] for row in front], y=[row["psnr"] for row in front], name="front", mode="lines",
         line={"color": INK, "dash": "dot", "shape": "vh"}, hoverinfo="skip",
     )  # fmt: skip
-    groups = {
+    groups: dict[str, Callable[[dict[str, Any]], bool]] = {
         "TimeRipple": lambda row: row["ours"] and "+" not in row["method"],
         "TimeRipple and a step cache": lambda row: row["ours"] and "+" in row["method"],
         "peers": lambda row: not row["ours"],
@@ -82,7 +85,7 @@ def speed_and_quality(rows: list[dict], title: str) -> go.Figure:
     return styled(figure, title)
 
 
-def _label_places(rows: list[dict]) -> list[str]:
+def _label_places(rows: list[dict[str, Any]]) -> list[str]:
     """Where each point's label goes, so that labels keep off points and off each other where they can.
 
     Sizes are shares of a plot of about 1000 x 450 pixels, with letters of 5.5 x 12.
@@ -100,7 +103,7 @@ def _label_places(rows: list[dict]) -> list[str]:
             if (v, h) != ("middle", "center")
         }
 
-        def overlaps(box: tuple) -> int:
+        def overlaps(box: tuple[Any, ...]) -> int:
             return sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
 
         place = min(boxes, key=lambda name: overlaps(boxes[name]))

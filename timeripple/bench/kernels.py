@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -69,7 +70,7 @@ class Build:
     mode: str
     dtype: str
     head_dim: int
-    constants: dict
+    constants: dict[str, Any]
     warps: int
     stages: int
 
@@ -98,7 +99,7 @@ def builds(target: Target) -> Iterator[Build]:
     yield Build("list_chosen", "", "", 0, {"BLOCK_W": LIST_BLOCK}, 4, 1)
 
 
-def report(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[dict]:
+def report(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[dict[str, Any]]:
     """Compiles everything, one row each: kernel, target, config (mode, dtype, head_dim, blocks, warps and stages),
     registers (a thread), spills (bytes a thread), shared_bytes (a block) and shared_limit, occupancy (share of the
     threads a multiprocessor can hold, estimated), tensor_cores.
@@ -113,7 +114,7 @@ def report(targets: tuple[str, ...] = tuple(TARGETS)) -> Iterator[dict]:
     return (_compile(build, TARGETS[name]) for name in targets for build in builds(TARGETS[name]))
 
 
-def _compile(build: Build, target: Target) -> dict:
+def _compile(build: Build, target: Target) -> dict[str, Any]:
     function = getattr(triton_kernels, build.kernel)
     signature = {name: _type(name, build) for name in function.arg_names}
     aligned = [name[0] == "*" or "stride_" in argument for argument, name in signature.items()]
@@ -152,7 +153,7 @@ def _type(argument: str, build: Build) -> str:
     return next((kind for kind, names in POINTERS.items() if argument in names), "i32")
 
 
-def _resources(code: dict, target: Target) -> tuple[int, int]:
+def _resources(code: dict[str, Any], target: Target) -> tuple[int, int]:
     """Registers a thread and bytes spilled, as the assembler (NVIDIA) or the code's metadata (AMD) says."""
     if "amdgcn" in code:
         found = {name: int(n) for name, n in re.findall(r"\.(vgpr_count|vgpr_spill_count):\s+(\d+)", code["amdgcn"])}
@@ -160,8 +161,8 @@ def _resources(code: dict, target: Target) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(code["ptx"])
-        architecture = re.search(r"\.target (sm_\w+)", code["ptx"])[1]
+        architecture = re.findall(r"\.target (sm_\w+)", code["ptx"])[0]
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", path, "-o", path.with_suffix("")]
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
-    return int(re.search(r"Used (\d+) registers", said)[1]), spilled
+    return int(re.findall(r"Used (\d+) registers", said)[0]), spilled

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -49,8 +50,8 @@ def pareto(
     engine: str = "local",
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
-    **size,
-) -> dict:
+    **size: int,
+) -> dict[str, Any]:
     """`{"rows", "kind", "environment", "weights", ...settings}`, a row a method, the fastest last.
 
     Row: method, ours (whether token, tile or channel reuse is in it), seconds (median over prompts), speedup (mean of

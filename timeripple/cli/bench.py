@@ -212,8 +212,11 @@ def pareto(
         out.mkdir(parents=True, exist_ok=True)
         pipeline = load_pond(model)
     log, load = out / "runs.jsonl", partial(load_pond, model)
-    run = partial(bench.pareto, pipeline, prompts, chosen, log, engine, load=load, **given)
-    result = _run("generations", lambda count: run(on_run=count))
+
+    def run(count: Count) -> dict[str, Any]:
+        return bench.pareto(pipeline, prompts, chosen, log, engine, count, load, **given)
+
+    result = _run("generations", run)
     (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     figure = figures.speed_and_quality(result["rows"], f"Speed and quality ({result['kind']})")
     figure.write_html(out / "pareto.html", include_plotlyjs=True)

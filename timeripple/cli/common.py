@@ -41,7 +41,9 @@ def one_sentence(*errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        message = f"{error.filename}: {error.strerror}." if getattr(error, "filename", None) else str(error)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename:
+            message = f"{error.filename}: {error.strerror}."
         typer.echo(message, err=True)
         raise typer.Exit(USER_ERROR) from None
 

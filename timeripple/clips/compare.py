@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
@@ -50,13 +51,13 @@ class Comparison:
         reference = self.generations[0].seconds["total"]
         return [reference / generation.seconds["total"] for generation in self.generations]
 
-    def settings(self, pipeline: DiffusionPipeline) -> dict:
+    def settings(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """What to run to get this comparison again; `read_settings` reads it."""
         texts = ",".join(generation.method.text for generation in self.generations)
         model = Path(pipeline.name_or_path or type(pipeline).__name__).name
         return asdict(self.request) | {"model": model, "compared": texts}
 
-    def report(self, pipeline: DiffusionPipeline) -> dict:
+    def report(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
 
         Identical clips have a PSNR of `quality.PSNR_CAP`.
@@ -97,7 +98,7 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
     """
     found = {}
     for each in fields(Request):
-        kind = {"str": str, "int": int, "float": float}[getattr(each.type, "__name__", each.type)]
+        kind: Any = {"str": str, "int": int, "float": float}[str(getattr(each.type, "__name__", each.type))]
         if each.name in values:
             try:
                 found[each.name] = kind(str(values[each.name]))
@@ -174,7 +175,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
         clips = [generation.frames for generation in comparison.generations]
         write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
         if len(clips) > 1:
-            frames = player_frames(*clips[:2], comparison.amplifications[1])
+            frames = player_frames(clips[0], clips[1], comparison.amplifications[1] or 1)
             write_mp4(staging / "player.mp4", frames, metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
         if can_draw():
@@ -208,7 +209,7 @@ def _staging(folder: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _caption(generation: Generation, speedup: float, quality: dict | None) -> str:
+def _caption(generation: Generation, speedup: float, quality: dict[str, Any] | None) -> str:
     parts = [generation.method.label, f"{generation.seconds['total']:.1f} s"]
     parts += [f"{speedup:.2f}x", f"{quality['psnr']:.1f} dB"] if quality else []
     return " · ".join(parts)

@@ -5,6 +5,7 @@ those of Okabe and Ito, which people with colour-blindness tell apart.
 """
 
 from html import escape
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -91,7 +92,7 @@ def saving_heatmap(by_head: dict[str, list[float]], label: str, kind: str) -> go
     return styled(figure, title).update_layout(showlegend=False)
 
 
-def schedule_curve(methods: list[tuple[str, tuple]]) -> go.Figure:
+def schedule_curve(methods: list[tuple[str, tuple[Any, ...]]]) -> go.Figure:
     """What each denoising step is to do.
 
     methods: (label, steps as `ReuseConfig.schedule` gives them). A budget shows the share of attention to be saved,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class Request:
         return math.prod(max(1, size // edge) for size, edge in zip(latent, patch, strict=True))
 
     @classmethod
-    def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given) -> "Request":
+    def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given: Any) -> "Request":
         """What is not given, or None, is what the pipeline itself takes by default."""
         parameters = inspect.signature(pipeline.__call__).parameters
         names = {"steps": "num_inference_steps"}
@@ -86,7 +87,7 @@ class Request:
             if size < SIZE_STEP or size % SIZE_STEP:
                 raise ValueError(f"The {name} is {size}; give a multiple of {SIZE_STEP} pixels.")
 
-    def arguments(self, pipeline: DiffusionPipeline) -> dict:
+    def arguments(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """What the pipeline is called with, for frames as a tensor; the noise is drawn on the CPU, so that it is the
         same on every device. A negative prompt goes to pipelines that take one, and to others than Pond's if said."""
         accepted = inspect.signature(pipeline.__call__).parameters
@@ -132,8 +133,8 @@ class Generation:
     method: Method
     frames: np.ndarray
     seconds: dict[str, float]
-    saving: dict | None
-    summary: dict
+    saving: dict[str, Any] | None
+    summary: dict[str, Any]
 
 
 def generate(
@@ -153,15 +154,19 @@ def generate(
     if should_stop is not None and should_stop():
         raise Cancelled
     watch = Stopwatch(pipeline._execution_device)
-    text_seconds = denoised_seconds = step_input = None
+    text_seconds: float | None = None
+    step_input: torch.Tensor | None = None
+    denoised_seconds = 0.0
 
-    def before_forward(module, args, kwargs):
+    def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal text_seconds, step_input
         if text_seconds is None:
             text_seconds = watch.seconds
         step_input = kwargs.get("hidden_states")
 
-    def after_step(pipe: DiffusionPipeline, index: int, timestep: torch.Tensor, tensors: dict) -> dict:
+    def after_step(
+        pipe: DiffusionPipeline, index: int, timestep: torch.Tensor, tensors: dict[str, Any]
+    ) -> dict[str, Any]:
         nonlocal denoised_seconds
         with watch.paused():
             if on_step is not None:
@@ -184,10 +189,11 @@ def generate(
         for hook in hooks:
             hook.remove()
     total = watch.seconds
+    text = text_seconds or 0.0
     seconds = {
         "total": total,
-        "text": text_seconds,
-        "denoise": denoised_seconds - text_seconds,
+        "text": text,
+        "denoise": denoised_seconds - text,
         "attention": summary["seconds"]["attention"],
         "plan": summary["seconds"]["plan"],
         "decode": total - denoised_seconds,
@@ -223,14 +229,16 @@ def to_frames(video: torch.Tensor) -> np.ndarray:
     return (video[0].permute(0, 2, 3, 1).float() * 255).round().byte().cpu().numpy()
 
 
-def _preview(pipe: DiffusionPipeline, index: int, before: torch.Tensor, after: torch.Tensor) -> np.ndarray | None:
+def _preview(
+    pipe: DiffusionPipeline, index: int, before: torch.Tensor | None, after: torch.Tensor
+) -> np.ndarray | None:
     """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before and after a step; None for
     models whose latents are not decoded frame by frame.
 
     Flow matching moves along x = (1 - sigma) * clean + sigma * noise, and an Euler step is x += (change of sigma) * v;
     so v is the step's slope, and clean = x - sigma * v.
     """
-    if not isinstance(pipe, PondPipeline):
+    if not isinstance(pipe, PondPipeline) or before is None:
         return None
     before = before[:, : after.shape[1]]  # without coordinates
     start, end = pipe.scheduler.sigmas[index : index + 2].tolist()

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
+
+from diffusers import DiffusionPipeline
 
 from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
-from timeripple.attention.method import ConfigError
-from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, ThinnedConfig
+from timeripple.attention.method import AttentionMethod, ConfigError
+from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, StepCache, ThinnedConfig
 from timeripple.hooks import disable, enable, summary
 
-PARSERS = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
+PARSERS: dict[str, Any] = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
 METHODS = ("dense", *PARSERS)
 SETTINGS = ASSETS / "settings"
 
@@ -26,8 +28,8 @@ class Method:
     None."""
 
     text: str
-    config: object | None
-    cache: object | None = None
+    config: AttentionMethod | None
+    cache: StepCache | None = None
 
     @property
     def label(self) -> str:
@@ -40,22 +42,22 @@ class Method:
             computed = self._computed(num_inference_steps)
             self.config.schedule(num_inference_steps if computed is None else len(computed))
 
-    def _attention(self, num_inference_steps: int):
+    def _attention(self, num_inference_steps: int) -> AttentionMethod | None:
         """What `hooks.enable` takes: the config, counted by a step cache, or over the steps it computes."""
         if self.cache is None:
             return self.config
         if self.config is None:
             return CountedConfig()
         computed = self._computed(num_inference_steps)
-        return self.config if computed is None else ThinnedConfig(self.config, computed)
+        return self.config if computed is None else ThinnedConfig(cast(ReuseConfig, self.config), computed)
 
     def _computed(self, num_inference_steps: int) -> tuple[int, ...] | None:
         """The steps at which the step cache has attention computed, where that is known beforehand."""
         computed = getattr(self.cache, "computed", None)
-        return computed and computed(num_inference_steps)
+        return None if computed is None else tuple(computed(num_inference_steps))
 
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[Callable[[], dict]]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
         With a step cache method is the label of both, and held_bytes None: what caches hold is not known. Raises
@@ -64,7 +66,7 @@ class Method:
         final = None
         enable(pipeline, self._attention(num_inference_steps), num_inference_steps=num_inference_steps)
 
-        def summarise() -> dict:
+        def summarise() -> dict[str, Any]:
             numbers = summary(pipeline)
             return numbers | {"method": self.label, "held_bytes": None} if self.cache else numbers
 
@@ -83,7 +85,8 @@ def parse_method(text: str) -> Method:
     Raises ConfigError, one sentence, for unknown names and settings that cannot work.
     """
     text = text.strip()
-    attention, caches = [], []
+    attention: list[Any] = []
+    caches: list[StepCache] = []
     for part in text.split("+"):
         name, _, settings = part.strip().partition(":")
         if name not in METHODS:
@@ -113,5 +116,5 @@ def load_method(path: str | Path) -> Method:
 
 def calibrated_methods() -> dict[int, Method]:
     """Settings found for Pond by `calibrate --psnr`, by the PSNR in dB they were to keep, the highest first."""
-    files = {int(re.search(r"(\d+)dB", path.name)[1]): path for path in SETTINGS.glob("pond-*dB.json")}
+    files = {int(path.stem.removeprefix("pond-").removesuffix("dB")): path for path in SETTINGS.glob("pond-*dB.json")}
     return {psnr: load_method(files[psnr]) for psnr in sorted(files, reverse=True)}

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
+from torch import nn
 
 from timeripple import ASSETS
 from timeripple.hooks import family_of
@@ -105,7 +106,7 @@ def _components(folder: str | Path) -> dict[str, tuple[str, str]]:
     }
 
 
-def _empty(library: str, kind: str, folder: str | Path, name: str):
+def _empty(library: str, kind: str, folder: str | Path, name: str) -> nn.Module:
     """A component without memory."""
     if library == "transformers":
         import transformers
@@ -165,7 +166,7 @@ def _find(model: str) -> str:
     return model
 
 
-def _check_memory(folder: str, model: str, dtype: torch.dtype, device: str, offload: str) -> None:
+def _check_memory(folder: str | Path, model: str, dtype: torch.dtype, device: str, offload: str) -> None:
     """Raises TooLarge where weights do not fit on the device, or in the memory of the host they wait in."""
     counts = parameter_counts(folder)
     sizes = {name: count * (4 if name == "vae" else dtype.itemsize) for name, count in counts.items()}

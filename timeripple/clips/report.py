@@ -4,6 +4,7 @@ import base64
 import json
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from timeripple.clips import figures
 
@@ -20,7 +21,7 @@ pre { overflow-x: auto; padding: 12px; background: #8882; }
 """
 
 
-def html_report(report: dict, folder: Path) -> str:
+def html_report(report: dict[str, Any], folder: Path) -> str:
     """report: as `Comparison.report` gives it; folder: holds LABEL.mp4 of every method, which the page carries."""
     rows, texts = report["methods"], [row["method"] for row in report["methods"]]
     reused = [(text, row) for text, row in zip(texts, rows, strict=True) if row["saving"]]
@@ -48,7 +49,7 @@ named below; quality is against {escape(texts[0])}.</p>
 """
 
 
-def _table(rows: list[dict]) -> str:
+def _table(rows: list[dict[str, Any]]) -> str:
     """Seconds, speed-up, quality, and savings of the reuse steps, one column a kind."""
     quality = next((list(row["quality"]) for row in rows if row["quality"]), [])
     kinds = list(dict.fromkeys(row["saving"]["kind"] for row in rows if row["saving"]))

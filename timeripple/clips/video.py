@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import cv2
 import imageio_ffmpeg
@@ -78,7 +79,7 @@ def _caption(text: str, width: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: dict | None = None) -> None:
+def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: dict[str, Any] | None = None) -> None:
     """Write H.264, yuv420p, that every browser plays and scrubs (faststart, a key frame every second).
 
     Small clips are enlarged (`enlarge`); odd sizes are made even by repeating the last row or column. `metadata` is
@@ -103,7 +104,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
         raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
 
 
-def read_metadata(path: str | Path) -> dict:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_mp4` kept as metadata. Raises ValueError, one sentence, for a file that holds none."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
     command += ["-i", str(path), "-f", "ffmetadata", "-"]

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import Plan
 from timeripple.attention.plans.curve import theta_for_saving
 from timeripple.attention.plans.tile import TilePlan
 from timeripple.attention.plans.token import TokenPlan
@@ -27,7 +28,7 @@ def attention_row(query: Tensor, key: Tensor, token: int) -> Tensor:
     return _softmax(query[:, token, None], key)[:, 0]
 
 
-def reused_row(query: Tensor, key: Tensor, token: int, plan: TokenPlan | TilePlan) -> tuple[Tensor, Tensor]:
+def reused_row(query: Tensor, key: Tensor, token: int, plan: Plan) -> tuple[Tensor, Tensor]:
     """The row that attention under a plan uses in place of `attention_row`, and [heads, tokens] of how many keys share
     the key that stands for each: 1 is a key that was computed.
 
@@ -38,6 +39,7 @@ def reused_row(query: Tensor, key: Tensor, token: int, plan: TokenPlan | TilePla
         mean_query = (query * members[..., None]).sum(1) / members.sum(1)[:, None]
         owner, reused = plan.key.owner, torch.ones_like(members)
     else:
+        assert isinstance(plan, TilePlan)  # channels have no rows that stand for others
         grid, video = plan.grid, token - plan.grid.text_before
         mean_query, owner = query[:, token], torch.arange(grid.tokens).repeat(len(query), 1)
         reused = torch.zeros_like(owner, dtype=torch.bool)
@@ -54,11 +56,11 @@ def reused_row(query: Tensor, key: Tensor, token: int, plan: TokenPlan | TilePla
     return _softmax(mean_query[:, None], keys)[:, 0], torch.where(reused, shared, 1.0)
 
 
-def plan_at(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseConfig) -> TokenPlan | TilePlan:
+def plan_at(query: Tensor, key: Tensor, grid: TokenGrid, config: ReuseConfig) -> Plan:
     """The plan that saves what the config's budget asks for in this one call, on average over the heads."""
     call = AttentionCall(query[None], key[None], key[None], grid)  # what is planned does not depend on the values
     curve = config.measure(call)
-    return curve.plan(call, theta_for_saving([curve], config.budget))
+    return curve.plan(call, theta_for_saving([curve], config.budget or 0.0))
 
 
 def averaged_map(

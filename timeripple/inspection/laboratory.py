@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from diffusers import DiffusionPipeline
@@ -69,6 +69,12 @@ class Specimen:
     value: Tensor
     grid: TokenGrid
     config: ReuseConfig
+
+    @classmethod
+    def of(cls, qkv: Tensor, grid: TokenGrid, config: ReuseConfig) -> Specimen:
+        """From [3, heads, tokens, d]."""
+        query, key, value = qkv
+        return cls(query, key, value, grid, config)
 
     @cached_property
     def dense(self) -> Tensor:
@@ -158,8 +164,10 @@ class Specimen:
         sizes = [torch.full_like(x, math.inf) for x in (self.query, self.key)]  # text is never touched
         for size, x in zip(sizes, (self.query, self.key), strict=True):
             size[:, grid.video] = x[:, grid.video].abs()
-        sides = [Staircase.build(x.mT.flatten(0, 1).contiguous(), torch.tensor(1 / grid.tokens)) for x in sizes]
-        curve = ChannelCurve(*sides, self.config.axes, self.config.window, 1, channels)
+        gain = torch.tensor(1 / grid.tokens)
+        sides = (Staircase.build(x.mT.flatten(0, 1).contiguous(), gain) for x in sizes)
+        query_side, key_side = sides
+        curve = ChannelCurve(query_side, key_side, self.config.axes, self.config.window, 1, channels)
         theta = theta_for_saving([curve], saving)
         query, key = (
             x.masked_fill(size < theta, 0)[None] for x, size in zip((self.query, self.key), sizes, strict=True)
@@ -167,8 +175,8 @@ class Specimen:
         output = dense_attention(replace(self.call, query=query, key=key))
         return self._trial("zero", output, curve.saving(theta), "theoretical", theta)
 
-    def _trial(self, name: str, output: Tensor, saving: Tensor, kind: Kind, theta: float | Tensor) -> Trial:
-        return Trial(name, saving, kind, float(theta), relative_change(output[0], self.dense[0]))
+    def _trial(self, name: str, output: Tensor, saving: Tensor, kind: Kind, theta: float | Tensor | None) -> Trial:
+        return Trial(name, saving, kind, float(theta or 0.0), relative_change(output[0], self.dense[0]))
 
 
 def relative_change(x: Tensor, reference: Tensor) -> Tensor:
@@ -184,10 +192,10 @@ def residual_drift(steps: Sequence[Tensor], grid: TokenGrid, config: ReuseConfig
     dense minus reused output, under the plan of s0, which is kept (channel reuse, whose plans hold values, plans anew
     at the threshold of s0). Below 1, giving R(s0) back leaves less error than not: that is why feedback works.
     """
-    first, residuals = Specimen(*steps[0], grid, config), []
+    first, residuals = Specimen.of(steps[0], grid, config), []
     theta = first.try_reuse().theta
     plan = first.curve.plan(first.call, theta) if theta > 0 else None
-    for call in (AttentionCall(*step[:, None], grid) for step in steps):
+    for call in (Specimen.of(step, grid, config).call for step in steps):
         reused, _ = ripple_attention(call, config, theta=theta, plan=plan if config.plans_last else None)
         residuals.append((dense_attention(call) - reused)[0])
     return torch.stack([relative_change(residual, residuals[0]) for residual in residuals])
@@ -209,7 +217,7 @@ def laboratory_report(
     *,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """What reuse saves and costs in a dense run at `steps` (from 0): rows, see `head_trials`; method; kind;
     environment. Callbacks and errors as in `probe.capture`."""
     captures = capture(pipeline, request, steps, on_step=on_step, should_stop=should_stop)
@@ -221,20 +229,21 @@ def laboratory_report(
     }
 
 
-def head_trials(captures: Sequence[Capture], config: ReuseConfig) -> list[dict]:
+def head_trials(captures: Sequence[Capture], config: ReuseConfig) -> list[dict[str, Any]]:
     """One row a step, layer and head: step, layer, head, theta, saving, kind, error, alternatives and drift.
 
     One threshold serves the heads of a layer. alternatives: [name, kind, saving, error] of what `Specimen.alternatives`
     tries at the saving of the head; drift: `residual_drift` from the first step that was captured.
     """
-    rows, layers = [], {}
+    rows: list[dict[str, Any]] = []
+    layers: dict[str, Tensor] = {}
     for c in captures:
         qkv = torch.stack([c.query[0], c.key[0], c.value[0]]).float()
         first = layers.setdefault(c.layer, qkv)
-        trial = Specimen(*qkv, c.grid, config).try_reuse()
+        trial = Specimen.of(qkv, c.grid, config).try_reuse()
         drift = residual_drift([first, qkv], c.grid, config)[1].tolist()
         for head, (saving, error) in enumerate(zip(trial.saving.tolist(), trial.error.tolist(), strict=True)):
-            others = Specimen(*qkv[:, head : head + 1], c.grid, config).alternatives(saving)
+            others = Specimen.of(qkv[:, head : head + 1], c.grid, config).alternatives(saving)
             tried = [
                 [other.name, other.kind, other.saving.item(), other.error.item()]
                 for other in others
@@ -273,14 +282,15 @@ class PairingConfig(ReuseConfig):
         return PairingCurve(channel.measure(_part(call, slice(*self.channels)), self), slice(*self.channels))
 
 
-def pairing_method(transformer, group: str, axis: str, theta: float = EVERY) -> Method:
+def pairing_method(transformer: Any, group: str, axis: str, theta: float = EVERY) -> Method:
     """The method that has the channels of a RoPE group of `transformer` reuse along an axis of the token grid.
 
     Raises ConfigError for groups and axes that do not exist.
     """
     if group not in AXES:
         raise ConfigError(f"The channel group is {group!r}; choose from {', '.join(AXES)}.")
-    channels = family_of(transformer).rope(transformer).get(group)
+    family = family_of(transformer)
+    channels = family.rope(transformer).get(group) if family else None
     if channels is None:
         raise ConfigError(f"{type(transformer).__name__} has no channels of group {group} alone; use a model that has.")
     config = PairingConfig(theta=theta, axes=(axis,), group=group, channels=(channels.start, channels.stop))

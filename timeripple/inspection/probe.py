@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
-from timeripple.attention.method import Step, dense_steps
+from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips.generate import Cancelled, Request, freed, to_frames
@@ -78,6 +79,7 @@ def inspect_request(
     """
     kept = {*steps, request.steps - 1}  # the last one, so that the clip is finished
     captures, video = _capture(pipeline, request, kept, None, on_step, should_stop)
+    assert video is not None  # as the last step is among them
     return _keep(captures, to_frames(video), request.steps, folder)
 
 
@@ -152,13 +154,20 @@ class _Seen(Exception):
     """There is nothing more to see in this run."""
 
 
-def _capture(pipeline, request, steps, layers, on_step, should_stop) -> tuple[list[Capture], Tensor | None]:
+def _capture(
+    pipeline: DiffusionPipeline,
+    request: Request,
+    steps: Collection[int],
+    layers: Collection[str] | None,
+    on_step: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> tuple[list[Capture], Tensor | None]:
     """Captures, and the clip [1, F, 3, H, W] if the last step is among the steps."""
     request.check(pipeline)
     _check_steps(steps, request.steps)
     config = CaptureConfig(frozenset(steps), None if layers is None else frozenset(layers))
 
-    def after_step(pipe, step: int, timestep, tensors: dict) -> dict:
+    def after_step(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         if on_step is not None:
             on_step(step + 1, max(steps) + 1)
         if should_stop is not None and should_stop():
@@ -187,13 +196,14 @@ def _enabled(pipeline: DiffusionPipeline, config: CaptureConfig) -> Iterator[Non
         disable(pipeline)
 
 
-def rope_frequencies(transformer) -> list[tuple[str, float]]:
+def rope_frequencies(transformer: Any) -> list[tuple[str, float]]:
     """Of every channel of a head: the axis RoPE turns it with, and by how many radians per token.
 
     Channels lie in pairs, and pair i of an axis with d channels turns by theta^(-2 i / d), theta 10,000 unless the
     model says otherwise. Empty for models whose channels mix axes.
     """
-    groups = family_of(transformer).rope(transformer)
+    family = family_of(transformer)
+    groups = family.rope(transformer) if family else {}
     theta = getattr(transformer.config, "rope_theta", 10_000)
     return [
         (axis, theta ** (-2 * (channel // 2) / (group.stop - group.start)))
@@ -209,7 +219,7 @@ def probe_report(
     *,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """What a dense run shows at `steps` (from 0): rows, see `correlation_report`; heads, see `head_report`; channels:
     axis and radians per token of each; kind; environment. Callbacks and errors as in `capture`."""
     captures = capture(pipeline, request, steps, on_step=on_step, should_stop=should_stop)
@@ -233,7 +243,7 @@ def attention_report(
     *,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """What the token at `place` = (t, y, x) attends to in a dense run at `step`, all counted from 0.
 
     dense, reuse: its attention to every video token as [t][y][x] lists, and with the plan that saves the config's
@@ -253,7 +263,7 @@ def attention_report(
     token = grid.text_before + (place[0] * grid.height + place[1]) * grid.width + place[2]
     reused, sharing = reused_row(query, key, token, plan_at(query, key, grid, config))
 
-    def on_grid(row: Tensor) -> list:
+    def on_grid(row: Tensor) -> list[Any]:
         return grid.unflatten(row[0, grid.video, None])[..., 0].tolist()
 
     return {
@@ -269,7 +279,7 @@ def attention_report(
     }
 
 
-def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3, 4)) -> list[dict]:
+def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3, 4)) -> list[dict[str, Any]]:
     """One row a step, layer, head and side ("query", "key"): step, layer, head, side, columns [axis, lag] and values,
     [channels][columns], as `similarity.correlation_table` gives them, rounded to 4 digits."""
     rows = []
@@ -282,7 +292,7 @@ def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3
     return rows
 
 
-def head_report(captures: list[Capture]) -> list[dict]:
+def head_report(captures: list[Capture]) -> list[dict[str, Any]]:
     """One row a step, layer and head: step, layer, head, spatial, temporal and entropy, as `head_scores` gives them,
     rounded to 4 digits, and kind, see `head_kind`."""
     rows = []
@@ -303,8 +313,8 @@ class CaptureConfig:
     layers: frozenset[str] | None
     captures: list[Capture] = field(default_factory=list)
     label = "capture"
-    granularity = None
-    kind = "realised"
+    granularity: ClassVar[None] = None
+    kind: ClassVar[Kind] = "realised"
 
     def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
         return dense_steps(num_inference_steps)
@@ -317,20 +327,22 @@ class CaptureRun:
     """Used by the hooks like a `ReuseRun`."""
 
     held_bytes = 0
+    _first: str | None = None
 
     def __init__(self, config: CaptureConfig):
-        self.config, self.records = config, []
+        self.config = config
+        self.records: list[dict[str, Any]] = []
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
-        self._first = getattr(self, "_first", pass_name)
+        self._first = self._first or pass_name
         self._wanted = pass_name == self._first and step_index in self.config.steps
         self._step = step_index
 
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
         if self._wanted and (self.config.layers is None or layer in self.config.layers):
             seen = (call.query, call.key, call.value)
-            copies = (x.detach().clone(memory_format=torch.contiguous_format) for x in seen)
-            self.config.captures.append(Capture(self._step, layer, *copies, call.grid))
+            query, key, value = (x.detach().clone(memory_format=torch.contiguous_format) for x in seen)
+            self.config.captures.append(Capture(self._step, layer, query, key, value, call.grid))
         return dense_attention(call)
 
     def skipped(self, layer: str, heads: int) -> None:

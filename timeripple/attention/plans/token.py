@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from timeripple.attention.call import AttentionCall
-from timeripple.attention.grid import TokenGrid
+from timeripple.attention.grid import Device, TokenGrid
 from timeripple.attention.method import Granularity, ReuseSettings
 from timeripple.attention.plans.curve import Staircase, batch_mean
 from timeripple.attention.torch_backend import attend_rows, warn_of_fallback
@@ -213,8 +213,8 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
 
     bits, levels = torch.arange(8, device=video.device), []
     for level in range(1, axes.bit_count() + 1):
-        masks = [mask for mask in range(1, 8) if mask & axes == mask and mask.bit_count() == level]
-        masks = torch.tensor(masks[::-1], device=video.device)
+        subset = [mask for mask in range(1, 8) if mask & axes == mask and mask.bit_count() == level]
+        masks = torch.tensor(subset[::-1], device=video.device)
         smallest, best = (((bits & masks[:, None]) != 0).to(energy) @ energy).min(1)
         levels.append((smallest, masks[best]))
     thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*levels, strict=True))
@@ -222,7 +222,7 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
     return thresholds.sqrt(), subsets
 
 
-def window_table(grid: TokenGrid, device=None) -> tuple[Tensor, Tensor]:
+def window_table(grid: TokenGrid, device: Device = None) -> tuple[Tensor, Tensor]:
     """The video tokens of every 2 x 2 x 2 window by position, [windows, 8], and which positions hold one.
 
     Ragged windows are filled up by repeating tokens, which changes no mean and no variance.
@@ -236,7 +236,7 @@ def window_table(grid: TokenGrid, device=None) -> tuple[Tensor, Tensor]:
     return _positions(tokens)[:, 0, :, 0].T, _positions(occupied)[:, 0, :, 0].T
 
 
-def _leads(device) -> Tensor:
+def _leads(device: Device) -> Tensor:
     """[8 subsets, 8 positions]: whether a position leads its group when a window merges along a subset."""
     bits = torch.arange(8, device=device)
     return (bits & bits[:, None]) == 0
