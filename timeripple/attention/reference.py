@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations, product
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,17 @@ from timeripple.attention.method import ReuseSettings
 Position = tuple[int, ...]
 Group = list[int]  # tokens, by their index in the sequence
 Block = dict[Position, int]  # of the grid: {position inside the block: index in the sequence}
+
+
+class Head(NamedTuple):
+    """One head of a call: [tokens, d] query, key and value; hidden: [tokens], -inf for keys not seen, 0 for others."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grid: TokenGrid
+    scale: float
+    hidden: Tensor
 
 
 class Settings(ReuseSettings, Protocol):
@@ -39,9 +50,8 @@ def attention(call: AttentionCall, config: Settings, theta: float) -> tuple[Tens
         if call.key_mask is not None:
             hidden[~call.key_mask[b]] = -math.inf
         query, key, value = (x[b, h] for x in (call.query, call.key, call.value))
-        output[b, h], saving[b, h] = head_attention(
-            query, key, value, call.grid, config, theta, call.logit_scale, hidden
-        )
+        head = Head(query, key, value, call.grid, call.logit_scale, hidden)
+        output[b, h], saving[b, h] = head_attention(head, config, theta)
     return output, saving.mean(0)
 
 
@@ -50,17 +60,9 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     return (scale * query @ key.T + bias).softmax(-1) @ value
 
 
-def token_head(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: Settings,
-    theta: float,
-    scale: float,
-    hidden: Tensor,
-) -> tuple[Tensor, float]:
-    """Token reuse of one head: [tokens, d] inputs, hidden: [tokens], -inf for keys that are not seen."""
+def token_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Token reuse of one head."""
+    query, key, value, grid, scale, hidden = head
     query_groups = token_groups(query, key, grid, config, theta, scale)
     key_groups = token_groups(key, query, grid, config, theta, scale)
     rows = torch.stack([query[group].mean(0) for group in query_groups])
@@ -105,17 +107,9 @@ def merge_window(window: Block, x: Tensor, weight: Tensor, axes: Sequence[str], 
     return [[token] for token in window.values()]
 
 
-def tile_head(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: Settings,
-    theta: float,
-    scale: float,
-    hidden: Tensor,
-) -> tuple[Tensor, float]:
-    """Tile reuse of one head: [tokens, d] inputs, hidden: [tokens], -inf for keys that are not seen."""
+def tile_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Tile reuse of one head."""
+    query, key, value, grid, scale, hidden = head
     windows = [list(w.values()) for w in blocks(grid, [2 if axis in config.axes else 1 for axis in AXES])]
     text = [token for token in range(grid.tokens) if not grid.video.start <= token < grid.video.stop]
     output, visited = torch.empty_like(query), 0
@@ -154,17 +148,9 @@ def reused_windows(
     return reused
 
 
-def channel_head(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: Settings,
-    theta: float,
-    scale: float,
-    hidden: Tensor,
-) -> tuple[Tensor, float]:
-    """Channel reuse of one head, the paper's method: [tokens, d] inputs, hidden: [tokens]."""
+def channel_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Channel reuse of one head, the paper's method."""
+    query, key, value, grid, scale, hidden = head
     snapped_query, reused_query = snap(query, grid, theta, config.axes, config.window)
     snapped_key, reused_key = snap(key, grid, theta, config.axes, config.window)
     share_query, share_key = reused_query.double().mean(0), reused_key.double().mean(0)

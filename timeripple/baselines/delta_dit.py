@@ -17,14 +17,14 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-delta-dit"
 
 
 @dataclass(frozen=True)
-class DeltaDitConfig:
+class DeltaDitConfig(NamedSettings, name="delta-dit"):
     """interval: kept blocks are computed at every so many steps; share: of the blocks that are kept; boundary: share of
     the steps that keep the rear blocks. The paper tunes all three for each model; these are in the middle."""
 
@@ -38,15 +38,6 @@ class DeltaDitConfig:
             0 < self.share <= 1, f"share {self.share} keeps no block, or more than all; give more than 0, at most 1."
         )
         require(0 <= self.boundary <= 1, f"boundary {self.boundary} is not a share of the steps; give 0 to 1.")
-
-    @property
-    def label(self) -> str:
-        return label_of("delta-dit", self)
-
-    @classmethod
-    def parse(cls, text: str) -> DeltaDitConfig:
-        """Reads `delta-dit[:interval][:share=s][:boundary=b]`."""
-        return parse_settings(cls, text)
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

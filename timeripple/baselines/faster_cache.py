@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers import FasterCacheConfig as DiffusersConfig
 
 from timeripple.attention.method import ConfigError
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
 from timeripple.hooks import transformers
 
@@ -24,7 +24,7 @@ BATCHED = ("CogVideoXPipeline", "MochiPipeline", "AllegroPipeline")
 
 
 @dataclass(frozen=True)
-class FasterCacheConfig:
+class FasterCacheConfig(NamedSettings, name="faster-cache"):
     """skip_range: attention is computed at every so many steps, below timestep 681 of 1000; guidance_range: the
     unconditional half at every so many, below 641. Ranges and weights are diffusers', the paper's where it says."""
 
@@ -34,15 +34,6 @@ class FasterCacheConfig:
     def __post_init__(self) -> None:
         for name in ("skip_range", "guidance_range"):
             require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is not a number of steps; give 1 or more.")
-
-    @property
-    def label(self) -> str:
-        return label_of("faster-cache", self)
-
-    @classmethod
-    def parse(cls, text: str) -> FasterCacheConfig:
-        """Reads `faster-cache[:skip_range][:guidance_range=steps]`."""
-        return parse_settings(cls, text)
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

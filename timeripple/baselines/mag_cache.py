@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from timeripple import ASSETS
 from timeripple.attention.method import ConfigError
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
 from timeripple.hooks import transformers
 
@@ -26,7 +26,7 @@ RATIOS = ASSETS / "settings" / "pond-mag-ratios.json"
 
 
 @dataclass(frozen=True)
-class MagCacheConfig:
+class MagCacheConfig(NamedSettings, name="mag-cache"):
     """threshold: accumulated error up to which steps are skipped; max_skip: of them in a row; retention: share of the
     steps at the start that are never skipped. The defaults are diffusers'."""
 
@@ -38,15 +38,6 @@ class MagCacheConfig:
         require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
         require(self.max_skip >= 1, f"max_skip {self.max_skip} is not a number of steps; give 1 or more.")
         require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1.")
-
-    @property
-    def label(self) -> str:
-        return label_of("mag-cache", self)
-
-    @classmethod
-    def parse(cls, text: str) -> MagCacheConfig:
-        """Reads `mag-cache[:threshold][:max_skip=steps][:retention=share]`."""
-        return parse_settings(cls, text)
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
 from timeripple.attention.method import ConfigError, Kind, Step
-from timeripple.baselines.settings import label_of, parse_settings
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import CountedRun
 
 
 @dataclass(frozen=True)
-class OutputCacheConfig:
+class OutputCacheConfig(NamedSettings, name="output-cache"):
     """budget: share of the steps of the reuse window that return a cached output; the rest as in `ReuseConfig`.
 
     Raises ConfigError for values that cannot work.
@@ -40,10 +40,6 @@ class OutputCacheConfig:
             )
         self._window()
 
-    @property
-    def label(self) -> str:
-        return label_of("output-cache", self)
-
     def _window(self) -> ReuseConfig:
         """Dense attention first and last, and the reuse window between, are those of our own method."""
         return ReuseConfig(theta=1, refresh=None, dense_first=self.dense_first, dense_last=self.dense_last)
@@ -61,11 +57,6 @@ class OutputCacheConfig:
 
     def start(self, num_inference_steps: int) -> OutputCacheRun:
         return OutputCacheRun(self.schedule(num_inference_steps))
-
-    @classmethod
-    def parse(cls, text: str) -> OutputCacheConfig:
-        """Reads `output-cache[:budget][:dense_first=share][:dense_last=steps]`."""
-        return parse_settings(cls, text)
 
 
 class OutputCacheRun(CountedRun):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline, TaylorSeerCacheConfig
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
 
 MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
@@ -16,7 +16,7 @@ MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
 
 
 @dataclass(frozen=True)
-class TaylorSeerConfig:
+class TaylorSeerConfig(NamedSettings, name="taylorseer"):
     """interval: every so many steps are computed; order: of the series; start: steps computed before it begins.
 
     The defaults are diffusers', and the paper's for video models.
@@ -29,15 +29,6 @@ class TaylorSeerConfig:
     def __post_init__(self) -> None:
         for name, least in (("interval", 1), ("order", 0), ("start", 1)):
             require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
-
-    @property
-    def label(self) -> str:
-        return label_of("taylorseer", self)
-
-    @classmethod
-    def parse(cls, text: str) -> TaylorSeerConfig:
-        """Reads `taylorseer[:interval][:order=n][:start=steps]`."""
-        return parse_settings(cls, text)
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed, as diffusers counts."""

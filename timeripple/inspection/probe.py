@@ -21,14 +21,7 @@ from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips.generate import Cancelled, Request, freed, to_frames
 from timeripple.hooks import disable, enable, family_of
-from timeripple.inspection.attention_maps import (
-    attention_row,
-    averaged_map,
-    head_kind,
-    head_scores,
-    plan_at,
-    reused_row,
-)
+from timeripple.inspection import attention_maps as maps
 from timeripple.inspection.correlations import correlation_table
 from timeripple.pond.autoencoder import to_tensor
 from timeripple.pond.pipeline import PondPipeline
@@ -261,17 +254,17 @@ def attention_report(
         raise ValueError(f"The token is {place}; the grid is {grid.shape} (t, y, x), counted from 0.")
     query, key = (side[0, head : head + 1].float() for side in (seen.query, seen.key))
     token = grid.text_before + (place[0] * grid.height + place[1]) * grid.width + place[2]
-    reused, sharing = reused_row(query, key, token, plan_at(query, key, grid, config))
+    reused, sharing = maps.reused_row(query, key, token, maps.plan_at(query, key, grid, config))
 
     def on_grid(row: Tensor) -> list[Any]:
         return grid.unflatten(row[0, grid.video, None])[..., 0].tolist()
 
     return {
         "grid": list(grid.shape),
-        "dense": on_grid(attention_row(query, key, token)),
+        "dense": on_grid(maps.attention_row(query, key, token)),
         "reuse": on_grid(reused),
         "sharing": on_grid(sharing),
-        "map": averaged_map(query[0], key[0], grid)[0].tolist(),
+        "map": maps.averaged_map(query[0], key[0], grid)[0].tolist(),
         "head": head_report([seen])[head],
         "method": config.text,
         "kind": "measured here",
@@ -297,10 +290,10 @@ def head_report(captures: list[Capture]) -> list[dict[str, Any]]:
     rounded to 4 digits, and kind, see `head_kind`."""
     rows = []
     for c in captures:
-        scores = head_scores(c.query[0].float().cpu(), c.key[0].float().cpu(), c.grid)
+        scores = maps.head_scores(c.query[0].float().cpu(), c.key[0].float().cpu(), c.grid)
         for head in range(c.query.shape[1]):
             numbers = {name: round(values[head].item(), 4) for name, values in scores.items()}
-            kind = head_kind(numbers["spatial"], numbers["temporal"])
+            kind = maps.head_kind(numbers["spatial"], numbers["temporal"])
             rows.append({"step": c.step, "layer": c.layer, "head": head} | numbers | {"kind": kind})
     return rows
 
