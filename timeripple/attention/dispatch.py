@@ -103,8 +103,9 @@ def _carry_out(backend: str, call: AttentionCall, plan: Plan, residual: Tensor |
     """Output, and the backend that computed it."""
     if backend == "triton" or (backend == "auto" and call.query.is_cuda):
         try:
-            from timeripple.attention import triton_backend  # only where it is wanted: not every platform has Triton
+            from timeripple.attention import triton_backend, triton_probe  # not every platform has Triton
 
+            triton_probe.check(call.query)
             return triton_backend.attention(call, plan, residual=residual), "triton"
         except Exception as error:
             if backend == "triton":

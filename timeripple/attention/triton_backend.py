@@ -20,7 +20,7 @@ from timeripple.attention.plans.channel import ChannelPlan
 from timeripple.attention.plans.curve import WINDOW, row_members
 from timeripple.attention.plans.tile import TilePlan
 from timeripple.attention.plans.token import Rows, TokenPlan
-from timeripple.attention.triton_planning import INTERPRETED, padded, rows_together, small_block
+from timeripple.attention.triton_planning import INTERPRETED, on_its_device, padded, rows_together, small_block
 
 LIST_BLOCK = 1024  # windows that `list_chosen` reads at once
 
@@ -147,26 +147,30 @@ def _attend(
     blocks = attend_blocks(head_dim, query.dtype)
     rows = tokens if queries is None else queries.table.shape[1]
     nothing = query.new_empty(0, dtype=torch.int32)
+    query_table, query_counts = nothing, nothing
+    if queries is not None:
+        query_table, query_counts = queries.table, queries.counts.to(torch.int32)
     chosen, chosen_counts, computed, window_table, windows, tile_rows = nothing, nothing, nothing, nothing, 0, 1
     if choice is not None:
         computed, window_table, tile_rows = choice.computed.to(torch.uint8), choice.table, choice.tile_rows
         chosen, chosen_counts = _list_chosen(computed)
         windows = computed.shape[-1]
-    kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
-        query, key, value, nothing if residual is None else residual, output,
-        nothing if queries is None else queries.table, nothing if queries is None else queries.counts.to(torch.int32),
-        row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
-        chosen, chosen_counts, computed, window_table,
-        heads, tokens, rows, row_key.shape[2], windows, tile_rows,
-        call.logit_scale / math.log(2),
-        *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
-        *row_key.stride()[:3], *row_value.stride()[:3],
-        0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
-        HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
-        BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
-        BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
-        num_warps=blocks.warps, num_stages=blocks.stages,
-    )  # fmt: skip
+    with on_its_device(query):
+        kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
+            query, key, value, nothing if residual is None else residual, output,
+            query_table, query_counts,
+            row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
+            chosen, chosen_counts, computed, window_table,
+            heads, tokens, rows, row_key.shape[2], windows, tile_rows,
+            call.logit_scale / math.log(2),
+            *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
+            *row_key.stride()[:3], *row_value.stride()[:3],
+            0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
+            HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
+            BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
+            BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
     return output
 
 
@@ -188,11 +192,12 @@ def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
     x = rows_together(x)
     merged = x.new_empty(batch, heads, rows, head_dim)
     block = small_block(head_dim)
-    kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
-        x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
-        0 if len(table) == 1 else table.stride(0),
-        HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
-    )  # fmt: skip
+    with on_its_device(x):
+        kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
+            x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
+            0 if len(table) == 1 else table.stride(0),
+            HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
+        )  # fmt: skip
     return merged
 
 
@@ -200,7 +205,8 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 [heads, tiles, windows] -> numbers of the set windows, int32 of the same shape, and counts."""
     chosen = torch.empty(computed.shape, dtype=torch.int32, device=computed.device)
     counts = torch.empty(computed.shape[:2], dtype=torch.int32, device=computed.device)
-    kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
+    with on_its_device(computed):
+        kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
     return chosen, counts
 
 

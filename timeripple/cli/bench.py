@@ -27,6 +27,7 @@ from timeripple.cli.common import (
     parse_names,
     print_json,
     progress_bars,
+    say,
     table_of,
 )  # fmt: skip
 
@@ -48,6 +49,7 @@ def add_to(app: typer.Typer) -> None:
     app.add_typer(bench, name="bench")
     app.command()(pareto)
     app.command()(kernels)
+    app.command()(gpu)
 
 
 def quality(
@@ -244,6 +246,27 @@ def kernels(
         console().print(_kernel_table(rows))
 
 
+def gpu(
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
+    parts: Annotated[
+        str, typer.Option(help="Of kernels, attention, end-to-end, pipelines, training; by default all, in this order.")
+    ] = "",
+    device: Annotated[str, typer.Option(help='"cuda:N", or "cpu" for what can be rehearsed there.')] = "cuda:0",
+    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, for a rehearsal.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a part.")] = Path("outputs/gpu"),
+) -> None:
+    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, pipelines, training.
+
+    Every part runs in a process of its own and ends in time; one that fails is a finding, and the next one runs.
+    """
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench.gpu import PARTS, run_parts
+
+        chosen = parse_names(parts) if parts else tuple(PARTS)
+        run_parts(out, minutes, chosen, device, small, on_part=_print_part)
+    say(f"Wrote {len(chosen)} files to {out}")
+
+
 def _run(name: str, bench: Callable[[Count], dict[str, Any]]) -> dict[str, Any]:
     """The result of a benchmark, which is given what moves a progress bar."""
     with one_sentence(ValueError, OSError), counted(name) as count:
@@ -284,3 +307,25 @@ def _quality_table(rows: list[dict[str, Any]]) -> Table:
             measured = *savings, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
         table.add_row(row["method"], "yes" if row["feedback"] else "no", *measured)
     return table
+
+
+def _print_part(document: dict[str, Any]) -> None:
+    """What one part of `gpu` found, as a table."""
+    from timeripple.bench.gpu import PARTS
+
+    columns = PARTS[document["part"]].columns
+    device = document["environment"].get("device", "an unknown device")
+    titles = [column.replace("_", "\n") for column in columns]
+    table = table_of(f"{document['part']}: {document['outcome']}, measured here on {device}", titles, left=titles[:2])
+    for row in document["rows"]:
+        cells = (row.get(column) for column in columns)
+        table.add_row(*("-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+    console().print(table)
+    failures = {f"{row.get('method', '')} {row.get('case', '')}".strip(): row["failure"] for row in _failed(document)}
+    said = [f"{what}: {why}" for what, why in list(failures.items())[:15]]
+    for sentence in (*said, *document.get("notes", ()), document.get("last_words", "")):
+        say(sentence)
+
+
+def _failed(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in (*document["rows"], *document.get("cases", ())) if row.get("failure")]

@@ -42,3 +42,16 @@ def deviation_table(x: Tensor, grid: TokenGrid, windows: Sequence[int]) -> tuple
     columns = [(axis, size) for axis, most in zip(AXES, grid.shape, strict=True) for size in windows if size <= most]
     means = [window_deviation(x, grid, *column).flatten(-4, -2).mean(-2) for column in columns]
     return columns, torch.stack(means, dim=-1)
+
+
+def correlated_noise(
+    grid: TokenGrid, heads: int, head_dim: int, correlations: Sequence[float], std: float, generator: torch.Generator
+) -> Tensor:
+    """Gaussian [1, heads, tokens, head_dim]; correlations: of video tokens with the next one along t, y and x."""
+    x = torch.randn(1, heads, grid.tokens, head_dim, generator=generator, device=generator.device)
+    video = grid.unflatten(x[..., grid.video, :])
+    for dim, correlation in enumerate(correlations, start=2):
+        r = min(max(correlation, 0.0), 0.999)
+        for i in range(1, video.shape[dim]):
+            video.select(dim, i).mul_((1 - r**2) ** 0.5).add_(video.select(dim, i - 1), alpha=r)
+    return x.mul_(std)

@@ -191,8 +191,9 @@ TOKEN = Granularity(
 def _fastest_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     if video.is_cuda:
         try:
-            from timeripple.attention import triton_planning  # not every platform has Triton
+            from timeripple.attention import triton_planning, triton_probe  # not every platform has Triton
 
+            triton_probe.check(video)
             return triton_planning.window_deviations(video, weight, table, axes)
         except Exception as error:
             warn_of_fallback(error)
