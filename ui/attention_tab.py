@@ -158,8 +158,8 @@ def show_map(seen: Inspection, step: int, layer: int, head: int, query_frame, ke
     """The map of a head, or the mean of the maps of all, averaged over cells."""
     frames = [None if frame == ALL else int(frame) for frame in (query_frame, key_frame)]
     query, key, _ = seen.qkv(step, layer) if head < 0 else seen.qkv(step, layer, slice(head, head + 1))
-    maps = [maps.averaged_map(q, k, seen.grid, 256, *frames) for q, k in zip(query, key, strict=True)]
-    cell_map = torch.stack([each[0] for each in maps]).mean(0)
+    averaged = [maps.averaged_map(q, k, seen.grid, 256, *frames) for q, k in zip(query, key, strict=True)]
+    cell_map = torch.stack([each[0] for each in averaged]).mean(0)
     name = MEAN.lower() if head < 0 else f"head {head}"
     per_frame = [
         None if frame is not None else side // seen.grid.frames

@@ -12,6 +12,7 @@ from ui.runs import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
 SETTLING = 60  # seconds that a page on a busy machine may take
+expect.set_options(timeout=30_000)  # as may every single thing that is waited for
 WAITED_FOR = """() => {
   const shown = at => at.getClientRects().length > 0;
   const moving = at => at.playState === 'running' && isFinite(at.effect.getComputedTiming().endTime);
@@ -79,7 +80,7 @@ def open_page(browser, url, unanswered, settle):
 
     def open_page(width=1440, theme="light", query="", settled=True):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
-        contexts[-1].set_default_timeout(10_000)
+        contexts[-1].set_default_timeout(30_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))

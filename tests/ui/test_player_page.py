@@ -54,7 +54,7 @@ def open_player(browser, player_url):
 
     def open_player(reduced_motion="reduce"):
         contexts.append(browser.new_context(viewport={"width": 1200, "height": 900}, reduced_motion=reduced_motion))
-        contexts[-1].set_default_timeout(10_000)
+        contexts[-1].set_default_timeout(30_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
@@ -87,7 +87,7 @@ def near(level, tolerance=3):
 
 def shows(page, x, level, y=0.25, tolerance=3):
     """Waits until a pixel of the canvas has this grey, as the page hears of the pointer a little later."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (seen := pixel(page, x, y)) != near(level, tolerance):
         assert time.monotonic() < deadline, f"at {x}, {y} the canvas shows {seen} instead of {level}"
         page.wait_for_timeout(50)
