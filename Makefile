@@ -14,6 +14,7 @@ test: venv $(AXE)
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
 	$(VENV)/lint-imports
+	$(VENV)/mypy
 	$(VENV)/python -m pytest
 
 venv: .venv/dev-ready

@@ -3,7 +3,7 @@
 GRADIO_SERVER_NAME (127.0.0.1) and GRADIO_SERVER_PORT (7860) say where the page is served, TIMERIPPLE_MAX_TOKENS,
 TIMERIPPLE_MAX_STEPS, TIMERIPPLE_MAX_QUEUE and the other fields of `ui.runs.Limits` what a visitor may ask for.
 --model (pond), --device, --dtype and --offload, or TIMERIPPLE_MODEL and so on, say what is generated with, see
-`timeripple.models`.
+`timeripple.clips.models`.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 if importlib.util.find_spec("spaces"):
     import spaces  # noqa: F401  on ZeroGPU it has to come before torch
 
-from timeripple.models import load_pipeline
+from timeripple.clips.models import load_pipeline
 from ui.runs import Limits
 
 LOADED = ("model", "device", "dtype", "offload")  # arguments of load_pipeline

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 import gradio as gr
 
-from timeripple.generate import Request, read_steps
-from timeripple.laboratory import parse_reuse
-from timeripple.methods import parse_method
+from timeripple.clips.generate import Request, read_steps
+from timeripple.clips.methods import parse_method
+from timeripple.inspection.laboratory import parse_reuse
 from ui.compare_tab import submit
 from ui.form import POLL_SECONDS, one_sentence
 from ui.gpu import Works

@@ -3,15 +3,15 @@
 import gradio as gr
 import torch
 
-from timeripple import figures
-from timeripple.attention_maps import attention_row, averaged_map, head_kind, head_scores, plan_at, reused_row
-from timeripple.config import ReuseConfig
-from timeripple.probe import Inspection
+from timeripple.attention.config import ReuseConfig
+from timeripple.inspection import attention_maps as maps
+from timeripple.inspection import figures
+from timeripple.inspection.probe import Inspection
 from ui import markup
 from ui.form import QUIET
 from ui.gpu import Works
 from ui.runs import Runs
-from ui.source import inspected, source_form, wire_source
+from ui.source import inspected, looked_inside, wire_source
 
 DENSE, REUSE, DIFFERENCE, KEYS = "Dense", "With reuse", "Difference", "Keys computed"
 MEAN = "Mean of heads"
@@ -54,29 +54,26 @@ def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Run
     config = pipeline.transformer.config
     place = gr.State((0, 0, 0))
 
-    with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(pipeline, runs)
-        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
-            with gr.Row(elem_classes="tr-tight"):
-                step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
-                layers = list(range(config.num_layers))
-                layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
-                heads = [(MEAN, -1), *((str(head), head) for head in range(config.num_attention_heads))]
-                head = gr.Dropdown(heads, value=-1, label="Head", filterable=False, min_width=130)
-                granularity = gr.Radio(["token", "tile"], value="token", label="Reuse", min_width=150)
-                budget = gr.Slider(0.1, 0.85, value=0.7, step=0.05, label="Saving of this call", min_width=160)
-            mode = gr.Radio([DENSE, REUSE, DIFFERENCE, KEYS], value=DENSE, label="Shown: attention of the picked token")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=320):
-                    sheet = gr.HTML(js_on_load=PICK_TOKEN, elem_id="attention-sheet")
-                    notes = gr.HTML()
-                with gr.Column(scale=2, min_width=320):
-                    with gr.Row(elem_classes="tr-tight"):
-                        query_frame = gr.Dropdown([ALL], value=ALL, label="Queries of", filterable=False, min_width=120)
-                        key_frame = gr.Dropdown([ALL], value=ALL, label="Keys of", filterable=False, min_width=120)
-                    whole = gr.Plot(show_label=False, elem_classes="tr-plot")
-            scores = gr.HTML()
+    with looked_inside(pipeline, runs) as (form, stage):
+        with gr.Row(elem_classes="tr-tight"):
+            step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
+            layers = list(range(config.num_layers))
+            layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
+            heads = [(MEAN, -1), *((str(head), head) for head in range(config.num_attention_heads))]
+            head = gr.Dropdown(heads, value=-1, label="Head", filterable=False, min_width=130)
+            granularity = gr.Radio(["token", "tile"], value="token", label="Reuse", min_width=150)
+            budget = gr.Slider(0.1, 0.85, value=0.7, step=0.05, label="Saving of this call", min_width=160)
+        mode = gr.Radio([DENSE, REUSE, DIFFERENCE, KEYS], value=DENSE, label="Shown: attention of the picked token")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                sheet = gr.HTML(js_on_load=PICK_TOKEN, elem_id="attention-sheet")
+                notes = gr.HTML()
+            with gr.Column(scale=2, min_width=320):
+                with gr.Row(elem_classes="tr-tight"):
+                    query_frame = gr.Dropdown([ALL], value=ALL, label="Queries of", filterable=False, min_width=120)
+                    key_frame = gr.Dropdown([ALL], value=ALL, label="Keys of", filterable=False, min_width=120)
+                whole = gr.Plot(show_label=False, elem_classes="tr-plot")
+        scores = gr.HTML()
 
     picked = [run_id, step, layer, head, place, granularity, budget, mode]
     part = [run_id, step, layer, head, query_frame, key_frame]
@@ -125,8 +122,10 @@ def describe_token(
     t, y, x = (min(int(at), size - 1) for at, size in zip(place, grid.shape, strict=True))
     token = grid.text_before + (t * grid.height + y) * grid.width + x
     query, key, _ = seen.qkv(step, layer) if head < 0 else seen.qkv(step, layer, slice(head, head + 1))
-    dense = attention_row(query, key, token)
-    reused, sharing = reused_row(query, key, token, plan_at(query, key, grid, ReuseConfig(granularity, budget=budget)))
+    dense = maps.attention_row(query, key, token)
+    reused, sharing = maps.reused_row(
+        query, key, token, maps.plan_at(query, key, grid, ReuseConfig(granularity, budget=budget))
+    )
     change = 0.5 * (reused - dense).abs().sum(-1).mean().item()
     computed = (sharing[:, grid.video] == 1).float().mean().item()
     values = {DENSE: dense, REUSE: reused, DIFFERENCE: reused - dense, KEYS: sharing.reciprocal()}[mode].mean(0)
@@ -159,8 +158,8 @@ def show_map(seen: Inspection, step: int, layer: int, head: int, query_frame, ke
     """The map of a head, or the mean of the maps of all, averaged over cells."""
     frames = [None if frame == ALL else int(frame) for frame in (query_frame, key_frame)]
     query, key, _ = seen.qkv(step, layer) if head < 0 else seen.qkv(step, layer, slice(head, head + 1))
-    maps = [averaged_map(q, k, seen.grid, 256, *frames) for q, k in zip(query, key, strict=True)]
-    cell_map = torch.stack([each[0] for each in maps]).mean(0)
+    averaged = [maps.averaged_map(q, k, seen.grid, 256, *frames) for q, k in zip(query, key, strict=True)]
+    cell_map = torch.stack([each[0] for each in averaged]).mean(0)
     name = MEAN.lower() if head < 0 else f"head {head}"
     per_frame = [
         None if frame is not None else side // seen.grid.frames
@@ -173,10 +172,10 @@ def score_table(seen: Inspection, step: int) -> str:
     """What kind of attention every head of the step has."""
     rows = []
     for layer in range(len(seen.layers)):
-        scores = head_scores(*seen.qkv(step, layer)[:2], seen.grid)
+        scores = maps.head_scores(*seen.qkv(step, layer)[:2], seen.grid)
         for head in range(len(scores["entropy"])):
             spatial, temporal, entropy = (scores[name][head].item() for name in ("spatial", "temporal", "entropy"))
-            kind = head_kind(spatial, temporal)
+            kind = maps.head_kind(spatial, temporal)
             rows.append([f"layer {layer}, head {head}", f"{spatial:.1f}×", f"{temporal:.1f}×", kind, f"{entropy:.2f}"])
     columns = ["head", "own frame", "own place", "dominant", "entropy"]
     caption = "Attention to a token's own frame and own place, over uniform attention (measured here)"

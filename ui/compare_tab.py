@@ -7,13 +7,13 @@ from urllib.parse import urlencode
 
 import gradio as gr
 
-from timeripple import figures
-from timeripple.compare import check, read_settings, save
-from timeripple.generate import Request
-from timeripple.methods import Method
+from timeripple.clips import figures
+from timeripple.clips.compare import check, read_settings, save
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import Method
+from timeripple.clips.report import html_report
+from timeripple.clips.video import read_metadata, read_mp4
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.report import html_report
-from timeripple.video import read_metadata, read_mp4
 from ui import markup
 from ui.form import (
     PICK,

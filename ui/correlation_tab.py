@@ -3,15 +3,16 @@
 import gradio as gr
 import torch
 
-from timeripple import figures
-from timeripple.grid import AXES, TokenGrid
-from timeripple.probe import Inspection, rope_frequencies
-from timeripple.similarity import correlation_table, deviation_table, reuse_mask
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.similarity import reuse_mask
+from timeripple.inspection import figures
+from timeripple.inspection.correlations import correlation_table, deviation_table
+from timeripple.inspection.probe import Inspection, rope_frequencies
 from ui import markup
 from ui.form import PICK, QUIET
 from ui.gpu import Works
 from ui.runs import Runs
-from ui.source import inspected, source_form, wire_source
+from ui.source import inspected, looked_inside, wire_source
 
 LAGS = (1, 2, 3, 4)
 WINDOWS = (2, 4, 8)
@@ -23,25 +24,22 @@ def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: R
     """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
     layer, head, channel = gr.State(0), gr.State(0), gr.State(0)
 
-    with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(pipeline, runs)
-        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
-            with gr.Row(elem_classes="tr-tight"):
-                step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=140)
-                side = gr.Radio(list(SIDES), value="Queries", label="Of", min_width=160)
-                value = gr.Radio(list(VALUES), value="Correlation", label="Shown", min_width=240)
-                theta = gr.Slider(0.05, 1, value=0.3, step=0.05, label="θ of the mask", min_width=160)
-            with gr.Row():
-                with gr.Column(scale=3, min_width=320):
-                    heads = gr.HTML(js_on_load=PICK, elem_id="correlation-heads")
-                    summary = gr.HTML()
-                    strip = gr.Plot(show_label=False, elem_classes="tr-plot")
-                    channel_facts = gr.HTML()
-                    frame = gr.Slider(1, 2, value=1, step=1, label="Frame")
-                    planes = gr.HTML()
-                with gr.Column(scale=2, min_width=320):
-                    table = gr.HTML(js_on_load=PICK, elem_id="correlation-table")
+    with looked_inside(pipeline, runs) as (form, stage):
+        with gr.Row(elem_classes="tr-tight"):
+            step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=140)
+            side = gr.Radio(list(SIDES), value="Queries", label="Of", min_width=160)
+            value = gr.Radio(list(VALUES), value="Correlation", label="Shown", min_width=240)
+            theta = gr.Slider(0.05, 1, value=0.3, step=0.05, label="θ of the mask", min_width=160)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                heads = gr.HTML(js_on_load=PICK, elem_id="correlation-heads")
+                summary = gr.HTML()
+                strip = gr.Plot(show_label=False, elem_classes="tr-plot")
+                channel_facts = gr.HTML()
+                frame = gr.Slider(1, 2, value=1, step=1, label="Frame")
+                planes = gr.HTML()
+            with gr.Column(scale=2, min_width=320):
+                table = gr.HTML(js_on_load=PICK, elem_id="correlation-table")
 
     place = [run_id, step, layer, head, side]
     picked = [*place, value, channel, theta, frame]

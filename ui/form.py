@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import gradio as gr
 
-from timeripple.generate import SIZE_STEP, Request
+from timeripple.clips.generate import SIZE_STEP, Request
 from timeripple.pond.pipeline import PondPipeline
 
 SIZES = {"Tiny": (8, 64, 64), "Small": (16, 96, 96), "Standard": (16, 128, 128), "Large": (16, 192, 192)}

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 from timeripple.bench.attention import request_for
 from timeripple.bench.roofline import attention_scaling
-from timeripple.compare import compare
-from timeripple.generate import Cancelled, Request
-from timeripple.laboratory import laboratory_report
-from timeripple.methods import Method
-from timeripple.probe import attention_report, inspect_clip, inspect_request, probe_report
+from timeripple.clips.compare import compare
+from timeripple.clips.generate import Cancelled, Request
+from timeripple.clips.methods import Method
+from timeripple.inspection.laboratory import laboratory_report
+from timeripple.inspection.probe import attention_report, inspect_clip, inspect_request, probe_report
 
 SECONDS_PER_TERAFLOP = 0.1  # generous: a few times what a lent GPU needs
 FIXED_SECONDS = 20

@@ -2,9 +2,9 @@
 
 import gradio as gr
 
+from timeripple.attention.config import DEFAULT_BUDGET
 from timeripple.baselines import STEP_CACHES
-from timeripple.config import DEFAULT_BUDGET
-from timeripple.methods import Method, calibrated_methods, parse_method
+from timeripple.clips.methods import Method, calibrated_methods, parse_method
 from ui.form import QUIET
 
 NAMES = {

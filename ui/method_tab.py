@@ -5,7 +5,7 @@ from html import escape
 
 import gradio as gr
 
-from timeripple.config import ReuseConfig
+from timeripple.attention.config import ReuseConfig
 from ui import markup
 from ui.timing_tab import RECORDED, machine, rows_table
 

@@ -7,22 +7,22 @@ from functools import lru_cache
 import gradio as gr
 import torch
 
-from timeripple import figures
-from timeripple.compare import save
-from timeripple.config import METRICS, ReuseConfig
-from timeripple.generate import Request
-from timeripple.grid import AXES
-from timeripple.laboratory import Specimen, Trial, pairing_method, residual_drift
-from timeripple.methods import parse_method
+from timeripple.attention.config import METRICS, ReuseConfig
+from timeripple.attention.grid import AXES
+from timeripple.clips.compare import save
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import parse_method
+from timeripple.inspection import figures
+from timeripple.inspection.laboratory import Specimen, Trial, pairing_method, residual_drift
+from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import Inspection
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence
 from ui.gpu import Works
 from ui.method_form import AXES as AXIS_CHOICES
 from ui.runs import Run, Runs
-from ui.source import inspected, source_form, wire_source
+from ui.source import inspected, looked_inside, wire_source
 
 SAVING, THETA = "Saving", "Threshold θ"
 SHOWN = {"Queries": 0, "Keys": 1}
@@ -44,38 +44,35 @@ def reuse_tab(
     specimen_of = lru_cache(SPECIMENS)(take_specimen)
     drawn = gr.State(None)  # what was picked when the numbers were drawn, for the slower pictures
 
-    with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(pipeline, runs)
-        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
-            with gr.Row(elem_classes="tr-tight"):
-                step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
-                layers = list(range(config.num_layers))
-                layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
-                heads = list(range(config.num_attention_heads))
-                head = gr.Dropdown(heads, value=0, label="Head", filterable=False, min_width=90)
-                granularity = gr.Radio(["channel", "token", "tile"], value="token", label="Granularity", min_width=240)
-            with gr.Row(elem_classes="tr-tight"):
-                by = gr.Radio([SAVING, THETA], value=SAVING, label="How much", min_width=190)
-                saving = gr.Slider(0.05, 0.95, value=0.7, step=0.05, label="Saving", min_width=160)
-                theta = gr.Number(0.3, label="θ", minimum=0, step=0.05, visible=False, min_width=160)
-                window = gr.Dropdown([2, 4, 8], value=2, label="Window (channel)", filterable=False, min_width=110)
-                axes = gr.CheckboxGroup(AXIS_CHOICES, value=list(AXES), label="Along", min_width=230)
-                metric = gr.Radio(list(METRICS), value="logit", label="Metric (token)", min_width=150)
-            cards = gr.HTML()
-            side = gr.Radio(list(SHOWN), value="Queries", label="Reused, on the frames")
-            with gr.Row():
-                with gr.Column(scale=3, min_width=320):
-                    sheet = gr.HTML()
-                with gr.Column(scale=2, min_width=320):
-                    curve = gr.Plot(show_label=False, elem_classes="tr-plot")
-                    bars = gr.Plot(show_label=False, elem_classes="tr-plot")
-            with gr.Accordion("Why feedback works: how slowly the error of reuse drifts", open=False):
-                drift_button = gr.Button("Measure the drift of all layers")
-                with gr.Row(visible=False) as drift:
-                    drift_map = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
-                    drift_curve = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
-                drift_note = gr.HTML()
+    with looked_inside(pipeline, runs) as (form, stage):
+        with gr.Row(elem_classes="tr-tight"):
+            step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
+            layers = list(range(config.num_layers))
+            layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
+            heads = list(range(config.num_attention_heads))
+            head = gr.Dropdown(heads, value=0, label="Head", filterable=False, min_width=90)
+            granularity = gr.Radio(["channel", "token", "tile"], value="token", label="Granularity", min_width=240)
+        with gr.Row(elem_classes="tr-tight"):
+            by = gr.Radio([SAVING, THETA], value=SAVING, label="How much", min_width=190)
+            saving = gr.Slider(0.05, 0.95, value=0.7, step=0.05, label="Saving", min_width=160)
+            theta = gr.Number(0.3, label="θ", minimum=0, step=0.05, visible=False, min_width=160)
+            window = gr.Dropdown([2, 4, 8], value=2, label="Window (channel)", filterable=False, min_width=110)
+            axes = gr.CheckboxGroup(AXIS_CHOICES, value=list(AXES), label="Along", min_width=230)
+            metric = gr.Radio(list(METRICS), value="logit", label="Metric (token)", min_width=150)
+        cards = gr.HTML()
+        side = gr.Radio(list(SHOWN), value="Queries", label="Reused, on the frames")
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                sheet = gr.HTML()
+            with gr.Column(scale=2, min_width=320):
+                curve = gr.Plot(show_label=False, elem_classes="tr-plot")
+                bars = gr.Plot(show_label=False, elem_classes="tr-plot")
+        with gr.Accordion("Why feedback works: how slowly the error of reuse drifts", open=False):
+            drift_button = gr.Button("Measure the drift of all layers")
+            with gr.Row(visible=False) as drift:
+                drift_map = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                drift_curve = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+            drift_note = gr.HTML()
     is_pond = isinstance(pipeline, PondPipeline)
     with gr.Accordion("Reuse along the wrong axis (Fig. 5 of the paper)", open=False, visible=is_pond):
         gr.HTML(markup.facts(["Every second token takes one group of channels from its neighbour along one axis."]))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from timeripple.generate import Cancelled, Request
+from timeripple.clips.generate import Cancelled, Request
 
 logger = logging.getLogger(__name__)
 

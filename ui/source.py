@@ -1,14 +1,15 @@
 """What the tabs that look inside share: a dense run of a prompt, or a visitor's clip, whose q, k and v are kept."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import gradio as gr
 
-from timeripple.generate import MAX_SEED, Request
+from timeripple.clips.generate import MAX_SEED, Request
+from timeripple.clips.video import read_clip
+from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import Inspection
-from timeripple.video import read_clip
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices, size_text, sizes_of
@@ -52,6 +53,17 @@ def source_form(pipeline, runs: Runs) -> SourceForm:
         look = gr.Button("Look inside", variant="primary", size="lg", scale=3, min_width=140)
         cancel = gr.Button("Stop", variant="stop", size="lg", scale=1, min_width=90)
     return SourceForm(kind, prompt, clip, size, steps, seed, look, cancel, gr.HTML(markup.facts([FIRST_NOTE])))
+
+
+@contextmanager
+def looked_inside(pipeline, runs: Runs):
+    """A tab that looks inside a run: the form of what to look into, and beside it what is built inside the block, which
+    is hidden until there is a run. Yields the form and that stage."""
+    with gr.Row(elem_classes="tr-columns"):
+        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
+            form = source_form(pipeline, runs)
+        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
+            yield form, stage
 
 
 def wire_source(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import gradio as gr
 
-from timeripple import figures
+from timeripple.bench import figures
 from timeripple.bench.attention import request_for
 from timeripple.bench.roofline import TOKENS
 from timeripple.pond.pipeline import PondPipeline

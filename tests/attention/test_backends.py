@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from timeripple.attention import reference, ripple_attention
-from timeripple.attention.plan import measure
-from timeripple.attention.torch_backend import tile_attention
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention import AttentionCall, reference, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 
 GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2), TokenGrid(2, 3, 3, 3, 2), TokenGrid(1, 4, 3, 0, 4)]
 CONFIGS = [
@@ -48,11 +46,9 @@ def test_torch_backend_is_the_reference(grid, config, theta):
     query, key, value = inputs(grid)
     masks = [None, text_mask(grid)] if grid.tokens > grid.video_tokens else [None]
     for key_mask, scale in [(mask, scale) for mask in masks for scale in (None, 0.7)]:
-        arguments = {"theta": theta, "scale": scale, "key_mask": key_mask}
-        output, statistics = ripple_attention(query, key, value, grid, config, backend="torch", **arguments)
-        expected, reference_statistics = ripple_attention(
-            query, key, value, grid, config, backend="reference", **arguments
-        )
+        call = AttentionCall(query, key, value, grid, scale, key_mask)
+        output, statistics = ripple_attention(call, config, backend="torch", theta=theta)
+        expected, reference_statistics = ripple_attention(call, config, backend="reference", theta=theta)
         torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
         torch.testing.assert_close(statistics.saving, reference_statistics.saving)
 
@@ -62,9 +58,9 @@ def test_torch_backend_is_the_reference(grid, config, theta):
 def test_other_precisions_and_strided_inputs(config, dtype, tolerance):
     grid = TokenGrid(2, 4, 4, 2)
     query, key, value = inputs(grid)
-    expected, _ = ripple_attention(query, key, value, grid, config, theta=1e9)
+    expected, _ = ripple_attention(AttentionCall(query, key, value, grid), config, theta=1e9)
     strided = [x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
-    output, _ = ripple_attention(*strided, grid, config, theta=1e9)
+    output, _ = ripple_attention(AttentionCall(*strided, grid), config, theta=1e9)
     assert output.dtype == dtype
     torch.testing.assert_close(output.double(), expected, atol=tolerance, rtol=tolerance)
 
@@ -74,7 +70,7 @@ def test_other_precisions_and_strided_inputs(config, dtype, tolerance):
 def test_nothing_reused_is_dense_to_the_bit(config, amount):
     grid = TokenGrid(3, 4, 2, 1, 2)
     query, key, value = inputs(grid, dtype=torch.float32)
-    output, statistics = ripple_attention(query, key, value, grid, config, **amount)
+    output, statistics = ripple_attention(AttentionCall(query, key, value, grid), config, **amount)
     assert torch.equal(output, scaled_dot_product_attention(query, key, value))
     assert statistics.saving.tolist() == [0, 0]
 
@@ -83,7 +79,7 @@ def test_nothing_reused_is_dense_to_the_bit(config, amount):
 def test_a_tiny_threshold_on_unequal_tokens_is_dense(config):
     grid = TokenGrid(2, 4, 4, 1, 2)
     query, key, value = inputs(grid)
-    output, _ = ripple_attention(query, key, value, grid, config, theta=1e-12)
+    output, _ = ripple_attention(AttentionCall(query, key, value, grid), config, theta=1e-12)
     torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))
 
 
@@ -93,7 +89,7 @@ def test_equal_tokens_collapse_and_stay_exact(config):
     grid = TokenGrid(4, 4, 4, 2, 1)
     query, key, value = inputs(grid)
     query[:, :, grid.video], key[:, :, grid.video] = query[:, :, 5:6], key[:, :, 7:8]
-    output, statistics = ripple_attention(query, key, value, grid, config, theta=1e-6)
+    output, statistics = ripple_attention(AttentionCall(query, key, value, grid), config, theta=1e-6)
     torch.testing.assert_close(output, scaled_dot_product_attention(query, key, value))
     text, video = 3, 64
     rows = text + video / 8
@@ -107,28 +103,28 @@ def test_masked_text_does_not_enter(config):
     grid = TokenGrid(2, 4, 4, 2, 3)
     query, key, value = inputs(grid)
     mask = text_mask(grid)
-    expected, _ = ripple_attention(query, key, value, grid, config, theta=0.2, key_mask=mask)
+    expected, _ = ripple_attention(AttentionCall(query, key, value, grid, key_mask=mask), config, theta=0.2)
     for x, change in ((key, 5.0), (value, 100.0)):
         x += change * ~mask[:, None, :, None]
-    output, _ = ripple_attention(query, key, value, grid, config, theta=0.2, key_mask=mask)
+    output, _ = ripple_attention(AttentionCall(query, key, value, grid, key_mask=mask), config, theta=0.2)
     torch.testing.assert_close(output, expected)
 
 
 def test_skipping_leaves_windows_out():
     grid = TokenGrid(2, 4, 4, 1)
     query, key, value = inputs(grid, batch=1, heads=1)
-    curve = measure(query, key, grid, ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)))
-    plan = curve.plan(query, key, 0.1)
+    call = AttentionCall(query, key, value, grid)
+    plan = ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)).measure(call).plan(call, 0.1)
     assert 0 < plan.computed.float().mean() < 1
     plan.computed[..., 0] = True
     skipping = type(plan)(**{**vars(plan), "skip": True})
-    output = tile_attention(query, key, value, skipping)
+    output = skipping.carry_out(call)
     for tile in range(len(plan.tile_sizes)):
         rows = grid.with_text(plan.tile, -1) == tile
         keys = grid.with_text(plan.computed[0, tile, plan.window], True)
         expected = scaled_dot_product_attention(query[:, :, rows], key[:, :, keys], value[:, :, keys])
         torch.testing.assert_close(output[:, :, rows], expected)
-    assert not torch.allclose(output, tile_attention(query, key, value, plan))
+    assert not torch.allclose(output, plan.carry_out(call))
 
 
 def test_reference_attention_is_softmax():

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from timeripple.attention import ripple_attention
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 
 GRID = TokenGrid(4, 4, 4, 2)
 
@@ -16,7 +16,7 @@ def inputs(heads=3):
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
 def test_statistics(granularity):
     config = ReuseConfig(granularity, budget=0.5)
-    output, statistics = ripple_attention(*inputs(), GRID, config, saving=0.4)
+    output, statistics = ripple_attention(AttentionCall(*inputs(), GRID), config, saving=0.4)
     assert output.shape == (2, 3, GRID.tokens, 8)
     assert statistics.saving.shape == (3,)
     assert statistics.saving.mean().item() == pytest.approx(0.4, abs=0.02)
@@ -29,18 +29,20 @@ def test_statistics(granularity):
 def test_statistics_average_over_the_batch():
     query, key, value = inputs()
     config = ReuseConfig(theta=0.5)
-    _, both = ripple_attention(query, key, value, GRID, config)
-    each = [ripple_attention(query[i : i + 1], key[i : i + 1], value[i : i + 1], GRID, config)[1] for i in range(2)]
+    _, both = ripple_attention(AttentionCall(query, key, value, GRID), config)
+    each = [
+        ripple_attention(AttentionCall(*(x[i : i + 1] for x in (query, key, value)), GRID), config)[1] for i in range(2)
+    ]
     torch.testing.assert_close(both.saving, (each[0].saving + each[1].saving) / 2)
 
 
 def test_the_config_speaks_where_the_call_does_not():
-    _, by_budget = ripple_attention(*inputs(), GRID, ReuseConfig(budget=0.6))
-    _, by_saving = ripple_attention(*inputs(), GRID, ReuseConfig(), saving=0.6)
+    _, by_budget = ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(budget=0.6))
+    _, by_saving = ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(), saving=0.6)
     assert by_budget.theta == by_saving.theta
-    _, by_theta = ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4))
+    _, by_theta = ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(theta=0.4))
     assert by_theta.theta == 0.4
-    _, overruled = ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4), theta=0.3)
+    _, overruled = ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(theta=0.4), theta=0.3)
     assert overruled.theta == 0.3
 
 
@@ -55,33 +57,36 @@ def test_the_config_speaks_where_the_call_does_not():
 )
 def test_refusals(change, message):
     with pytest.raises(ValueError, match=message):
-        ripple_attention(*inputs(), **{"grid": GRID, "config": ReuseConfig(), **change})
+        call = {"grid": GRID} | {name: change.pop(name) for name in ("grid", "key_mask") if name in change}
+        ripple_attention(AttentionCall(*inputs(), **call), ReuseConfig(), **change)
 
 
 def test_a_mask_that_hides_nothing_is_none():
     mask = torch.ones(2, GRID.tokens, dtype=torch.bool)
-    output, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4), key_mask=mask)
-    assert torch.equal(output, ripple_attention(*inputs(), GRID, ReuseConfig(theta=0.4))[0])
+    output, _ = ripple_attention(AttentionCall(*inputs(), GRID, key_mask=mask), ReuseConfig(theta=0.4))
+    assert torch.equal(output, ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(theta=0.4))[0])
 
 
 def test_a_residual_is_added():
     residual = torch.randn(2, 3, GRID.tokens, 8)
     for backend in ("torch", "triton", "reference"):
         for theta in (0.0, 0.9):
-            plain, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=theta), backend=backend)
-            added, _ = ripple_attention(*inputs(), GRID, ReuseConfig(theta=theta), backend=backend, residual=residual)
+            plain, _ = ripple_attention(AttentionCall(*inputs(), GRID), ReuseConfig(theta=theta), backend=backend)
+            added, _ = ripple_attention(
+                AttentionCall(*inputs(), GRID), ReuseConfig(theta=theta), backend=backend, residual=residual
+            )
             torch.testing.assert_close(added, plain + residual)
 
 
 def test_a_plan_made_before_is_carried_out():
     query, key, value = inputs()
     config = ReuseConfig(budget=0.5)
-    _, statistics = ripple_attention(query, key, value, GRID, config)
-    output, again = ripple_attention(query.flip(1), key, value, GRID, config, plan=statistics.plan)
+    _, statistics = ripple_attention(AttentionCall(query, key, value, GRID), config)
+    output, again = ripple_attention(AttentionCall(query.flip(1), key, value, GRID), config, plan=statistics.plan)
     torch.testing.assert_close(again.saving, statistics.saving)
     assert again.saving.mean().item() == pytest.approx(0.5, abs=0.02)
     assert again.curve is None and again.plan is statistics.plan
-    own, _ = ripple_attention(query.flip(1), key, value, GRID, config)
+    own, _ = ripple_attention(AttentionCall(query.flip(1), key, value, GRID), config)
     assert not torch.allclose(output, own)
 
 
@@ -94,9 +99,9 @@ def test_auto_falls_back_with_one_warning_where_triton_fails(monkeypatch):
     monkeypatch.setattr(triton_backend, "attention", fail)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
     config = ReuseConfig(theta=0.9)
-    expected, statistics = ripple_attention(*inputs(), GRID, config, backend="torch")
+    expected, statistics = ripple_attention(AttentionCall(*inputs(), GRID), config, backend="torch")
     with pytest.warns(UserWarning, match="PyTorch's attention is used instead: out of shared memory"):
-        output, fallen = dispatch.ripple_attention(*inputs(), GRID, config)
+        output, fallen = dispatch.ripple_attention(AttentionCall(*inputs(), GRID), config)
     assert torch.equal(output, expected) and fallen.backend == statistics.backend == "torch"
     with pytest.raises(RuntimeError, match="shared memory"):
-        ripple_attention(*inputs(), GRID, config, backend="triton")
+        ripple_attention(AttentionCall(*inputs(), GRID), config, backend="triton")

@@ -5,10 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timeripple.attention.plan import block_mean, measure, theta_for_saving, window_probability
+from timeripple.attention import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.plans.tile import block_mean, window_probability
 from timeripple.attention.reference import blocks, merge_window
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
 
 GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2, 3, 2), TokenGrid(1, 4, 3), TokenGrid(1, 1, 5, 1)]
 CONFIGS = [
@@ -20,6 +22,11 @@ CONFIGS = [
     ReuseConfig("channel", window=3, axes="tx"),
 ]
 THETAS = [0.05, 0.2, 0.4, 0.8, 1e9]
+
+
+def call_of(query, key, grid, **options):
+    """A call with any values."""
+    return AttentionCall(query, key, key, grid, **options)
 
 
 def query_and_key(grid, batch=2, heads=2, channels=6, seed=0):
@@ -40,7 +47,7 @@ def query_and_key(grid, batch=2, heads=2, channels=6, seed=0):
 @pytest.mark.parametrize("axes", ["tyx", "yx", "t"])
 def test_every_token_has_one_owner_and_rows_are_what_owners_say(grid, theta, axes):
     query, key = query_and_key(grid)
-    plan = measure(query, key, grid, ReuseConfig(axes=axes, budget=0.5)).plan(query, key, theta)
+    plan = ReuseConfig(axes=axes, budget=0.5).measure(call_of(query, key, grid)).plan(call_of(query, key, grid), theta)
     for side in (plan.query, plan.key):
         assert side.owner.shape == (4, grid.tokens)
         assert side.sizes.sum() == 4 * grid.tokens
@@ -56,9 +63,9 @@ def test_every_token_has_one_owner_and_rows_are_what_owners_say(grid, theta, axe
 def test_windows_merge_along_the_coarsest_subset_below_theta(grid, axes, metric):
     query, key = query_and_key(grid, batch=1)
     scale = 0.3
-    curve = measure(query, key, grid, ReuseConfig(axes=axes, metric=metric, budget=0.4), scale=scale)
+    curve = ReuseConfig(axes=axes, metric=metric, budget=0.4).measure(call_of(query, key, grid, scale=scale))
     for theta in THETAS:
-        plan = curve.plan(query, key, theta)
+        plan = curve.plan(call_of(query, key, grid), theta)
         for x, other, side in ((query, key, plan.query), (key, query, plan.key)):
             for head in range(2):
                 weight = torch.full((6,), 1 / 6, dtype=torch.float64)
@@ -76,9 +83,9 @@ def test_deviation_by_hand():
     grid = TokenGrid(1, 1, 2)
     query = torch.tensor([[[[1.0, 0.0], [3.0, 0.0]]]])
     key = torch.tensor([[[[3.0, 7.0], [3.0, 7.0]]]])
-    rms = measure(query, key, grid, ReuseConfig(metric="rms"))
+    rms = ReuseConfig(metric="rms").measure(call_of(query, key, grid))
     torch.testing.assert_close(rms.query.thresholds[0, 0, -1], torch.tensor(0.5**0.5))
-    logit = measure(query, key, grid, ReuseConfig(metric="logit"))
+    logit = ReuseConfig(metric="logit").measure(call_of(query, key, grid))
     torch.testing.assert_close(logit.query.thresholds[0, 0, -1], torch.tensor((9 / 2) ** 0.5))
     assert logit.key.thresholds.tolist() == [[[0, 0, 0]]]
 
@@ -87,9 +94,9 @@ def test_deviation_by_hand():
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.label)
 def test_curve_is_the_saving_of_the_plan(grid, config):
     query, key = query_and_key(grid)
-    curve = measure(query, key, grid, config)
+    curve = config.measure(call_of(query, key, grid))
     for theta in THETAS:
-        torch.testing.assert_close(curve.saving(theta), curve.plan(query, key, theta).saving)
+        torch.testing.assert_close(curve.saving(theta), curve.plan(call_of(query, key, grid), theta).saving)
     several = curve.saving(torch.tensor(THETAS))
     torch.testing.assert_close(several, torch.stack([curve.saving(theta) for theta in THETAS], dim=1))
     assert (several.diff(dim=1) >= 0).all()
@@ -100,11 +107,11 @@ def test_thresholds_are_strict(config):
     """Reusing takes a deviation below theta, not equal to it: at the smallest threshold nothing is reused yet."""
     grid = TokenGrid(4, 4, 4)
     query, key = query_and_key(grid)
-    curve = measure(query, key, grid, config)
+    curve = config.measure(call_of(query, key, grid))
     nothing = curve.saving(0.0)
     assert torch.equal(curve.saving(1e-6), nothing)
     assert (curve.saving(curve.highest * 1.01) > nothing).all()
-    torch.testing.assert_close(curve.plan(query, key, curve.highest).saving, curve.saving(curve.highest))
+    torch.testing.assert_close(curve.plan(call_of(query, key, grid), curve.highest).saving, curve.saving(curve.highest))
     assert (curve.saving(curve.highest).mean() < curve.saving(curve.highest * 1.01).mean()).item()
     assert torch.equal(
         nothing, torch.full_like(nothing, -len(curve.window_sizes) / 64 if hasattr(curve, "tile") else 0)
@@ -115,7 +122,7 @@ def test_thresholds_are_strict(config):
 def test_full_reuse_saves_the_ceiling(config):
     grid = TokenGrid(4, 4, 4)
     query, key = query_and_key(grid)
-    saving = measure(query, key, grid, config).saving(1e9)
+    saving = config.measure(call_of(query, key, grid)).saving(1e9)
     torch.testing.assert_close(saving, torch.full_like(saving, config.ceiling))
 
 
@@ -123,7 +130,7 @@ def test_full_reuse_saves_the_ceiling(config):
 def test_equal_neighbours_are_reused_at_the_smallest_threshold(granularity):
     grid = TokenGrid(4, 4, 4, 2)
     query, key = (x[:, :, :1].repeat(1, 1, grid.tokens, 1) for x in query_and_key(grid))
-    saving = measure(query, key, grid, ReuseConfig(granularity)).saving(1e-6)
+    saving = ReuseConfig(granularity).measure(call_of(query, key, grid)).saving(1e-6)
     kept = (8 + 2) / 66
     torch.testing.assert_close(saving, torch.full_like(saving, 1 - kept**2))
 
@@ -132,7 +139,7 @@ def test_equal_neighbours_are_reused_at_the_smallest_threshold(granularity):
 def test_tile_saving_counts_rows_visited(grid):
     config = ReuseConfig("tile", budget=0.5, query_tile=(2, 2, 2))
     query, key = query_and_key(grid, batch=1)
-    plan = measure(query, key, grid, config).plan(query, key, 0.1)
+    plan = config.measure(call_of(query, key, grid)).plan(call_of(query, key, grid), 0.1)
     assert 0 < plan.computed.float().mean() < 1
     windows, tiles = blocks(grid, (2, 2, 2)), blocks(grid, config.query_tile)
     text = grid.tokens - grid.video_tokens
@@ -148,13 +155,13 @@ def test_tiles_compute_the_fewest_windows_that_leave_the_error_below_theta():
     grid = TokenGrid(2, 4, 4)
     query, key = query_and_key(grid, batch=1, heads=1)
     config = ReuseConfig("tile", budget=0.5, query_tile=(2, 2, 2))
-    probability = window_probability(query, key, grid, config)
+    probability = window_probability(call_of(query, key, grid), config)
     window, sizes = grid.block_index((2, 2, 2))
     mean_square = block_mean(query[0].square(), window, sizes)
     centred = key[0] - block_mean(key[0], window, sizes)[:, window]
     error = probability * (mean_square @ block_mean(centred.square(), window, sizes).mT / 6).sqrt()
     for theta in (0.01, 0.05, 0.1, 0.2):
-        computed = measure(query, key, grid, config).plan(query, key, theta).computed
+        computed = config.measure(call_of(query, key, grid)).plan(call_of(query, key, grid), theta).computed
         for tile in range(4):
             left = error[0, tile][~computed[0, tile]].sum()
             assert left < theta
@@ -172,9 +179,9 @@ def test_masked_text_gets_no_probability():
     query, key = query_and_key(grid)
     config = ReuseConfig("tile", budget=0.5)
     mask = torch.ones(2, grid.tokens, dtype=torch.bool)
-    assert (window_probability(query, key, grid, config, key_mask=mask).sum(-1) < 1).all()
+    assert (window_probability(call_of(query, key, grid, key_mask=mask), config).sum(-1) < 1).all()
     mask[1, : grid.video.start] = mask[1, grid.video.stop :] = False
-    total = window_probability(query, key, grid, config, key_mask=mask).sum(-1).view(2, -1)
+    total = window_probability(call_of(query, key, grid, key_mask=mask), config).sum(-1).view(2, -1)
     assert (total[0] < 0.999).all()
     torch.testing.assert_close(total[1], torch.ones_like(total[1]))
 
@@ -188,7 +195,7 @@ def test_masked_text_gets_no_probability():
 def test_theta_for_saving_hits_the_target_over_all_layers(target, config, seeds):
     grid = TokenGrid(4, 4, 8)
     inputs = [query_and_key(grid, seed=seed) for seed in seeds]
-    curves = [measure(query * (1 + layer), key, grid, config) for layer, (query, key) in enumerate(inputs)]
+    curves = [config.measure(call_of(query * (1 + layer), key, grid)) for layer, (query, key) in enumerate(inputs)]
     theta = theta_for_saving(curves, target)
 
     def saving(theta):
@@ -202,7 +209,7 @@ def test_theta_for_saving_hits_the_target_over_all_layers(target, config, seeds)
 def test_theta_for_saving_at_the_ends():
     grid = TokenGrid(4, 4, 4)
     query, key = query_and_key(grid)
-    curve = measure(query, key, grid, ReuseConfig())
+    curve = ReuseConfig().measure(call_of(query, key, grid))
     assert theta_for_saving([curve], 0.0) == 0
     assert theta_for_saving([curve], -0.2) == 0
     torch.testing.assert_close(curve.saving(theta_for_saving([curve], 0.999)), curve.saving(1e9))
@@ -211,8 +218,8 @@ def test_theta_for_saving_at_the_ends():
 def test_a_sampled_channel_curve_is_close():
     grid = TokenGrid(4, 32, 32)
     query, key = query_and_key(grid, batch=1, heads=1, channels=4)
-    curve = measure(query, key, grid, ReuseConfig("channel"))
+    curve = ReuseConfig("channel").measure(call_of(query, key, grid))
     assert curve.query.thresholds.shape[1] == 2048
     for theta in (0.1, 0.2, 0.4):
-        exact = curve.plan(query, key, theta).saving
+        exact = curve.plan(call_of(query, key, grid), theta).saving
         torch.testing.assert_close(curve.saving(theta), exact, atol=0.02, rtol=0)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 from timeripple.attention.residuals import Packed, Residuals, Storage
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
 
 SHAPE = (1, 2, 64, 8)
 BYTES = 64 * 2 * 8 * 4  # of one error, float32
@@ -69,7 +69,7 @@ def test_errors_go_on_changing_as_they_did():
 
 
 def test_layers_without_room_are_computed_densely():
-    from timeripple.attention import ReuseRun
+    from timeripple.attention import AttentionCall, ReuseRun
 
     grid, steps = TokenGrid(4, 4, 4), 6
     run = ReuseRun(ReuseConfig(theta=1.0, refresh=3, ramp=0), steps)
@@ -79,7 +79,7 @@ def test_layers_without_room_are_computed_densely():
         for layer in range(LAYERS):
             qkv = (errors(3 * layer + part) + 0.01 * step for part in range(3))
             query, key, value = qkv
-            output = run.attention(f"layer{layer}", query, key, value, grid)
+            output = run.attention(f"layer{layer}", AttentionCall(query, key, value, grid))
             dense = torch.nn.functional.scaled_dot_product_attention(query, key, value)
             assert layer == 0 or torch.equal(output, dense)
         run.end_forward()

@@ -2,10 +2,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from timeripple.attention import ReuseRun, ripple_attention
-from timeripple.attention.plan import measure
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention import AttentionCall, ReuseRun, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 
 GRID = TokenGrid(4, 4, 4)
 
@@ -27,7 +26,7 @@ def generate(config, steps, drift=0.0, passes=("cond",), layers=2, run=None):
             for layer in range(layers):
                 qkv = tensors(10 * number + layer, drift, step)
                 dense = scaled_dot_product_attention(*qkv)
-                outputs[step, name, layer] = run.attention(f"layer{layer}", *qkv, GRID), dense
+                outputs[step, name, layer] = run.attention(f"layer{layer}", AttentionCall(*qkv, GRID)), dense
             run.end_forward()
     return run, outputs
 
@@ -47,7 +46,7 @@ def test_without_feedback_the_error_stays():
     run, outputs = generate(ReuseConfig(theta=1.0, refresh=None, ramp=0), 6)
     for (step, _, layer), (output, dense) in outputs.items():
         if run.steps[step].kind == "reuse":
-            expected, _ = ripple_attention(*tensors(layer), GRID, run.config, theta=1.0)
+            expected, _ = ripple_attention(AttentionCall(*tensors(layer), GRID), run.config, theta=1.0)
             torch.testing.assert_close(output, expected)
             assert not torch.allclose(output, dense, atol=1e-2)
         else:
@@ -63,9 +62,9 @@ def test_a_reuse_step_adds_the_error_of_the_last_refresh(extrapolate):
 
     def reused(step):
         """With the plan of the last refresh."""
-        query, key, _ = tensors(0, 0.05, step // 2 * 2)
-        plan = measure(query, key, GRID, config).plan(query, key, 1.0)
-        return ripple_attention(*tensors(0, 0.05, step), GRID, config, plan=plan)[0]
+        call = AttentionCall(*tensors(0, 0.05, step // 2 * 2), GRID)
+        plan = config.measure(call).plan(call, 1.0)
+        return ripple_attention(AttentionCall(*tensors(0, 0.05, step), GRID), config, plan=plan)[0]
 
     errors = {step: outputs[step, "cond", 0][1] - reused(step) for step in (0, 2)}
     assert errors[0].abs().max() > 0.1
@@ -77,15 +76,16 @@ def test_a_reuse_step_adds_the_error_of_the_last_refresh(extrapolate):
 
 
 @pytest.mark.parametrize(("ramp", "planned"), [(0, [1, 4]), (0.5, [1, 3, 4, 5, 6])])
-def test_plans_are_kept_between_refreshes_while_the_same_is_asked(ramp, planned):
-    calls = []
+def test_plans_are_kept_between_refreshes_while_the_same_is_asked(ramp, planned, monkeypatch):
+    calls, measure = [], ReuseConfig.measure
 
-    def counted(*arguments, **keywords):
+    def counted(config, call):
         calls.append(run._step.index)
-        return measure(*arguments, **keywords)
+        return measure(config, call)
 
+    monkeypatch.setattr(ReuseConfig, "measure", counted)
     config = ReuseConfig(theta=1.0, refresh=3, ramp=ramp, dense_first=0.25, dense_last=1)
-    run = ReuseRun(config, 8, measure=counted)
+    run = ReuseRun(config, 8)
     assert "".join(step.kind[0:3] for step in run.steps) == "denrefreureurefreureuden"
     generate(config, 8, drift=0.05, layers=1, run=run, passes=("cond", "uncond"))
     assert calls == planned
@@ -149,11 +149,11 @@ def test_later_passes_carry_out_the_plans_of_the_first(granularity, refresh):
         for layer in range(2):
             assert savings[step, "cond", f"layer{layer}"] == savings[step, "uncond", f"layer{layer}"]
     if refresh is None:
-        query, key, _ = tensors(1, 0.05, 2)
-        plan = measure(query, key, GRID, config).plan(query, key, config.theta)
-        expected, _ = ripple_attention(*tensors(11, 0.05, 2), GRID, config, plan=plan)
+        call, other = (AttentionCall(*tensors(seed, 0.05, 2), GRID) for seed in (1, 11))
+        plan = config.measure(call).plan(call, config.theta)
+        expected, _ = ripple_attention(other, config, plan=plan)
         torch.testing.assert_close(outputs[2, "uncond", 1][0], expected)
-        own, _ = ripple_attention(*tensors(11, 0.05, 2), GRID, config)
+        own, _ = ripple_attention(other, config)
         assert granularity == "tile" or not torch.allclose(own, expected)
         assert run.held_bytes == 0
 
@@ -189,17 +189,16 @@ def test_the_first_pass_does_not_see_the_others(refresh):
 
 
 @pytest.mark.parametrize("refresh", ["auto", None])
-def test_dense_steps_far_from_the_window_measure_nothing(refresh):
-    calls = []
+def test_dense_steps_far_from_the_window_measure_nothing(refresh, monkeypatch):
+    calls, measure = [], ReuseConfig.measure
     config = ReuseConfig(budget=0.6, dense_first=0.5, dense_last=2, refresh=refresh)
 
-    def measure(*arguments, **keywords):
-        from timeripple.attention.plan import measure
-
+    def counted(config, call):
         calls.append(run._step.index)
-        return measure(*arguments, **keywords)
+        return measure(config, call)
 
-    run = ReuseRun(config, 10, measure=measure)
+    monkeypatch.setattr(ReuseConfig, "measure", counted)
+    run = ReuseRun(config, 10)
     generate(config, 10, run=run)
     busy = [step.index for step in run.steps if step.kind != "dense"]
     refreshes = [step.index for step in run.steps if step.kind == "refresh"]
@@ -210,10 +209,10 @@ def test_a_pass_that_starts_late_finds_its_own_threshold():
     run = ReuseRun(ReuseConfig(budget=0.6, refresh=3), 8)
     run.begin_forward("late", 5)
     qkv = tensors(0)
-    output = run.attention("layer", *qkv, GRID)
+    output = run.attention("layer", AttentionCall(*qkv, GRID))
     run.end_forward()
     assert run.steps[5].kind == "reuse"
-    expected, _ = ripple_attention(*qkv, GRID, run.config, saving=run.steps[5].saving_target)
+    expected, _ = ripple_attention(AttentionCall(*qkv, GRID), run.config, saving=run.steps[5].saving_target)
     assert torch.equal(output, expected)
 
 

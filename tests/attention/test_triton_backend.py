@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from timeripple.attention import reference, ripple_attention, triton_backend
-from timeripple.attention.plan import measure
-from timeripple.attention.triton_backend import INTERPRETED, Blocks
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention import AttentionCall, reference, ripple_attention, triton_backend, triton_planning
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans import token
+from timeripple.attention.triton_backend import Blocks
+from timeripple.attention.triton_planning import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2), TokenGrid(2, 3, 3, 3, 2), TokenGrid(1, 4, 3, 0, 4)]
@@ -65,8 +66,9 @@ def relative_error(output, expected):
 def test_the_kernels_are_the_reference(grid, config, dtype, head_dim, theta):
     query, key, value = inputs(grid, head_dim, dtype)
     mask, residual = text_mask(grid), torch.randn_like(query)
-    plan = measure(query, key, grid, config, scale=0.3, key_mask=mask).plan(query, key, theta)
-    output = triton_backend.attention(query, key, value, plan, scale=0.3, key_mask=mask, residual=residual)
+    call = AttentionCall(query, key, value, grid, scale=0.3, key_mask=mask)
+    plan = config.measure(call).plan(call, theta)
+    output = triton_backend.attention(call, plan, residual=residual)
     exact = [x.double().cpu() for x in (query, key, value)]
     expected = torch.empty_like(exact[0])
     for head in range(4):
@@ -116,24 +118,25 @@ def carried_out(output, exact, plan, head, mask, scale):
 @pytest.mark.parametrize("tokens", [1, 16, 37])
 @pytest.mark.parametrize("head_dim", [16, 24, 128, 256])
 def test_the_dense_core_takes_any_size_and_any_strides(tokens, head_dim):
-    query, key, value = inputs(TokenGrid(1, 1, tokens), head_dim, torch.float32)
+    grid = TokenGrid(1, 1, tokens)
+    query, key, value = inputs(grid, head_dim, torch.float32)
     expected = torch.nn.functional.scaled_dot_product_attention(*(x.double() for x in (query, key, value)))
     strided = [x.transpose(1, 2).contiguous().transpose(1, 2) for x in (query, key, value)]
     strided[2] = strided[2].mT.contiguous().mT
-    output = triton_backend.dense_attention(*strided)
+    output = triton_backend.dense_attention(AttentionCall(*strided, grid))
     assert relative_error(output, expected) < 1e-5
 
 
 def test_skipped_windows_are_left_out():
     from timeripple.baselines.skip import SkipConfig
-    from timeripple.baselines.skip import measure as measure_skip
 
     grid = TokenGrid(4, 4, 4)
     query, key, value = inputs(grid, 16, torch.float32)
     config = SkipConfig(budget=0.5, query_tile=(2, 2, 2))
-    plan = measure_skip(query, key, grid, config).plan(query, key, 0.6)
+    call = AttentionCall(query, key, value, grid)
+    plan = config.measure(call).plan(call, 0.6)
     assert 0 < plan.computed.float().mean() < 1
-    output = triton_backend.attention(query, key, value, plan)
+    output = triton_backend.attention(call, plan)
     seen = plan.computed[:, :, plan.window][:, plan.tile]  # [heads, queries, keys]
     expected = torch.nn.functional.scaled_dot_product_attention(
         *(x.double() for x in (query, key, value)), attn_mask=seen.view(2, 2, 64, 64)
@@ -145,10 +148,10 @@ def test_skipped_windows_are_left_out():
 @pytest.mark.parametrize("grid", [TokenGrid(4, 6, 4), TokenGrid(3, 5, 3, text_before=2, text_after=3)])
 @pytest.mark.parametrize("metric", ["rms", "logit"])
 def test_window_statistics_are_those_of_the_plan(axes, grid, metric):
-    query, key, _ = inputs(grid, 20, torch.float32)
+    call = AttentionCall(*inputs(grid, 20, torch.float32), grid)
     config = ReuseConfig(axes=axes, metric=metric, budget=0.4)
-    expected = measure(query, key, grid, config)
-    curve = measure(query, key, grid, config, deviations=triton_backend.window_deviations)
+    expected = token.measure(call, config, deviations=token.window_deviations)
+    curve = token.measure(call, config, deviations=triton_planning.window_deviations)
     for side in ("query", "key"):
         merges, wanted = getattr(curve, side), getattr(expected, side)
         torch.testing.assert_close(merges.thresholds, wanted.thresholds, rtol=1e-5, atol=1e-6)
@@ -178,7 +181,7 @@ def test_the_host_waits_for_nothing(granularity, saving, monkeypatch):
     qkv = inputs(grid, 16, torch.float32)
     config = ReuseConfig(granularity, budget=saving, query_tile=(2, 2, 2), refresh=None)
     with Waits() as waits:
-        _, statistics = ripple_attention(*qkv, grid, config, backend="triton")
+        _, statistics = ripple_attention(AttentionCall(*qkv, grid), config, backend="triton")
     assert waits.found == [] and launches.attend.__getitem__.called
     with waits:
         assert statistics.saving.mean().item() == pytest.approx(saving, abs=0.05)

@@ -5,9 +5,9 @@ import sys
 import pytest
 import torch
 
-from timeripple.attention import dispatch, triton_probe
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention import AttentionCall, dispatch, triton_probe, triton_trial
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 
 
 @pytest.mark.parametrize(
@@ -48,17 +48,17 @@ def test_the_call_goes_on_with_pytorch(monkeypatch):
 
     monkeypatch.setattr(triton_probe, "check", fail)
     grid = TokenGrid(2, 2, 2)
-    qkv = torch.randn(3, 1, 1, 8, 16).unbind()
+    call = AttentionCall(*torch.randn(3, 1, 1, 8, 16), grid)
     config = ReuseConfig("token", theta=1.0)
     with pytest.raises(RuntimeError, match="SIGABRT"):
-        dispatch.ripple_attention(*qkv, grid, config, backend="triton")
-    plan = dispatch.measure(*qkv[:2], grid, config).plan(*qkv[:2], 1.0)
+        dispatch.ripple_attention(call, config, backend="triton")
+    plan = config.measure(call).plan(call, 1.0)
     with monkeypatch.context() as patch:
         patch.setattr(torch.Tensor, "is_cuda", True)
         with pytest.warns(UserWarning, match="died of SIGABRT"):
-            _, backend = dispatch._carry_out("auto", *qkv, plan, {})
+            _, backend = dispatch._carry_out("auto", call, plan, None)
     assert backend == "torch"
 
 
 def test_the_trial_itself_passes():
-    triton_probe.main("cpu")
+    triton_trial.main("cpu")

@@ -5,13 +5,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple import disable, enable, summary
-from timeripple.attention import ripple_attention
-from timeripple.attention.plan import window_probability
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import ConfigError
+from timeripple.attention.plans.tile import window_probability
 from timeripple.baselines import ATTENTION, compact, rettention, svg, token_merge
 from timeripple.baselines.skip import SkipConfig
-from timeripple.config import ConfigError, ReuseConfig
-from timeripple.grid import TokenGrid
-from timeripple.methods import parse_method
+from timeripple.clips.methods import parse_method
 
 GRID = TokenGrid(4, 6, 6, text_before=1, text_after=3)
 TILE = (2, 2, 2)
@@ -45,7 +46,7 @@ def explicit_mask(plan, grid=GRID):
 def test_what_is_not_seen_is_masked_out_and_counted(name, saving):
     query, key, value = tensors()
     config = config_of(name)
-    output, statistics = ripple_attention(query, key, value, GRID, config, saving=saving, measure=config.measure)
+    output, statistics = ripple_attention(AttentionCall(query, key, value, GRID), config, saving=saving)
     mask = explicit_mask(statistics.plan)
     expected = scaled_dot_product_attention(query, key, value, attn_mask=mask.view(2, 2, *mask.shape[1:]))
     torch.testing.assert_close(output, expected)
@@ -62,8 +63,8 @@ def test_svg_gives_every_head_the_band_it_attends_to(kind):
     angles = (code / 8 * torch.pi).repeat_interleave(8 // code.shape[1] // 2, 1)
     vectors = torch.cat([angles.cos(), angles.sin()], -1)[None, None] * 6
     config = config_of("svg", budget=0.5)
-    curve = config.measure(vectors, vectors, grid, config)
-    plan = curve.plan(vectors, vectors, 0.5)
+    call = AttentionCall(vectors, vectors, vectors, grid)
+    plan = config.measure(call).plan(call, 0.5)
     seen = plan.computed[0][plan.tile][:, plan.window]
     frame = place[:, 0] // 2  # of windows
     near = (
@@ -80,9 +81,9 @@ def test_svg_gives_every_head_the_band_it_attends_to(kind):
 
 def test_ditfastattn_sees_neighbours_in_the_sequence():
     grid = TokenGrid(4, 4, 4)
-    query, key, _ = tensors(grid=grid)
+    call = AttentionCall(*tensors(grid=grid), grid)
     config = config_of("ditfastattn")
-    plan = config.measure(query, key, grid, config).plan(query, key, 0.5)
+    plan = config.measure(call).plan(call, 0.5)
     index = torch.arange(grid.video_tokens, dtype=torch.float64)
     middles = torch.stack([index[plan.window == w].mean() for w in range(len(plan.window_sizes))])
     for tile in range(len(plan.tile_sizes)):
@@ -92,10 +93,10 @@ def test_ditfastattn_sees_neighbours_in_the_sequence():
 
 
 def test_compact_sees_the_same_offsets_from_every_tile():
-    query, key, _ = tensors()
+    call = AttentionCall(*tensors(), GRID)
     config = config_of("compact")
-    plan = config.measure(query, key, GRID, config).plan(query, key, 0.4)
-    probability = window_probability(query, key, GRID, config)
+    plan = config.measure(call).plan(call, 0.4)
+    probability = window_probability(call, config)
     offset = compact.offsets(GRID, config, "cpu")
     first = {"tile": {}, "window": {}}
     place = coordinates()
@@ -112,7 +113,7 @@ def test_compact_sees_the_same_offsets_from_every_tile():
                 if (first["window"][w] - first["tile"][t]).tolist() == same
             ]
             assert {int(offset[t, w]) for t, w in others} == {int(offset[one, two])}
-    worth = compact.measure(query, key, GRID, config).thresholds
+    worth = config.measure(call).thresholds
     mean = torch.stack([probability[:, offset == n].mean(1) for n in range(int(offset.max()) + 1)], 1)[:, offset]
     expected = mean.sort(-1)
     torch.testing.assert_close(worth.gather(-1, expected.indices)[..., :-1], expected.values.cumsum(-1)[..., :-1])
@@ -121,10 +122,10 @@ def test_compact_sees_the_same_offsets_from_every_tile():
 def test_re_ttention_scales_by_the_share_of_the_softmax():
     query, key, value = tensors()
     config = config_of("re-ttention")
-    _, statistics = ripple_attention(query, key, value, GRID, config, saving=0.5, measure=config.measure)
+    _, statistics = ripple_attention(AttentionCall(query, key, value, GRID), config, saving=0.5)
     key_mask = torch.ones(2, GRID.tokens, dtype=torch.bool)
     key_mask[1, -2:] = False
-    share = rettention.softmax_share(query, key, statistics.plan, None, key_mask)
+    share = rettention.softmax_share(AttentionCall(query, key, value, GRID, key_mask=key_mask), statistics.plan)
     seen = explicit_mask(statistics.plan).view(2, 2, GRID.tokens, GRID.tokens)
     weights = (query @ key.mT * 8**-0.5).masked_fill(~key_mask[:, None, None], float("-inf")).softmax(-1)
     torch.testing.assert_close(share[..., 0], (weights * seen).sum(-1), rtol=1e-5, atol=1e-5)
@@ -136,7 +137,7 @@ def test_re_ttention_is_exact_where_nothing_changes_from_step_to_step():
     dense = scaled_dot_product_attention(query, key, value)
     for step in range(5):
         run.begin_forward("cond", step)
-        torch.testing.assert_close(run.attention("layer", query, key, value, GRID), dense)
+        torch.testing.assert_close(run.attention("layer", AttentionCall(query, key, value, GRID)), dense)
         run.end_forward()
     kinds = [record["kind"] for record in run.records]
     assert kinds == ["refresh", "reuse", "reuse", "refresh", "reuse"]
@@ -147,8 +148,9 @@ def test_re_ttention_is_exact_where_nothing_changes_from_step_to_step():
 def test_merged_tokens_share_a_row(theta):
     query, key, value = tensors()
     config = token_merge.TokenMergeConfig()
-    curve = token_merge.measure(query, key, GRID, config)
-    plan = curve.plan(query, key, theta)
+    call = AttentionCall(query, key, value, GRID)
+    curve = config.measure(call)
+    plan = curve.plan(call, theta)
     rows = plan.query
     assert torch.equal(rows.owner, plan.key.owner)
     video = torch.nn.functional.normalize(key[..., GRID.video, :].flatten(0, 1), dim=-1)
@@ -168,7 +170,7 @@ def test_merged_tokens_share_a_row(theta):
     expected = 1 - (rows.counts.double() / GRID.tokens) ** 2
     torch.testing.assert_close(plan.saving, expected.view(2, 2).mean(0))
     torch.testing.assert_close(curve.saving(theta), plan.saving)
-    output, _ = ripple_attention(query, key, value, GRID, config, theta=theta, measure=token_merge.measure)
+    output, _ = ripple_attention(call, config, theta=theta)
     for batch in range(2):
         for head in range(2):
             owner = rows.owner[2 * batch + head]
@@ -182,8 +184,8 @@ def test_merged_tokens_share_a_row(theta):
 
 
 def test_a_source_merges_into_the_destination_most_like_it():
-    query, key, _ = tensors()
-    curve = token_merge.measure(query, key, GRID, token_merge.TokenMergeConfig())
+    query, key, value = tensors()
+    curve = token_merge.TokenMergeConfig().measure(AttentionCall(query, key, value, GRID))
     video = torch.nn.functional.normalize(key[..., GRID.video, :].flatten(0, 1), dim=-1)
     destinations = curve.distance[0].isinf().nonzero()[:, 0]
     best = (video @ video[:, destinations].mT).argmax(-1)
@@ -235,16 +237,16 @@ def test_channels_and_a_mask_together(tiny_pipeline):
 
 
 def test_a_stack_computes_what_the_mask_keeps_on_snapped_rows():
-    from timeripple.similarity import snap
+    from timeripple.attention.similarity import snap
 
     query, key, value = tensors()
     config = parse_method("channel:theta=0.5:ramp=0+skip:theta=0.3:query_tile=2x2x2").config
     run = config.start(4)
     run.begin_forward("cond", 1)
-    output = run.attention("layer", query, key, value, GRID)
+    output = run.attention("layer", AttentionCall(query, key, value, GRID))
     snapped = [snap(x, GRID, 0.5, ("t", "y", "x"), 2)[0] for x in (query, key)]
     mask = SkipConfig(theta=0.3, query_tile=TILE)
-    expected, statistics = ripple_attention(*snapped, value, GRID, mask, theta=0.3, measure=mask.measure)
+    expected, statistics = ripple_attention(AttentionCall(*snapped, value, GRID), mask, theta=0.3)
     torch.testing.assert_close(output, expected)
     together = torch.tensor(run.records[0]["saving"])
     assert (together > statistics.saving).all()

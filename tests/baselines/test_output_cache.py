@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.attention.method import ConfigError
 from timeripple.baselines import OutputCacheConfig
-from timeripple.config import ConfigError
 
 
 def generate(pipeline, steps=10):

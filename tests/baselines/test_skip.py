@@ -5,15 +5,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple import ReuseConfig, disable, enable, summary
-from timeripple.attention import ripple_attention
-from timeripple.attention.plan import window_probability
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import ConfigError
+from timeripple.attention.plans.tile import window_probability
 from timeripple.baselines import SkipConfig
-from timeripple.baselines.skip import measure
-from timeripple.config import ConfigError
-from timeripple.grid import TokenGrid
 
 GRID = TokenGrid(3, 5, 6, text_after=4)
-CONFIG = ReuseConfig("tile", refresh=None, query_tile=(2, 2, 4))
+CONFIG = SkipConfig(query_tile=(2, 2, 4))
 
 
 def tensors(seed=0):
@@ -24,9 +23,10 @@ def tensors(seed=0):
 @pytest.mark.parametrize("theta", [0.01, 0.2, 0.6, 10.0])
 def test_skipped_windows_are_masked_out_and_counted(theta):
     query, key, value = tensors()
-    output, statistics = ripple_attention(query, key, value, GRID, CONFIG, theta=theta, measure=measure)
+    call = AttentionCall(query, key, value, GRID)
+    output, statistics = ripple_attention(call, CONFIG, theta=theta)
 
-    probability = window_probability(query, key, GRID, CONFIG)
+    probability = window_probability(call, CONFIG)
     tile, _ = GRID.block_index(CONFIG.query_tile)
     window, _ = GRID.block_index((2, 2, 2))
     mask = torch.ones(4, GRID.tokens, GRID.tokens, dtype=torch.bool)

@@ -7,11 +7,11 @@ import torch
 from diffusers.hooks import HookRegistry
 
 from timeripple import summary
+from timeripple.attention.method import ConfigError
 from timeripple.baselines import STEP_CACHES, mag_cache
 from timeripple.baselines.delta_dit import DeltaDitConfig, blocks_of
 from timeripple.baselines.mag_cache import magnitude_ratios
-from timeripple.config import ConfigError
-from timeripple.methods import parse_method
+from timeripple.clips.methods import parse_method
 
 STEPS = 10
 TEXTS = {  # settings that leave something out in a tiny random model

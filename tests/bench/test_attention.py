@@ -3,10 +3,10 @@ import json
 import pytest
 import torch
 
+from timeripple.attention.grid import TokenGrid
 from timeripple.bench.attention import SHAPES, attention, pond_captures, request_for, synthetic_captures
-from timeripple.grid import TokenGrid
-from timeripple.probe import Capture
-from timeripple.similarity import axis_correlation
+from timeripple.inspection.correlations import axis_correlation
+from timeripple.inspection.probe import Capture
 
 
 def test_rows(tiny_pipeline):

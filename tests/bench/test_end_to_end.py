@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from timeripple.attention.method import ConfigError
 from timeripple.bench import end_to_end as module
 from timeripple.bench.end_to_end import end_to_end
-from timeripple.config import ConfigError
 
 
 def test_rows(tiny_pipeline, monkeypatch):
@@ -34,7 +34,7 @@ def test_rows(tiny_pipeline, monkeypatch):
 
 
 def module_request(tokens):
-    from timeripple.generate import Request
+    from timeripple.clips.generate import Request
 
     return Request("a red ball", steps=6, num_frames=4, height=32, width=tokens // 16 * 8)
 

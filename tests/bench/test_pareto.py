@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from timeripple import figures
+from timeripple.bench import figures
 from timeripple.bench import pareto as bench
 from timeripple.bench.pareto import pareto
 from timeripple.cli import main
-from timeripple.methods import parse_method
+from timeripple.clips.methods import parse_method
 
 SMALL = {"steps": 5, "num_frames": 2, "height": 32, "width": 32}
 TEXTS = ["token:0.5", "first-block-cache:0.5", "token:0.5+taylorseer:2", "svg"]
@@ -60,7 +60,7 @@ def test_figure_shows_every_point_once_and_the_front_as_a_staircase():
 
 
 def test_command(tiny_pipeline, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("timeripple.models.load_pipeline", lambda model, *how: tiny_pipeline)
+    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how: tiny_pipeline)
     arguments = ["pareto", "--prompts", "1", "--methods", "token:0.5,pab:2", "--steps", "4", "--frames", "2"]
     with pytest.raises(SystemExit) as leaving:
         main([*arguments, "--size", "32", "--out", str(tmp_path / "new"), "--json"])

@@ -66,7 +66,7 @@ def test_bad_settings(tiny_pipeline):
 
 
 def test_every_method_of_the_benchmark_parses():
-    from timeripple.methods import parse_method
+    from timeripple.clips.methods import parse_method
 
     for text in ("channel:0.5:refresh=none", "skip:0.5:refresh=none", "skip:0.5:refresh=auto", "output-cache:0.5"):
         parse_method(text).config.schedule(20)

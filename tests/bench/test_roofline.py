@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from timeripple.bench import roofline
-from timeripple.generate import Cancelled
+from timeripple.clips.generate import Cancelled
 
 
 def test_operations_and_bytes_in_closed_form():

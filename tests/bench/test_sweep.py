@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from timeripple.bench.sweep import Job, Worker, sweep
-from timeripple.generate import Request, generate
-from timeripple.methods import parse_method
-from timeripple.quality import measure
+from timeripple.clips.generate import Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.quality import measure
 
 REQUESTS = [Request("a red ball", seed=seed, steps=4, num_frames=2, height=32, width=32) for seed in (0, 1)]
 JOBS = [Job(request, method) for request in REQUESTS for method in ("dense", "token:0.5", "first-block-cache:0.5")]
@@ -55,7 +55,7 @@ def test_an_unknown_engine(tiny_pipeline):
 
 def load_saved(folder):
     """What a worker of Ray does to get the pipeline."""
-    from timeripple.models import load_pond
+    from timeripple.clips.models import load_pond
 
     return load_pond(folder)
 

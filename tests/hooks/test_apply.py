@@ -10,8 +10,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from timeripple import ReuseConfig, disable, enable, summary
-from timeripple.config import ConfigError
-from timeripple.grid import TokenGrid
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import ConfigError
 from timeripple.hooks import FAMILIES
 from timeripple.hooks.families import _patches
 
@@ -94,9 +94,9 @@ class Spy:
     def begin_forward(self, name, step):
         self.forwards.append((name, step))
 
-    def attention(self, layer, query, key, value, grid, *, scale=None, key_mask=None):
-        self.calls.append((layer, value, grid))
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, scale=scale)
+    def attention(self, layer, call):
+        self.calls.append((layer, call.value, call.grid))
+        return torch.nn.functional.scaled_dot_product_attention(call.query, call.key, call.value, scale=call.scale)
 
     def end_forward(self):
         pass

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from timeripple import ReuseConfig, disable, enable, summary
-from timeripple.config import ConfigError
-from timeripple.grid import TokenGrid
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import ConfigError
 from timeripple.hooks import FAMILIES, family_of
 from timeripple.hooks.apply import read_mask
 from timeripple.hooks.families import GENERIC
@@ -209,10 +209,11 @@ class Watch:
     def begin_forward(self, name, step):
         self.step = step
 
-    def attention(self, layer, query, key, value, grid, *, scale=None, key_mask=None):
-        self.calls.append((layer, value.clone(), grid, key_mask))
-        mask = None if key_mask is None else key_mask[:, None, None]
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
+    def attention(self, layer, call):
+        self.calls.append((layer, call.value.clone(), call.grid, call.key_mask))
+        mask = None if call.key_mask is None else call.key_mask[:, None, None]
+        qkv = call.query, call.key, call.value
+        return torch.nn.functional.scaled_dot_product_attention(*qkv, mask, scale=call.scale)
 
     def end_forward(self):
         pass

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from timeripple.models import load_pipeline
+from timeripple.clips.models import load_pipeline
 from timeripple.pond.autoencoder import reconstruction_psnr, to_tensor
 from timeripple.pond.evaluate import held_out_clips
 from timeripple.pond.judge import judge

@@ -1,5 +1,6 @@
 """The app on the tiny pipeline, served on a free port, and a browser to visit it, for the tests of this folder."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,19 @@ from ui.build import build_app, launch_options
 from ui.runs import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
+SETTLING = 60  # seconds that a page on a busy machine may take
+expect.set_options(timeout=30_000)  # as may every single thing that is waited for
+WAITED_FOR = """() => {
+  const shown = at => at.getClientRects().length > 0;
+  const moving = at => at.playState === 'running' && isFinite(at.effect.getComputedTiming().endTime);
+  return Object.entries({
+    'plots that are not drawn': [...document.querySelectorAll('.tr-plot')].filter(shown)
+      .filter(plot => !plot.querySelector('.main-svg')),
+    'pictures that are not loaded': [...document.images].filter(image => shown(image) && !image.complete),
+    'animations that are not over': document.getAnimations().filter(moving),
+    'fonts that are not loaded': document.fonts.status === 'loading' ? [document] : [],
+  }).filter(([, found]) => found.length).map(([what]) => what);
+}"""
 
 
 @pytest.fixture(scope="session")
@@ -30,18 +44,51 @@ def browser():
 
 
 @pytest.fixture
-def open_page(browser, url):
+def unanswered():
+    """{page: what it has asked the server for and not got yet}, of pages that `open_page` opens."""
+    return {}
+
+
+@pytest.fixture
+def settle(unanswered):
+    """settle(page): waits until everything asked for has come and is drawn; for whatever judges a page as a whole."""
+
+    def waited_for(page) -> list[str]:
+        page.wait_for_timeout(100)  # in which requests may begin and end
+        return [*{request.url.split("?")[0] for request in unanswered[page]}, *page.evaluate(WAITED_FOR)]
+
+    def settle(page):
+        deadline, quiet = time.monotonic() + SETTLING, 0
+        while quiet < 3:
+            left = waited_for(page)
+            quiet = 0 if left else quiet + 1
+            assert time.monotonic() < deadline, f"after {SETTLING} s the page still waits for: {', '.join(left)}"
+
+    return settle
+
+
+@pytest.fixture
+def open_page(browser, url, unanswered, settle):
     """Opens the page as a new visitor; at the end there must be no error in any page's console."""
     contexts, errors = [], []
 
-    def open_page(width=1440, theme="light", query=""):
+    def watch(page):
+        unanswered[page] = asked = set()
+        page.on("request", lambda request: asks(request) and asked.add(request))
+        page.on("requestfinished", lambda request: asked.discard(request))
+        page.on("requestfailed", lambda request: asked.discard(request))
+
+    def open_page(width=1440, theme="light", query="", settled=True):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
-        contexts[-1].set_default_timeout(10_000)
+        contexts[-1].set_default_timeout(30_000)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
+        watch(page)
         page.goto(f"{url}?__theme={theme}&{query}")
         page.get_by_role("button", name="Generate").wait_for()
+        if settled:  # what the page asks for when it is opened must not come after what the visitor does
+            settle(page)
         return page
 
     yield open_page
@@ -50,12 +97,20 @@ def open_page(browser, url):
     assert errors == []
 
 
+def asks(request) -> bool:
+    """Whether a request is for an answer of the app; the heartbeat never ends, and videos load as they play."""
+    return request.resource_type in ("fetch", "xhr", "eventsource") and "/heartbeat/" not in request.url
+
+
 @pytest.fixture
-def look():
-    """look(page, name): the page must not scroll sideways; a picture of all of it is kept."""
+def look(settle):
+    """look(page, name): the page must not scroll sideways; a picture of all of it is kept. A page that shows a run is
+    never settled."""
     PICTURES.mkdir(exist_ok=True)
 
-    def look(page, name):
+    def look(page, name, running=False):
+        if not running:
+            settle(page)
         dark = page.evaluate("document.body.classList.contains('dark')")
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         path = PICTURES / f"{name}-{page.viewport_size['width']}-{'dark' if dark else 'light'}.png"

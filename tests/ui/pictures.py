@@ -8,7 +8,7 @@ from pathlib import Path
 from playwright.sync_api import Page, sync_playwright
 
 from timeripple.bench.ui import FLAGS, chromium
-from timeripple.models import load_pipeline
+from timeripple.clips.models import load_pipeline
 from ui.build import build_app, launch_options
 from ui.runs import Limits
 
@@ -94,7 +94,7 @@ def front_picture(browser, path: Path) -> None:
     """The front of speed and quality on white, as it stands in the README."""
     import json
 
-    from timeripple import figures
+    from timeripple.bench import figures
 
     result = json.loads(path.read_text())
     where = result["environment"]

@@ -12,8 +12,9 @@ AXE = Path(__file__).parents[2] / ".venv/axe/node_modules/axe-core/axe.min.js"
 RUN = "() => axe.run(document, {resultTypes: ['violations'], runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa']})"
 
 
-def serious(page) -> list[str]:
+def serious(page, settle) -> list[str]:
     """What axe-core calls serious or critical, one line each with the first element it concerns."""
+    settle(page)
     page.add_script_tag(content=AXE.read_text())
     return [
         f"{violation['id']}: {violation['help']} ({violation['nodes'][0]['html'][:150]})"
@@ -23,18 +24,18 @@ def serious(page) -> list[str]:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_tab(open_page, theme):
+def test_every_tab(open_page, settle, theme):
     page = open_page(theme=theme)
     found = {}
     for tab in page.get_by_role("tab").all():
         tab.click()
         expect(tab).to_have_attribute("aria-selected", "true")
-        found[tab.inner_text()] = serious(page)
+        found[tab.inner_text()] = serious(page, settle)
     assert len(found) >= 2 and not any(found.values()), found
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_a_result(open_page, theme):
+def test_a_result(open_page, settle, theme):
     page = open_page(theme=theme)
     page.get_by_label("Size").click()
     page.get_by_role("option", name="Tiny").click()
@@ -42,4 +43,4 @@ def test_a_result(open_page, theme):
     page.get_by_role("button", name="Generate").click()
     expect(page.locator(".tr-player")).to_have_attribute("data-frame", re.compile("."), timeout=60_000)
     page.locator(".tr-player").press("w")
-    assert serious(page) == []
+    assert serious(page, settle) == []

@@ -12,8 +12,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 
 import app
-from timeripple.generate import Request
-from timeripple.methods import parse_method
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
 from ui.compare_tab import PRESETS, examples, fill_form, measured, open_example, read_form
 from ui.runs import Limits, Runs

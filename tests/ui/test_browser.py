@@ -76,7 +76,7 @@ def test_channel_reuse_is_labelled_theoretical(open_page):
 def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
     page = open_page(390, "dark")
     start_long_run(page)
-    look(page, "compare-running")
+    look(page, "compare-running", running=True)
     page.get_by_role("button", name="Cancel").click()
     start = time.monotonic()
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
@@ -89,7 +89,7 @@ def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
 def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page, look):
     page = open_page()
     start_long_run(page)
-    look(page, "compare-running")
+    look(page, "compare-running", running=True)
     page.reload()
     expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=20_000)
     expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")

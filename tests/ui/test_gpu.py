@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from timeripple.compare import compare
-from timeripple.generate import Cancelled, Request
-from timeripple.methods import parse_method
+from timeripple.clips.compare import compare
+from timeripple.clips.generate import Cancelled, Request
+from timeripple.clips.methods import parse_method
 from ui.gpu import seconds_needed, works
 
 REQUEST = Request("a red ball", seed=3, steps=3, num_frames=4, height=32, width=32)

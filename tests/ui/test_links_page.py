@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from timeripple.video import write_mp4
+from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
 
@@ -64,7 +64,7 @@ def test_a_link_to_a_result_that_is_gone_fills_the_form(open_page, result):
     ],
 )
 def test_a_broken_link_is_one_sentence(open_page, query, sentence):
-    page = open_page(query=query)
+    page = open_page(query=query, settled=False)  # the sentence goes after a while
     expect(page.get_by_test_id("toast-body")).to_contain_text(sentence)
 
 
@@ -98,8 +98,9 @@ def test_a_foreign_video_is_one_sentence(open_page, tmp_path, metadata, sentence
     expect(page.get_by_test_id("toast-body")).to_contain_text(sentence)
 
 
-def test_data_under_every_plot(result):
+def test_data_under_every_plot(result, settle):
     page, _ = result
+    settle(page)
     plot = page.locator(".tr-plot").filter(has_text="Attention saved at each", visible=True)
     files = {}
     for kind in ("CSV", "JSON", "PNG"):
@@ -113,10 +114,11 @@ def test_data_under_every_plot(result):
     assert files["PNG"].startswith(b"\x89PNG")
 
 
-def test_a_recorded_example_is_there_at_once(open_page):
+def test_a_recorded_example_is_there_at_once(open_page, settle):
     page = open_page()
     page.locator("[data-example]").first.click()
     expect(page.locator(".tr-heading")).to_be_visible(timeout=10_000)
     expect(page.locator(".tr-metric").first).to_contain_text("recorded on")
     expect(page.locator(".tr-player canvas")).to_be_visible()
+    settle(page)
     assert "measured here" not in page.locator(".tr-stage").filter(visible=True).first.inner_text()

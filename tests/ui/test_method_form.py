@@ -2,8 +2,9 @@
 
 import pytest
 
-from timeripple.config import ConfigError, ReuseConfig
-from timeripple.methods import SETTINGS, parse_method
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import ConfigError
+from timeripple.clips.methods import SETTINGS, parse_method
 from ui.method_form import VALUES, fill_method, read_method, title
 
 TEXTS = [

@@ -4,8 +4,8 @@ import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
 
-from timeripple.generate import Request
-from timeripple.models import load_pipeline
+from timeripple.clips.generate import Request
+from timeripple.clips.models import load_pipeline
 from ui.build import build_app, launch_options
 from ui.form import sizes_of
 from ui.gpu import seconds_needed

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from timeripple.generate import Cancelled
+from timeripple.clips.generate import Cancelled
 from ui.runs import Limits, QueueFull, Runs
 
 LIMITS = Limits(max_queue=3, max_kept=2, max_age=60, max_megabytes=1)

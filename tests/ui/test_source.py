@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from timeripple.generate import Request
-from timeripple.video import write_mp4
+from timeripple.clips.generate import Request
+from timeripple.clips.video import write_mp4
 from ui.gpu import works
 from ui.runs import Limits, Runs
 from ui.source import inspected, submit_clip, submit_request

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from timeripple.video import write_mp4
+from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
 
@@ -37,20 +37,21 @@ def test_correlations(open_page, open_tab, look, look_inside, width, theme):
 
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_attention(open_page, open_tab, look, look_inside, width, theme):
+def test_attention(open_page, open_tab, look, look_inside, settle, width, theme):
     page = open_page(width, theme)
     look_inside(page, "Attention")
     sheet, facts = page.locator(".tr-sheet"), page.locator(".tr-facts").filter(has_text="of its attention to its own")
     expect(sheet.locator("img")).to_have_count(8)
     expect(facts).to_contain_text("Token (1, 1, 1)")
+    settle(page)
     box = sheet.locator("img").nth(2).bounding_box()
     sheet.locator("img").nth(2).click(position={"x": box["width"] * 5.5 / 8, "y": box["height"] * 3.5 / 8})
     expect(facts).to_contain_text("Token (3, 4, 6)")
+    settle(page)
     dense = sheet.locator("img").nth(2).get_attribute("src")
-    for key in ("ArrowLeft", "ArrowDown", "PageUp"):
+    for key, token in (("ArrowLeft", "3, 4, 5"), ("ArrowDown", "3, 5, 5"), ("PageUp", "2, 5, 5")):
         page.keyboard.press(key)
-        page.wait_for_timeout(300)
-    expect(facts).to_contain_text("Token (2, 5, 5)")
+        expect(facts).to_contain_text(f"Token ({token})")
     for key in ("ArrowRight", "ArrowRight", "ArrowUp", "PageDown"):  # faster than they are answered
         page.keyboard.press(key)
     expect(facts).to_contain_text("Token (3, 4, 7)")

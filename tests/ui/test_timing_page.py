@@ -63,11 +63,12 @@ def test_timing(open_page, open_tab, look, width, theme):
 
 @pytest.mark.browser
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_method(open_page, open_tab, look, width, theme):
+def test_method(open_page, open_tab, look, settle, width, theme):
     page = open_page(width, theme)
     open_tab(page, "Method")
     figures = page.locator(".tr-step svg")
     expect(figures).to_have_count(7)
+    settle(page)
     assert all(box["width"] > 150 for box in (figure.bounding_box() for figure in figures.all()))
     expect(page.get_by_role("region", name="(paper)")).to_be_visible()
     expect(page.get_by_role("region", name="What Pond measures")).to_contain_text("token:0.75")

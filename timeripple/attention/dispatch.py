@@ -1,31 +1,21 @@
-"""The one door into attention with reuse: query, key, value and a grid in, output and statistics out."""
+"""The one door into attention with reuse: a call and a method in, output and statistics out."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
-from timeripple.attention import plan as planning
-from timeripple.attention import reference, torch_backend
-from timeripple.attention.plan import (
-    ChannelCurve,
-    ChannelPlan,
-    TileCurve,
-    TilePlan,
-    TokenCurve,
-    TokenPlan,
-    theta_for_saving,
-)
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
-from timeripple.timing import elapsed, mark
+from timeripple.attention import reference
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.method import Curve, Kind, Plan, ReuseMethod
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.timing import Mark, elapsed, mark
+from timeripple.attention.torch_backend import dense_attention, warn_of_fallback
 
+Backend = Literal["torch", "triton", "reference"]
 BACKENDS = ("auto", "torch", "triton", "reference")
 
 
@@ -41,12 +31,12 @@ class AttentionStatistics:
     """
 
     saving: Tensor
-    kind: Literal["realised", "theoretical"]
+    kind: Kind
     theta: float | Tensor | None
-    marks: tuple
-    backend: Literal["torch", "triton", "reference"]
-    curve: TokenCurve | TileCurve | ChannelCurve | None
-    plan: TokenPlan | TilePlan | ChannelPlan | None
+    marks: tuple[Mark, Mark, Mark]
+    backend: Backend
+    curve: Curve | None
+    plan: Plan | None
 
     @property
     def plan_seconds(self) -> float:
@@ -57,112 +47,69 @@ class AttentionStatistics:
         return elapsed(*self.marks[1:])
 
 
-def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """`plan.window_deviations` with what is fastest on the device: on CUDA a kernel, where it compiles and starts."""
-    if video.is_cuda:
-        try:
-            from timeripple.attention import triton_backend, triton_probe
-
-            triton_probe.check(video)
-            return triton_backend.window_deviations(video, weight, table, axes)
-        except Exception as error:
-            _warn_of(error)
-    return planning.window_deviations(video, weight, table, axes)
-
-
-measure = partial(planning.measure, deviations=window_deviations)
-"""How a call is measured unless a baseline chooses otherwise."""
-
-
 def ripple_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
+    call: AttentionCall,
+    method: ReuseMethod,
     *,
     theta: float | Tensor | None = None,
     saving: float | None = None,
-    plan: TokenPlan | TilePlan | None = None,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
+    curve: Curve | None = None,
+    plan: Plan | None = None,
     residual: Tensor | None = None,
-    backend: Literal["auto", "torch", "triton", "reference"] = "auto",
-    measure: Callable[..., TokenCurve | TileCurve | ChannelCurve] = measure,
+    backend: Backend | Literal["auto"] = "auto",
 ) -> tuple[Tensor, AttentionStatistics]:
-    """Attention with reuse between the video tokens of `grid`; theta 0 or saving 0 is dense attention.
+    """Attention with reuse between the video tokens of the call; theta 0 or saving 0 is dense attention.
 
-    query, key, value: [batch, heads, tokens, d], as the model hands them to attention (after RoPE). theta: the
-    threshold, or saving: the share to save, averaged over heads, from which the threshold of this call follows; by
-    default what the config says. plan: one made before, for as many heads on this grid, in place of both. scale: of
-    the logits, 1/sqrt(d) by default. key_mask: bool [batch, tokens], False for text keys that no query sees. residual:
-    shaped like query, is added to the output. backend: "auto" is Triton on CUDA, with a warning and torch where its
-    kernels do not compile or start, and torch elsewhere. measure: replaces `measure` above, for baselines.
-    Returns the output, shaped like query, and the statistics. Raises ValueError for shapes that do not fit the grid,
-    a mask that hides video tokens, or both theta and saving.
+    theta: the threshold, or saving: the share to save, averaged over heads, from which the threshold of this call
+    follows; by default what the method says. curve: of this call, where it has been measured before; plan: one made
+    before, for as many heads on this grid, in place of all these. residual: shaped like the query, is added to the
+    output. backend: "auto" is Triton on CUDA, with a warning and torch where its kernels do not compile or start, and
+    torch elsewhere. Returns the output, shaped like the query, and the statistics. Raises ValueError for both theta and
+    saving and for an unknown backend.
     """
     if theta is not None and saving is not None:
         raise ValueError(f"theta {theta} and saving {saving} exclude each other; give one of them.")
     if theta is None and saving is None:
-        theta, saving = config.theta, config.budget
-    key_mask = check_inputs(query, key, value, grid, key_mask)
+        theta, saving = method.theta, method.budget
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")
 
-    start, curve = mark(query.device), None
+    start, measured = mark(call.device), None
     if plan is None:
-        curve = measure(query, key, grid, config, scale=scale, key_mask=key_mask)
-        asked = saving if theta is None else theta
-        theta = theta_for_saving([curve], saving) if theta is None else theta
-        if isinstance(asked, Tensor) or asked > 0:
-            plan = curve.plan(query, key, theta)
-    planned = mark(query.device)
-    arguments = {"scale": scale, "key_mask": key_mask, "residual": residual}
+        measured = method.measure(call) if curve is None else curve
+        if theta is None:
+            target = saving or 0.0
+            theta, wanted = theta_for_saving([measured], target), target > 0
+        else:
+            wanted = isinstance(theta, Tensor) or theta > 0
+        plan = measured.plan(call, theta) if wanted else None
+    planned = mark(call.device)
+    used: Backend = "torch"
     if plan is None:
-        output, backend = torch_backend.dense_attention(query, key, value, **arguments), "torch"
-        realised = torch.zeros(query.shape[1], dtype=torch.float64)
+        output = dense_attention(call, residual=residual)
+        realised = torch.zeros(call.heads, dtype=torch.float64)
     elif backend == "reference":
-        output, realised = reference.attention(
-            query, key, value, grid, config, float(theta), scale=scale, key_mask=key_mask
-        )
+        output, realised = reference.attention(call, cast(reference.Settings, method), float(theta or 0.0))
         output = output if residual is None else output + residual
+        used = "reference"
     else:
-        output, backend = _carry_out(backend, query, key, value, plan, arguments)
+        output, used = _carry_out(backend, call, plan, residual)
         realised = plan.saving
-    marks = start, planned, mark(query.device)
-    kind = "theoretical" if config.granularity == "channel" else "realised"
-    return output, AttentionStatistics(realised, kind, theta, marks, backend, curve, plan)
+    marks = start, planned, mark(call.device)
+    return output, AttentionStatistics(realised, method.kind, theta, marks, used, measured, plan)
 
 
-def _carry_out(backend: str, query: Tensor, key: Tensor, value: Tensor, plan, arguments: dict) -> tuple[Tensor, str]:
+def _carry_out(backend: str, call: AttentionCall, plan: Plan, residual: Tensor | None) -> tuple[Tensor, Backend]:
     """Output, and the backend that computed it."""
-    if backend == "triton" or (backend == "auto" and query.is_cuda):
+    if backend == "triton" or (backend == "auto" and call.query.is_cuda):
         try:
             from timeripple.attention import triton_backend, triton_probe  # not every platform has Triton
 
-            triton_probe.check(query)
-            return triton_backend.attention(query, key, value, plan, **arguments), "triton"
+            triton_probe.check(call.query)
+            return triton_backend.attention(call, plan, residual=residual), "triton"
         except Exception as error:
             if backend == "triton":
                 raise
-            _warn_of(error)
-    return torch_backend.attention(query, key, value, plan, **arguments), "torch"
-
-
-def _warn_of(error: Exception) -> None:
-    reason = " ".join(str(error).split())[:200]
-    warnings.warn(f"Triton kernels do not run here, PyTorch's attention is used instead: {reason}", stacklevel=4)
-
-
-def check_inputs(query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, key_mask: Tensor | None) -> Tensor | None:
-    """Raises ValueError for inputs that do not fit the grid; returns the key mask, None where it hides nothing."""
-    for name, x in (("query", query), ("key", key), ("value", value)):
-        if x.ndim != 4 or x.shape[2] != grid.tokens:
-            raise ValueError(
-                f"{name} of shape {tuple(x.shape)} does not fit {grid}; give [batch, heads, {grid.tokens}, d]."
-            )
-    if key_mask is None or key_mask.all():
-        return None
-    if not key_mask[:, grid.video].all():
-        raise ValueError("key_mask hides video tokens, but reuse needs the whole grid; mask text tokens only.")
-    return key_mask
+            warn_of_fallback(error)
+    output = plan.carry_out(call)
+    return output if residual is None else output.add_(residual), "torch"

@@ -7,37 +7,51 @@ backends compute is checked against this file.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import combinations, product
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from timeripple.config import ReuseConfig
-from timeripple.grid import AXES, TokenGrid
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.method import ReuseSettings
+
+Position = tuple[int, ...]
+Group = list[int]  # tokens, by their index in the sequence
+Block = dict[Position, int]  # of the grid: {position inside the block: index in the sequence}
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    theta: float,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """[batch, heads, tokens, d] -> (output of the same shape, saving [heads], mean over the batch)."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+class Head(NamedTuple):
+    """One head of a call: [tokens, d] query, key and value; hidden: [tokens], -inf for keys not seen, 0 for others."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    grid: TokenGrid
+    scale: float
+    hidden: Tensor
+
+
+class Settings(ReuseSettings, Protocol):
+    """What is read of a `config.ReuseConfig`."""
+
+    @property
+    def granularity(self) -> str: ...
+
+
+def attention(call: AttentionCall, config: Settings, theta: float) -> tuple[Tensor, Tensor]:
+    """Output, [batch, heads, tokens, d], and saving, [heads], mean over the batch, of a `config.ReuseConfig`."""
     head_attention = {"token": token_head, "tile": tile_head, "channel": channel_head}[config.granularity]
-    output, saving = torch.empty_like(query), torch.zeros(query.shape[:2], dtype=torch.float64)
-    for b, h in product(range(query.shape[0]), range(query.shape[1])):
-        hidden = torch.zeros(grid.tokens, dtype=query.dtype)
-        if key_mask is not None:
-            hidden[~key_mask[b]] = -math.inf
-        output[b, h], saving[b, h] = head_attention(
-            query[b, h], key[b, h], value[b, h], grid, config, theta, scale, hidden
-        )
+    output, saving = torch.empty_like(call.query), torch.zeros(call.query.shape[:2], dtype=torch.float64)
+    for b, h in product(range(call.batch), range(call.heads)):
+        hidden = torch.zeros(call.grid.tokens, dtype=call.query.dtype)
+        if call.key_mask is not None:
+            hidden[~call.key_mask[b]] = -math.inf
+        query, key, value = (x[b, h] for x in (call.query, call.key, call.value))
+        head = Head(query, key, value, call.grid, call.logit_scale, hidden)
+        output[b, h], saving[b, h] = head_attention(head, config, theta)
     return output, saving.mean(0)
 
 
@@ -46,8 +60,9 @@ def softmax_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, s
     return (scale * query @ key.T + bias).softmax(-1) @ value
 
 
-def token_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[Tensor, float]:
-    """Token reuse of one head: [tokens, d] inputs, hidden: [tokens], -inf for keys that are not seen."""
+def token_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Token reuse of one head."""
+    query, key, value, grid, scale, hidden = head
     query_groups = token_groups(query, key, grid, config, theta, scale)
     key_groups = token_groups(key, query, grid, config, theta, scale)
     rows = torch.stack([query[group].mean(0) for group in query_groups])
@@ -61,7 +76,9 @@ def token_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[T
     return output, 1 - len(query_groups) * len(key_groups) / grid.tokens**2
 
 
-def token_groups(x: Tensor, other: Tensor, grid: TokenGrid, config: ReuseConfig, theta: float, scale: float) -> list:
+def token_groups(
+    x: Tensor, other: Tensor, grid: TokenGrid, config: Settings, theta: float, scale: float
+) -> list[Group]:
     """Groups of tokens that share a row: every window merges along the coarsest subset of axes it can."""
     if config.metric == "logit":
         weight = scale**2 * other[grid.video].square().mean(0)
@@ -73,25 +90,26 @@ def token_groups(x: Tensor, other: Tensor, grid: TokenGrid, config: ReuseConfig,
     return groups
 
 
-def merge_window(window: dict, x: Tensor, weight: Tensor, axes, theta: float) -> list:
+def merge_window(window: Block, x: Tensor, weight: Tensor, axes: Sequence[str], theta: float) -> list[Group]:
     """The groups of one window, {(t, y, x): token}: levels from all axes to one, the smallest deviation of a level."""
     for level in range(len(axes), 0, -1):
-        candidates = []
+        candidates: list[tuple[float, list[Group]]] = []
         for subset in combinations(axes, level):
-            groups = {}
+            groups: dict[Position, Group] = {}
             for position, token in window.items():
                 leader = tuple(p for axis, p in zip(AXES, position, strict=True) if axis not in subset)
                 groups.setdefault(leader, []).append(token)
             variance = [(x[group].var(0, correction=0) * weight).sum() for group in groups.values()]
             candidates.append((math.sqrt(sum(variance) / len(variance)), list(groups.values())))
-        deviation, groups = min(candidates, key=lambda candidate: candidate[0])
+        deviation, merged = min(candidates, key=lambda candidate: candidate[0])
         if deviation < theta:
-            return groups
+            return merged
     return [[token] for token in window.values()]
 
 
-def tile_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[Tensor, float]:
-    """Tile reuse of one head: [tokens, d] inputs, hidden: [tokens], -inf for keys that are not seen."""
+def tile_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Tile reuse of one head."""
+    query, key, value, grid, scale, hidden = head
     windows = [list(w.values()) for w in blocks(grid, [2 if axis in config.axes else 1 for axis in AXES])]
     text = [token for token in range(grid.tokens) if not grid.video.start <= token < grid.video.stop]
     output, visited = torch.empty_like(query), 0
@@ -112,14 +130,17 @@ def tile_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[Te
     return output, 1 - visited / grid.tokens**2
 
 
-def reused_windows(query: Tensor, key: Tensor, windows: list, text: list, theta: float, scale: float, hidden) -> set:
+def reused_windows(
+    query: Tensor, key: Tensor, windows: list[Group], text: Group, theta: float, scale: float, hidden: Tensor
+) -> set[int]:
     """As many windows as leave a summed predicted error below theta, the smallest errors first."""
     logits = [scale * query.mean(0) @ key[window].mean(0) + math.log(len(window)) for window in windows]
     logits += [scale * query.mean(0) @ key[token] + hidden[token] for token in text]
     probability = torch.stack(logits).softmax(0)[: len(windows)]
     spread = [(query.square().mean(0) * key[window].var(0, correction=0)).sum().sqrt() for window in windows]
     error = [(float(p * scale * s), w) for w, (p, s) in enumerate(zip(probability, spread, strict=True))]
-    reused, total = set(), 0.0
+    reused: set[int] = set()
+    total = 0.0
     for e, w in sorted(error):
         total += e
         if total < theta:
@@ -127,16 +148,17 @@ def reused_windows(query: Tensor, key: Tensor, windows: list, text: list, theta:
     return reused
 
 
-def channel_head(query, key, value, grid, config, theta, scale, hidden) -> tuple[Tensor, float]:
-    """Channel reuse of one head, the paper's method: [tokens, d] inputs, hidden: [tokens]."""
+def channel_head(head: Head, config: Settings, theta: float) -> tuple[Tensor, float]:
+    """Channel reuse of one head, the paper's method."""
+    query, key, value, grid, scale, hidden = head
     snapped_query, reused_query = snap(query, grid, theta, config.axes, config.window)
     snapped_key, reused_key = snap(key, grid, theta, config.axes, config.window)
     share_query, share_key = reused_query.double().mean(0), reused_key.double().mean(0)
     saving = 1 - ((1 - share_query) * (1 - share_key)).mean()
-    return softmax_attention(snapped_query, snapped_key, value, hidden, scale), saving
+    return softmax_attention(snapped_query, snapped_key, value, hidden, scale), saving.item()
 
 
-def snap(x: Tensor, grid: TokenGrid, theta: float, axes, window: int) -> tuple[Tensor, Tensor]:
+def snap(x: Tensor, grid: TokenGrid, theta: float, axes: Sequence[str], window: int) -> tuple[Tensor, Tensor]:
     """Window by window and channel by channel: [tokens, d] -> (snapped, reused)."""
     snapped, reused = x.clone(), torch.zeros_like(x, dtype=torch.bool)
     for axis in AXES:
@@ -153,9 +175,9 @@ def snap(x: Tensor, grid: TokenGrid, theta: float, axes, window: int) -> tuple[T
     return snapped, reused
 
 
-def blocks(grid: TokenGrid, size) -> list[dict]:
+def blocks(grid: TokenGrid, size: Sequence[int]) -> list[Block]:
     """Blocks of the grid in t, y, x order, each {position inside the block: index in the sequence}."""
-    result = {}
+    result: dict[Position, Block] = {}
     for t, y, x in product(*map(range, grid.shape)):
         block = (t // size[0], y // size[1], x // size[2])
         position = (t % size[0], y % size[1], x % size[2])

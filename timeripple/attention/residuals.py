@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +23,10 @@ class Storage:
 
     def __init__(self, limit: int | None, layers: int, tensors: int):
         self.limit, self.layers, self.tensors = limit, layers, tensors
-        self.dtype, self.device, self.room, self._kept = None, None, math.inf, set()
+        self.dtype: torch.dtype | None = None
+        self.device: torch.device | None = None
+        self.room: float = math.inf
+        self._kept: set[str] = set()
 
     def admit(self, layer: str, error: Tensor) -> bool:
         """Whether there is room for a layer, of which this is an error."""
@@ -36,9 +40,9 @@ class Storage:
         """Whether there is no room for a layer."""
         return len(self._kept) >= self.room and layer not in self._kept
 
-    def report(self) -> dict | None:
+    def report(self) -> dict[str, Any] | None:
         """{"dtype", "device", "layers"}: how errors are kept, and of how many layers; None before the first."""
-        if self.dtype is None:
+        if self.dtype is None or self.device is None:
             return None
         return {"dtype": str(self.dtype).removeprefix("torch."), "device": self.device.type, "layers": len(self._kept)}
 

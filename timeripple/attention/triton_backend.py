@@ -1,4 +1,4 @@
-"""Carries plans out with the kernels of `triton_kernels.py`: same signatures and results as `torch_backend.py`.
+"""Carries plans out with the kernels of `triton_kernels.py`, with the results of `plan.carry_out`.
 
 Nothing here waits for the device: row counts and window lists stay on it, and kernels return early where there is
 nothing to do.
@@ -7,7 +7,6 @@ nothing to do.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +14,15 @@ import triton
 from torch import Tensor
 
 from timeripple.attention import triton_kernels as kernels
-from timeripple.attention.plan import WINDOW, ChannelPlan, Rows, TilePlan, TokenPlan, row_members
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.method import Plan
+from timeripple.attention.plans.channel import ChannelPlan
+from timeripple.attention.plans.curve import WINDOW, row_members
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.plans.token import Rows, TokenPlan
+from timeripple.attention.triton_planning import INTERPRETED, on_its_device, padded, rows_together, small_block
 
 LIST_BLOCK = 1024  # windows that `list_chosen` reads at once
-INTERPRETED = not isinstance(kernels.attend, triton.JITFunction)
 
 
 @dataclass(frozen=True)
@@ -40,78 +44,38 @@ def attend_blocks(head_dim: int, dtype: torch.dtype, amd: bool = torch.version.h
     return Blocks(64 if head_dim > 128 else 128, 64 if head_dim <= 64 else 32, 8, 2)
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TokenPlan | TilePlan | ChannelPlan,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """See `torch_backend.attention`."""
+def attention(call: AttentionCall, plan: Plan, *, residual: Tensor | None = None) -> Tensor:
+    """Attention as planned, [batch, heads, tokens, d], with `residual` added; plans without kernels are left to
+    PyTorch."""
     if isinstance(plan, TokenPlan):
-        return token_attention(query, key, value, plan, scale=scale, key_mask=key_mask, residual=residual)
+        return token_attention(call, plan, residual)
     if isinstance(plan, TilePlan):
-        return tile_attention(query, key, value, plan, scale=scale, key_mask=key_mask, residual=residual)
-    return dense_attention(plan.query, plan.key, value, scale=scale, key_mask=key_mask, residual=residual)
+        return tile_attention(call, plan, residual)
+    if isinstance(plan, ChannelPlan):
+        return dense_attention(plan.snapped(call), residual)
+    output = plan.carry_out(call)
+    return output if residual is None else output.add_(residual)
 
 
-def dense_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
+def dense_attention(call: AttentionCall, residual: Tensor | None = None) -> Tensor:
     """The core without reuse: every token a row."""
-    bias = None if key_mask is None else _hidden(key_mask, query.shape[1])
-    keys = KeyRows(key, value, bias, _full_counts(key))
-    return _attend(query, key, value, None, keys, None, scale, residual)
+    return _attend(call, None, _all_keys(call), None, residual)
 
 
-def token_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TokenPlan,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """See `torch_backend.token_attention`."""
-    tokens = query.shape[2]
+def token_attention(call: AttentionCall, plan: TokenPlan, residual: Tensor | None = None) -> Tensor:
+    """See `plans.token.TokenPlan.carry_out`."""
+    tokens = call.grid.tokens
     queries = QueryRows(_row_table(plan.query), plan.query.counts)
     table = _row_table(plan.key)
     bias = plan.key.sizes.float().log2()
-    if key_mask is not None:  # masked keys are text, which has rows of its own
-        hidden = torch.zeros_like(bias).scatter_(1, plan.key.owner, _hidden(key_mask, query.shape[1]))
-        bias = bias + hidden
-    keys = KeyRows(
-        _merge(key, table, plan.key.counts, tokens),
-        _merge(value, table, plan.key.counts, tokens),
-        bias,
-        plan.key.counts,
-    )
-    return _attend(query, key, value, queries, keys, None, scale, residual)
+    if call.key_mask is not None:  # masked keys are text, which has rows of its own
+        bias = bias + torch.zeros_like(bias).scatter_(1, plan.key.owner, _hidden(call.key_mask, call.heads))
+    return _attend(call, queries, _merged(call, table, bias, plan.key.counts, tokens), None, residual)
 
 
-def tile_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: TilePlan,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-    residual: Tensor | None = None,
-) -> Tensor:
-    """See `torch_backend.tile_attention`."""
-    grid, heads, device = plan.grid, len(plan.computed), query.device
+def tile_attention(call: AttentionCall, plan: TilePlan, residual: Tensor | None = None) -> Tensor:
+    """See `plans.tile.TilePlan.carry_out`."""
+    grid, heads, device = plan.grid, len(plan.computed), call.device
     windows, tiles = len(plan.window_sizes), len(plan.tile_sizes)
     text = grid.text(device)
     window_table = row_members(plan.window[None], windows, WINDOW, grid.text_before)[0]
@@ -121,41 +85,18 @@ def tile_attention(
     sizes = plan.window_sizes.float()
     bias = torch.cat([torch.full_like(sizes, -math.inf) if plan.skip else sizes.log2(), sizes.new_zeros(len(text))])
     bias = bias.repeat(heads, 1)
-    if key_mask is not None:
-        bias[:, windows:] += _hidden(key_mask, query.shape[1])[:, text]
-    keys = KeyRows(
-        _merge(key, row_table, counts, row_table.shape[1]),
-        _merge(value, row_table, counts, row_table.shape[1]),
-        bias,
-        counts,
-    )
-    block = attend_blocks(query.shape[-1], query.dtype).query_rows
+    if call.key_mask is not None:
+        bias[:, windows:] += _hidden(call.key_mask, call.heads)[:, text]
+    keys = _merged(call, row_table, bias, counts, row_table.shape[1])
+    block = attend_blocks(call.head_dim, call.query.dtype).query_rows
     tile_rows = -(-plan.tile_tokens // block) * block
     table = row_members(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
     queries = QueryRows(table, torch.full_like(counts, table.shape[1]))
-    output = _attend(query, key, value, queries, keys, Choice(plan.computed, window_table, tile_rows), scale, residual)
+    output = _attend(call, queries, keys, Choice(plan.computed, window_table, tile_rows), residual)
     if len(text):
         queries = QueryRows(text[None, :, None].to(torch.int32), torch.full_like(counts, len(text)))
-        hidden = None if key_mask is None else _hidden(key_mask, query.shape[1])
-        keys = KeyRows(key, value, hidden, _full_counts(key))
-        _attend(query, key, value, queries, keys, None, scale, residual, output)
+        _attend(call, queries, _all_keys(call), None, residual, output)
     return output
-
-
-def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
-    """See `plan.window_deviations`."""
-    heads, _, head_dim = video.shape
-    shape = heads, len(table), axes.bit_count()
-    thresholds = torch.empty(shape, dtype=torch.float32, device=video.device)
-    subsets = torch.empty(shape, dtype=torch.int64, device=video.device)
-    video, table = _rows_together(video), table.to(torch.int32).contiguous()
-    block = small_block(head_dim)
-    with on_its_device(video):
-        kernels.merge_deviations[triton.cdiv(len(table), block), heads](
-            video, weight.float().contiguous(), table, thresholds, subsets, heads, len(table), 0, *video.stride()[:2],
-            HEAD_DIM=head_dim, AXES=axes, LEVELS=shape[2], BLOCK_W=block, BLOCK_D=padded(head_dim),
-        )  # fmt: skip
-    return thresholds, subsets
 
 
 # --- what `attend` takes ---------------------------------------------------------------------------------------------
@@ -190,19 +131,16 @@ class Choice:
 
 
 def _attend(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
+    call: AttentionCall,
     queries: QueryRows | None,
     keys: KeyRows,
     choice: Choice | None,
-    scale: float | None,
     residual: Tensor | None,
     output: Tensor | None = None,
 ) -> Tensor:
-    batch, heads, tokens, head_dim = query.shape
-    query, key, value = (_rows_together(x) for x in (query, key, value))
-    row_key, row_value = (_rows_together(x) for x in (keys.key, keys.value))
+    batch, heads, tokens, head_dim = call.query.shape
+    query, key, value = (rows_together(x) for x in (call.query, call.key, call.value))
+    row_key, row_value = (rows_together(x) for x in (keys.key, keys.value))
     output = torch.empty_like(query) if output is None else output
     if residual is not None and residual.stride() != output.stride():
         residual = torch.empty_like(output, dtype=residual.dtype).copy_(residual)
@@ -224,7 +162,7 @@ def _attend(
             row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
             chosen, chosen_counts, computed, window_table,
             heads, tokens, rows, row_key.shape[2], windows, tile_rows,
-            (head_dim**-0.5 if scale is None else scale) / math.log(2),
+            call.logit_scale / math.log(2),
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
             *row_key.stride()[:3], *row_value.stride()[:3],
             0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
@@ -236,10 +174,22 @@ def _attend(
     return output
 
 
+def _all_keys(call: AttentionCall) -> KeyRows:
+    """Every key a row of its own."""
+    bias = None if call.key_mask is None else _hidden(call.key_mask, call.heads)
+    counts = torch.full((call.batch * call.heads,), call.key.shape[2], dtype=torch.int32, device=call.device)
+    return KeyRows(call.key, call.value, bias, counts)
+
+
+def _merged(call: AttentionCall, table: Tensor, bias: Tensor, counts: Tensor, rows: int) -> KeyRows:
+    """Keys and values merged by a table, see `_merge`."""
+    return KeyRows(_merge(call.key, table, counts, rows), _merge(call.value, table, counts, rows), bias, counts)
+
+
 def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
     """Mean of the tokens of each row of a table [batch * heads or 1, rows, 8]: -> [batch, heads, rows, d]."""
     batch, heads, _, head_dim = x.shape
-    x = _rows_together(x)
+    x = rows_together(x)
     merged = x.new_empty(batch, heads, rows, head_dim)
     block = small_block(head_dim)
     with on_its_device(x):
@@ -268,26 +218,3 @@ def _hidden(key_mask: Tensor, heads: int) -> Tensor:
     """bool [batch, tokens] -> float32 [batch * heads, tokens]: 0 where a key is seen, -inf where not."""
     bias = torch.zeros(key_mask.shape, device=key_mask.device).masked_fill_(~key_mask, -math.inf)
     return bias.repeat_interleave(heads, dim=0)
-
-
-def _full_counts(x: Tensor) -> Tensor:
-    return torch.full((x.shape[0] * x.shape[1],), x.shape[2], dtype=torch.int32, device=x.device)
-
-
-def _rows_together(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def on_its_device(x: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever its arguments are on; inside, that is the one of `x`."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-def small_block(head_dim: int) -> int:
-    """Rows or windows that the kernels beside `attend` take at once."""
-    return 1024 // max(64, padded(head_dim))
-
-
-def padded(head_dim: int) -> int:
-    """The power of two that holds a head."""
-    return max(16, triton.next_power_of_2(head_dim))

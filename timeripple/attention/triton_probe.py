@@ -1,7 +1,5 @@
 """Whether Triton compiles and runs on a device, tried in a child process: a compiler that takes its process with it
 must not take ours. What fails with an exception needs no child; `dispatch` catches it where it happens.
-
-As a program: `python -m timeripple.attention.triton_probe DEVICE`.
 """
 
 from __future__ import annotations
@@ -13,6 +11,7 @@ from functools import cache
 
 import torch
 
+TRIAL = "timeripple.attention.triton_trial"
 SECONDS = 120  # an uncached compilation takes some ten
 
 
@@ -27,7 +26,7 @@ def check(x: torch.Tensor) -> None:
 @cache
 def failure_on(index: int) -> str | None:
     """Why Triton must not be tried on cuda:index, in one clause, or None. Asked once in a process."""
-    return _failure([sys.executable, "-m", __name__, f"cuda:{index}"])
+    return _failure([sys.executable, "-m", TRIAL, f"cuda:{index}"])
 
 
 def _failure(command: list[str]) -> str | None:
@@ -40,23 +39,3 @@ def _failure(command: list[str]) -> str | None:
     if code >= 0:  # done, or an exception, which will be caught
         return None
     return f"a trial of its kernels in a process of its own died of {signal.Signals(-code).name}"
-
-
-def main(device: str) -> None:
-    from timeripple.attention import triton_backend
-    from timeripple.attention.plan import measure
-    from timeripple.config import ReuseConfig
-    from timeripple.grid import TokenGrid
-    from timeripple.timing import now
-
-    grid = TokenGrid(4, 4, 4)
-    query, key, value = torch.randn(3, 1, 2, grid.tokens, 64).to(device, torch.float16)
-    for granularity in ("token", "tile"):
-        config = ReuseConfig(granularity, theta=1.0)
-        curve = measure(query, key, grid, config, deviations=triton_backend.window_deviations)
-        triton_backend.attention(query, key, value, curve.plan(query, key, 1.0), residual=value)
-    now(device)  # waits for the kernels
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,9 +1,10 @@
 """Peers behind the same door and the same account as our method, each with its source and recommended settings.
 
-A baseline of attention is a frozen config with `label`, `granularity`, `schedule(num_inference_steps)`, `parse` and
-`start(num_inference_steps)`, which returns what the hooks use like a `ReuseRun`. One that caches more than attention is
-a step cache, see `step_cache`.
+A baseline of attention is an `attention.method.AttentionMethod` with `parse`, which reads it from text. One that caches
+more than attention is a step cache, see `step_cache`.
 """
+
+from typing import Any
 
 from timeripple.baselines.compact import CompactConfig
 from timeripple.baselines.delta_dit import DeltaDitConfig
@@ -16,7 +17,7 @@ from timeripple.baselines.pab import PabConfig
 from timeripple.baselines.rettention import RettentionConfig
 from timeripple.baselines.skip import SkipConfig
 from timeripple.baselines.stacked import StackedConfig
-from timeripple.baselines.step_cache import CountedConfig
+from timeripple.baselines.step_cache import CountedConfig, StepCache
 from timeripple.baselines.svg import SvgConfig
 from timeripple.baselines.taylorseer import TaylorSeerConfig
 from timeripple.baselines.thinned import ThinnedConfig
@@ -29,10 +30,11 @@ __all__ = [
     "OutputCacheConfig",
     "SkipConfig",
     "StackedConfig",
+    "StepCache",
     "ThinnedConfig",
 ]
 
-ATTENTION = {
+ATTENTION: dict[str, Any] = {
     "output-cache": OutputCacheConfig,
     "skip": SkipConfig,
     "svg": SvgConfig,
@@ -43,7 +45,7 @@ ATTENTION = {
 }
 """Configs that compute attention otherwise, by name."""
 
-STEP_CACHES = {
+STEP_CACHES: dict[str, Any] = {
     "pab": PabConfig,
     "faster-cache": FasterCacheConfig,
     "first-block-cache": FirstBlockCacheConfig,

@@ -12,29 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timeripple.attention.plan import TileCurve, window_probability, window_shape
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import Device, TokenGrid
+from timeripple.attention.plans.tile import TileCurve, window_probability, window_shape
 from timeripple.baselines.skip import SkipConfig, block_places, least_first
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
-
-
-def measure(
-    query: Tensor,
-    key: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> TileCurve:
-    """`attention.plan.measure`: windows go by the mean probability at their offset from the tile."""
-    probability = window_probability(query, key, grid, config, scale=scale, key_mask=key_mask)
-    offset = offsets(grid, config, query.device)
-    number = int(offset.max()) + 1
-    heads = len(probability)
-    total = probability.new_zeros(heads, number).index_add_(1, offset.flatten(), probability.flatten(1))
-    mean = total / torch.bincount(offset.flatten(), minlength=number)
-    return least_first(mean[:, offset], query, grid, config)
 
 
 @dataclass(frozen=True)
@@ -42,10 +24,19 @@ class CompactConfig(SkipConfig):
     """theta is the mean attention probability that a tile may miss."""
 
     name = "compact"
-    measure = staticmethod(measure)
+
+    def measure(self, call: AttentionCall) -> TileCurve:
+        """Windows go by the mean probability at their offset from the tile."""
+        probability = window_probability(call, self)
+        offset = offsets(call.grid, self, call.device)
+        number = int(offset.max()) + 1
+        heads = len(probability)
+        total = probability.new_zeros(heads, number).index_add_(1, offset.flatten(), probability.flatten(1))
+        mean = total / torch.bincount(offset.flatten(), minlength=number)
+        return least_first(mean[:, offset], call, self)
 
 
-def offsets(grid: TokenGrid, config: ReuseConfig, device) -> Tensor:
+def offsets(grid: TokenGrid, config: ReuseConfig, device: Device) -> Tensor:
     """The offset of a window from a tile, numbered: int64 [tiles, windows]; equal offsets have equal numbers."""
     tile, _ = block_places(grid, config.query_tile, device)
     window, _ = block_places(grid, window_shape(config), device)

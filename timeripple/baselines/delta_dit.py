@@ -10,19 +10,21 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-delta-dit"
 
 
 @dataclass(frozen=True)
-class DeltaDitConfig:
+class DeltaDitConfig(NamedSettings, name="delta-dit"):
     """interval: kept blocks are computed at every so many steps; share: of the blocks that are kept; boundary: share of
     the steps that keep the rear blocks. The paper tunes all three for each model; these are in the middle."""
 
@@ -30,25 +32,16 @@ class DeltaDitConfig:
     share: float = 0.5
     boundary: float = 0.5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.interval >= 1, f"interval {self.interval} is not a number of steps; give 1 or more.")
         require(
             0 < self.share <= 1, f"share {self.share} keeps no block, or more than all; give more than 0, at most 1."
         )
         require(0 <= self.boundary <= 1, f"boundary {self.boundary} is not a share of the steps; give 0 to 1.")
 
-    @property
-    def label(self) -> str:
-        return label_of("delta-dit", self)
-
-    @classmethod
-    def parse(cls, text: str) -> DeltaDitConfig:
-        """Reads `delta-dit[:interval][:share=s][:boundary=b]`."""
-        return parse_settings(cls, text)
-
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
-        hooked = []
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
+        hooked: list[Any] = []
         try:
             for model in transformers(pipeline):
                 blocks = blocks_of(model)
@@ -98,7 +91,7 @@ class DeltaHook(ModelHook):
         super().__init__()
         self.states, self.spans, self.interval, self.number = states, spans, interval, number
 
-    def new_forward(self, module: nn.Module, *args, **kwargs):
+    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         state: DeltaState = self.states.get_state()
         if self.number == 0:
             state.step += 1
@@ -124,7 +117,7 @@ class DeltaHook(ModelHook):
         return module
 
 
-def streams(args: tuple, kwargs: dict) -> tuple[Tensor, ...]:
+def streams(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, ...]:
     """hidden_states and encoder_hidden_states, as blocks of all families are given them."""
     names = ("hidden_states", "encoder_hidden_states")
     given = dict(zip(names, args, strict=False)) | {name: kwargs[name] for name in names if name in kwargs}

@@ -11,29 +11,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from timeripple.attention.plan import TileCurve, window_shape
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.plans.tile import TileCurve, window_shape
 from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
-
-
-def measure(
-    query: Tensor,
-    key: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> TileCurve:
-    """`attention.plan.measure`: windows go by their distance in the sequence; thresholds are shares of them."""
-
-    def middles(block: tuple[int, int, int]) -> Tensor:
-        first, last = block_places(grid, block, query.device)
-        return (first + last) / 2 @ first.new_tensor([grid.height * grid.width, grid.width, 1])
-
-    distance = (middles(config.query_tile)[:, None] - middles(window_shape(config))).abs()
-    return nearest_last(distance.expand(len(query) * query.shape[1], -1, -1), query, grid, config)
 
 
 @dataclass(frozen=True)
@@ -43,4 +23,14 @@ class DitFastAttnConfig(SkipConfig):
     refresh: int | str | None = "auto"
     extrapolate: bool = False
     name = "ditfastattn"
-    measure = staticmethod(measure)
+
+    def measure(self, call: AttentionCall) -> TileCurve:
+        """Windows go by their distance in the sequence; thresholds are shares of them."""
+        grid = call.grid
+
+        def middles(block: tuple[int, int, int]) -> Tensor:
+            first, last = block_places(grid, block, call.device)
+            return (first + last) / 2 @ first.new_tensor([grid.height * grid.width, grid.width, 1])
+
+        distance = (middles(self.query_tile)[:, None] - middles(window_shape(self))).abs()
+        return nearest_last(distance.expand(call.batch * call.heads, -1, -1), call, self)

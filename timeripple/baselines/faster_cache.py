@@ -11,11 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
 from diffusers import FasterCacheConfig as DiffusersConfig
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.attention.method import ConfigError
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
-from timeripple.config import ConfigError
 from timeripple.hooks import transformers
 
 TENSOR_FORMATS = {"CogVideoXTransformer3DModel": "BFCHW"}
@@ -23,28 +24,19 @@ BATCHED = ("CogVideoXPipeline", "MochiPipeline", "AllegroPipeline")
 
 
 @dataclass(frozen=True)
-class FasterCacheConfig:
+class FasterCacheConfig(NamedSettings, name="faster-cache"):
     """skip_range: attention is computed at every so many steps, below timestep 681 of 1000; guidance_range: the
     unconditional half at every so many, below 641. Ranges and weights are diffusers', the paper's where it says."""
 
     skip_range: int = 2
     guidance_range: int = 5
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("skip_range", "guidance_range"):
             require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is not a number of steps; give 1 or more.")
 
-    @property
-    def label(self) -> str:
-        return label_of("faster-cache", self)
-
-    @classmethod
-    def parse(cls, text: str) -> FasterCacheConfig:
-        """Reads `faster-cache[:skip_range][:guidance_range=steps]`."""
-        return parse_settings(cls, text)
-
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines that guide in two passes."""
         can_batch = hasattr(pipeline, "batched_guidance")
         if not can_batch and type(pipeline).__name__ not in BATCHED:

@@ -5,29 +5,21 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from diffusers import DiffusionPipeline
 from diffusers import FirstBlockCacheConfig as DiffusersConfig
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
 
 
 @dataclass(frozen=True)
-class FirstBlockCacheConfig:
+class FirstBlockCacheConfig(NamedSettings, name="first-block-cache"):
     """threshold: relative change of the first block's residual below which the step is skipped, usually 0.05 to 0.2."""
 
     threshold: float = 0.1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
 
-    @property
-    def label(self) -> str:
-        return label_of("first-block-cache", self)
-
-    @classmethod
-    def parse(cls, text: str) -> FirstBlockCacheConfig:
-        """Reads `first-block-cache[:threshold]`."""
-        return parse_settings(cls, text)
-
-    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return caching(pipeline, lambda: DiffusersConfig(self.threshold))

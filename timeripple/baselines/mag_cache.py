@@ -10,21 +10,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
+from diffusers import DiffusionPipeline
 from diffusers import MagCacheConfig as DiffusersConfig
-from torch import Tensor
+from torch import Tensor, nn
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple import ASSETS
+from timeripple.attention.method import ConfigError
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
-from timeripple.config import ConfigError
 from timeripple.hooks import transformers
 
-RATIOS = Path(__file__).resolve().parents[2] / "assets" / "settings" / "pond-mag-ratios.json"
+RATIOS = ASSETS / "settings" / "pond-mag-ratios.json"
 
 
 @dataclass(frozen=True)
-class MagCacheConfig:
+class MagCacheConfig(NamedSettings, name="mag-cache"):
     """threshold: accumulated error up to which steps are skipped; max_skip: of them in a row; retention: share of the
     steps at the start that are never skipped. The defaults are diffusers'."""
 
@@ -32,22 +34,13 @@ class MagCacheConfig:
     max_skip: int = 3
     retention: float = 0.2
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
         require(self.max_skip >= 1, f"max_skip {self.max_skip} is not a number of steps; give 1 or more.")
         require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1.")
 
-    @property
-    def label(self) -> str:
-        return label_of("mag-cache", self)
-
-    @classmethod
-    def parse(cls, text: str) -> MagCacheConfig:
-        """Reads `mag-cache[:threshold][:max_skip=steps][:retention=share]`."""
-        return parse_settings(cls, text)
-
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines whose magnitudes are not known."""
         ratios = json.loads(RATIOS.read_text())["ratios"] if type(pipeline).__name__ == "PondPipeline" else None
         if ratios is None:
@@ -68,22 +61,23 @@ class MagCacheConfig:
             yield
 
 
-def magnitude_ratios(pipeline, **arguments) -> list[float]:
+def magnitude_ratios(pipeline: DiffusionPipeline, **arguments: Any) -> list[float]:
     """Of a dense run with these arguments: by how much the residual of all blocks together, output minus input, is
     larger than at the step before, mean over tokens, one number a step; the first is 1. First guidance pass only."""
     model = transformers(pipeline)[0]
-    blocks = next(part for name, part in model.named_children() if name in ("blocks", "transformer_blocks"))
+    blocks: Any = next(part for name, part in model.named_children() if name in ("blocks", "transformer_blocks"))
     norms: list[Tensor] = []
-    seen, entered = set(), []
+    seen: set[int] = set()
+    entered: list[Tensor] = []
 
-    def enter(module, args, kwargs):
+    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         entered.append(args[0] if args else kwargs["hidden_states"])
 
-    def leave(module, args, output):
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
         hidden_states = output[0] if isinstance(output, tuple) else output
         norms.append((hidden_states.float() - entered.pop().float()).norm(dim=-1))
 
-    def keep_one_pass(pipe, step, timestep, tensors):
+    def keep_one_pass(pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         del norms[len(seen) + 1 :]  # the passes after the first
         seen.add(step)
         return tensors

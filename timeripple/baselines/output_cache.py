@@ -9,23 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor
 
-from timeripple.baselines.settings import label_of, parse_settings
+from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
+from timeripple.attention.method import ConfigError, Kind, Step
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import CountedRun
-from timeripple.config import (
-    DEFAULT_BUDGET,
-    DEFAULT_DENSE_FIRST,
-    DEFAULT_DENSE_LAST,
-    ConfigError,
-    ReuseConfig,
-    Step,
-)
 
 
 @dataclass(frozen=True)
-class OutputCacheConfig:
+class OutputCacheConfig(NamedSettings, name="output-cache"):
     """budget: share of the steps of the reuse window that return a cached output; the rest as in `ReuseConfig`.
 
     Raises ConfigError for values that cannot work.
@@ -35,18 +30,15 @@ class OutputCacheConfig:
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
+    kind: ClassVar[Kind] = "realised"
     theta = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 <= self.budget < 1:
             raise ConfigError(
                 f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1."
             )
         self._window()
-
-    @property
-    def label(self) -> str:
-        return label_of("output-cache", self)
 
     def _window(self) -> ReuseConfig:
         """Dense attention first and last, and the reuse window between, are those of our own method."""
@@ -65,11 +57,6 @@ class OutputCacheConfig:
 
     def start(self, num_inference_steps: int) -> OutputCacheRun:
         return OutputCacheRun(self.schedule(num_inference_steps))
-
-    @classmethod
-    def parse(cls, text: str) -> OutputCacheConfig:
-        """Reads `output-cache[:budget][:dense_first=share][:dense_last=steps]`."""
-        return parse_settings(cls, text)
 
 
 class OutputCacheRun(CountedRun):

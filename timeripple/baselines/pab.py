@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from diffusers import PyramidAttentionBroadcastConfig
+from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
 from diffusers.hooks.pyramid_attention_broadcast import _PYRAMID_ATTENTION_BROADCAST_HOOK
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching, state_per_pass
 
 
 @dataclass(frozen=True)
-class PabConfig:
+class PabConfig(NamedSettings, name="pab"):
     """skip_range: self-attention is computed at every so many steps; start, end: at timesteps between these, of 1000.
 
     The defaults are those of diffusers' documentation for full attention over space and time.
@@ -24,21 +24,12 @@ class PabConfig:
     start: int = 100
     end: int = 800
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self.skip_range >= 1, f"skip_range {self.skip_range} is not a number of steps; give 1 or more.")
         require(0 <= self.start < self.end <= 1000, f"start {self.start} and end {self.end} are no range in 0 to 1000.")
 
-    @property
-    def label(self) -> str:
-        return label_of("pab", self)
-
-    @classmethod
-    def parse(cls, text: str) -> PabConfig:
-        """Reads `pab[:skip_range][:start=timestep][:end=timestep]`."""
-        return parse_settings(cls, text)
-
     @contextmanager
-    def applied(self, pipeline, num_inference_steps: int) -> Iterator[None]:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         def config() -> PyramidAttentionBroadcastConfig:
             return PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=self.skip_range,

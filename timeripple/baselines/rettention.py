@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timeripple.attention import ReuseRun
-from timeripple.attention.dispatch import AttentionStatistics, check_inputs
-from timeripple.attention.plan import TilePlan
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.dispatch import AttentionStatistics
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.run import Kept, ReuseRun
 from timeripple.baselines.skip import SkipConfig
-from timeripple.grid import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,25 @@ class RettentionConfig(SkipConfig):
     name = "re-ttention"
 
     def start(self, num_inference_steps: int) -> RettentionRun:
-        return RettentionRun(self, num_inference_steps, measure=self.measure)
+        return RettentionRun(self, num_inference_steps)
 
 
 class RettentionRun(ReuseRun):
     """`ReuseRun` whose reused output is scaled before the error is added."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, config: RettentionConfig, num_inference_steps: int):
+        super().__init__(config, num_inference_steps)
         self._shares: dict[tuple[str, str], Tensor] = {}
 
-    def _attend(
-        self, layer: str, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, *, residual, **options
+    def _reuse(
+        self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
     ) -> tuple[Tensor, AttentionStatistics]:
         """The masked attention times the share of the softmax that it had at the last refresh, and the error."""
-        output, statistics = super()._attend(layer, query, key, value, grid, residual=None, **options)
+        output, statistics = super()._reuse(layer, call, kept, None)
         place = self._name, layer
         if self._step.kind == "refresh":
-            key_mask = check_inputs(query, key, value, grid, options["key_mask"])
-            self._shares[place] = softmax_share(
-                query, key, statistics.plan or options["plan"], options["scale"], key_mask
-            )
+            assert isinstance(statistics.plan, TilePlan)  # as a mask makes them
+            self._shares[place] = softmax_share(call, statistics.plan)
         output = self._shares[place] * output
         return output if residual is None else output + residual, statistics
 
@@ -56,15 +54,15 @@ class RettentionRun(ReuseRun):
         return super().held_bytes + sum(share.nbytes for share in self._shares.values())
 
 
-def softmax_share(query: Tensor, key: Tensor, plan: TilePlan, scale: float | None, key_mask: Tensor | None) -> Tensor:
+def softmax_share(call: AttentionCall, plan: TilePlan) -> Tensor:
     """The masked softmax sum over the full one, [batch, heads, tokens, 1]; 1 for text, which sees everything."""
-    grid, scale = plan.grid, query.shape[-1] ** -0.5 if scale is None else scale
+    grid, query = plan.grid, call.query
     share = query.new_ones(*query.shape[:3], 1)
     for number in range(len(plan.tile_sizes)):
         rows = (plan.tile == number).nonzero()[:, 0] + grid.text_before
-        logits = scale * (query[:, :, rows].float() @ key.float().mT)
-        if key_mask is not None:
-            logits = logits.masked_fill(~key_mask[:, None, None], float("-inf"))
+        logits = call.logit_scale * (query[:, :, rows].float() @ call.key.float().mT)
+        if call.key_mask is not None:
+            logits = logits.masked_fill(~call.key_mask[:, None, None], float("-inf"))
         seen = torch.ones(*query.shape[:2], grid.tokens, dtype=torch.bool, device=query.device)
         seen[..., grid.video] = plan.computed[:, number][:, plan.window].view(*query.shape[:2], -1)
         masked = logits.masked_fill(~seen[:, :, None], float("-inf"))

@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TypeVar
+from typing import Any, ClassVar, Self, cast
 
-from timeripple.config import ConfigError
-
-T = TypeVar("T")
+from timeripple.attention.method import ConfigError
 
 
-def parse_settings(kind: type[T], text: str) -> T:
-    """`kind` with the settings of a text; what stands without a key is the first field.
+class NamedSettings:
+    """What a frozen dataclass of numbers needs to be a baseline: a name, a label, and settings read from text.
 
-    Fields are int or float by their defaults. Raises ConfigError, one sentence, for what is unknown, given twice or no
-    number, and what `kind` itself raises.
+    `class PabConfig(NamedSettings, name="pab")`; fields are int or float by their defaults.
     """
-    known = {field.name: type(field.default) for field in fields(kind)}
-    values = {}
-    for part in text.strip().split(":")[1:]:
-        name, value = part.split("=", 1) if "=" in part else (next(iter(known)), part)
-        if name not in known or name in values:
-            problem = "given twice" if name in values else "unknown"
-            raise ConfigError(f"setting {name!r} in {text!r} is {problem}; choose from {', '.join(known)}.")
-        try:
-            values[name] = known[name](value)
-        except ValueError:
-            number = "a whole number" if known[name] is int else "a number"
-            raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; give {number}.") from None
-    return kind(**values)
+
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, name: str) -> None:
+        cls.name = name
+
+    @property
+    def label(self) -> str:
+        """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
+        first, *others = fields(cast(Any, self))
+        values = {field.name: f"{getattr(self, field.name):g}" for field in (first, *others)}
+        changed = [f"{f.name}={values[f.name]}" for f in others if getattr(self, f.name) != f.default]
+        return "-".join([self.name, values[first.name], *changed])
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `name[:first][:key=value...]`; what stands without a key is the first setting. Raises ConfigError, one
+        sentence, for what is unknown, given twice or no number, and what the settings themselves raise."""
+        known: dict[str, type[Any]] = {field.name: type(field.default) for field in fields(cast(Any, cls))}
+        values: dict[str, Any] = {}
+        for part in text.strip().split(":")[1:]:
+            name, value = part.split("=", 1) if "=" in part else (next(iter(known)), part)
+            if name not in known or name in values:
+                problem = "given twice" if name in values else "unknown"
+                raise ConfigError(f"setting {name!r} in {text!r} is {problem}; choose from {', '.join(known)}.")
+            try:
+                values[name] = known[name](value)
+            except ValueError:
+                number = "a whole number" if known[name] is int else "a number"
+                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; give {number}.") from None
+        return cls(**values)
 
 
 def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:
@@ -40,18 +55,7 @@ def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:
     return ":".join((granularity, *settings))
 
 
-def label_of(name: str, config) -> str:
-    """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
-    first, *others = fields(config)
-    changed = [f"{f.name}={_number(getattr(config, f.name))}" for f in others if getattr(config, f.name) != f.default]
-    return "-".join([name, _number(getattr(config, first.name)), *changed])
-
-
 def require(condition: bool, problem: str) -> None:
     """Raises ConfigError unless the condition holds."""
     if not condition:
         raise ConfigError(problem)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"

@@ -4,15 +4,18 @@ with queries and keys in which channels are reused."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
-from timeripple.attention import ReuseRun, ripple_attention
-from timeripple.attention.dispatch import AttentionStatistics, check_inputs, measure
-from timeripple.attention.plan import theta_for_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.dispatch import AttentionStatistics, ripple_attention
+from timeripple.attention.method import ConfigError, Kind, Step
+from timeripple.attention.plans import channel
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.run import Kept, ReuseRun
 from timeripple.baselines.skip import SkipConfig
-from timeripple.config import ConfigError, ReuseConfig, Step
-from timeripple.grid import TokenGrid
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class StackedConfig:
     reuse: ReuseConfig
     mask: SkipConfig
     granularity = "channel"
+    kind: ClassVar[Kind] = "theoretical"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (
             type(self.reuse) is not ReuseConfig
             or self.reuse.granularity != "channel"
@@ -45,11 +49,8 @@ class StackedConfig:
 
     @property
     def budget(self) -> float | None:
-        return (
-            None
-            if None in (self.reuse.budget, self.mask.budget)
-            else 1 - (1 - self.reuse.budget) * (1 - self.mask.budget)
-        )
+        reuse, mask = self.reuse.budget, self.mask.budget
+        return None if reuse is None or mask is None else 1 - (1 - reuse) * (1 - mask)
 
     @property
     def theta(self) -> float | None:
@@ -67,36 +68,20 @@ class StackedRun(ReuseRun):
 
     def __init__(self, config: StackedConfig, num_inference_steps: int):
         super().__init__(config.reuse, num_inference_steps)
-        self.mask = config.mask
+        self.reuse, self.mask = config.reuse, config.mask
 
     def _target(self, step: Step) -> float:
         """As scheduled: what is on record is the saving of both."""
-        return step.saving_target
+        return step.saving_target or 0.0
 
-    def _attend(
-        self,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        *,
-        theta,
-        saving,
-        scale,
-        key_mask,
-        **_,
+    def _reuse(
+        self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
     ) -> tuple[Tensor, AttentionStatistics]:
         """The mask's attention on snapped queries and keys; the saving of both together, of which the channels' part is
         theoretical."""
-        check_inputs(query, key, value, grid, key_mask)
-        curve = measure(query, key, grid, self.config)
-        theta = theta_for_saving([curve], saving) if theta is None else theta
-        plan = curve.plan(query, key, theta)
-        asked = {"saving": self.mask.budget} if self.mask.theta is None else {"theta": self.mask.theta}
-        output, masked = ripple_attention(
-            plan.query, plan.key, value, grid, self.mask,
-            **asked, scale=scale, key_mask=key_mask, measure=self.mask.measure,
-        )  # fmt: skip
+        curve = channel.measure(call, self.reuse)
+        theta = theta_for_saving([curve], self._saving or 0.0) if self._theta is None else self._theta
+        plan = curve.plan(call, theta)
+        output, masked = ripple_attention(plan.snapped(call), self.mask)
         together = 1 - (1 - plan.saving) * (1 - masked.saving)
         return output, AttentionStatistics(together, "theoretical", theta, masked.marks, masked.backend, curve, None)

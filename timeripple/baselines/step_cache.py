@@ -1,35 +1,48 @@
 """What baselines that cache modules or steps share: how they are switched on, and how what they skip is counted.
 
-A step cache is a frozen config with `label`, `parse` and `applied(pipeline, num_inference_steps)`, a context manager
-inside which it is on. Those of diffusers are its own hooks. They are put on after ours and so lie around them: where
+Those of diffusers are its own hooks. They are put on after ours and so lie around them: where
 one leaves a module out, no attention arrives here, and that is what is saved.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
+from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
-from timeripple.attention.run import Records, summarise_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.method import Kind, Step, dense_steps
+from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.config import Step
-from timeripple.grid import TokenGrid
 from timeripple.hooks import transformers
-from timeripple.timing import mark
 
 PASSES_HOOK = "timeripple-passes"
 
 
+class StepCache(Protocol):
+    """A frozen config of what leaves modules or steps out. It may have `computed(num_inference_steps)`, the steps at
+    which attention is asked for, where they are known beforehand."""
+
+    @property
+    def label(self) -> str:
+        """See `attention.method.AttentionMethod`."""
+
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
+        """On inside. Raises ConfigError for pipelines it does not suit."""
+
+
 @contextmanager
-def caching(pipeline, config: Callable[[], object]) -> Iterator[None]:
+def caching(pipeline: DiffusionPipeline, config: Callable[[], object]) -> Iterator[None]:
     """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own."""
-    models = transformers(pipeline)
+    models: list[Any] = transformers(pipeline)  # of diffusers
     try:
         for model in models:
             model.enable_cache(config())
@@ -41,9 +54,9 @@ def caching(pipeline, config: Callable[[], object]) -> Iterator[None]:
 
 
 @contextmanager
-def state_per_pass(pipeline, hook_name: str) -> Iterator[None]:
+def state_per_pass(pipeline: DiffusionPipeline, hook_name: str) -> Iterator[None]:
     """Inside, hooks of this name have a state for each guidance pass; as they are, passes read each other's caches."""
-    models = transformers(pipeline)
+    models: list[Any] = transformers(pipeline)
     for model in models:
         registries = [m._diffusers_hook for m in model.modules() if hasattr(m, "_diffusers_hook")]
         hooks = [hook for registry in registries if (hook := registry.get_hook(hook_name))]
@@ -64,10 +77,11 @@ class PassesHook(ModelHook):
 
     def __init__(self, hooks: list[ModelHook]):
         super().__init__()
-        self.hooks, self.states = hooks, {}
+        self.hooks = hooks
+        self.states: dict[tuple[str, ModelHook], BaseState] = {}
         self.contexts = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
 
-    def pre_forward(self, module: nn.Module, *args, **kwargs):
+    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         name = self.contexts.context.name
         for hook in self.hooks:
             hook.state = self.states.setdefault((name, hook), type(hook.state)())
@@ -84,15 +98,18 @@ class CountedConfig:
 
     label: str = "dense"
     granularity: str = "module"
+    kind: Kind = "realised"
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CountedRun:
-        return CountedRun(tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps)))
+        return CountedRun(self.schedule(num_inference_steps))
 
 
 class CountedRun:
     """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
 
-    held_bytes = 0  # of attention; what caches hold is not known here
     any_batch = True  # a cache may leave samples of the batch out
 
     def __init__(self, steps: tuple[Step, ...]):
@@ -101,23 +118,13 @@ class CountedRun:
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
 
-    def attention(
-        self,
-        layer: str,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        grid: TokenGrid,
-        *,
-        scale: float | None = None,
-        key_mask: Tensor | None = None,
-    ) -> Tensor:
+    def attention(self, layer: str, call: AttentionCall) -> Tensor:
         """[batch, heads, tokens, d], dense; samples that are missing from the batch are saved."""
-        start = mark(query.device)
-        output = dense_attention(query, key, value, scale=scale, key_mask=key_mask)
-        self._batch = max(self._batch, len(query))
-        saving = torch.full((query.shape[1],), 1 - len(query) / self._batch, dtype=torch.float64)
-        self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(query.device)))
+        start = mark(call.device)
+        output = dense_attention(call)
+        self._batch = max(self._batch, call.batch)
+        saving = torch.full((call.heads,), 1 - call.batch / self._batch, dtype=torch.float64)
+        self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
     def skipped(self, layer: str, heads: int) -> None:
@@ -128,10 +135,15 @@ class CountedRun:
         """Nothing to close."""
 
     @property
-    def records(self) -> list[dict]:
+    def held_bytes(self) -> int:
+        """Of attention none; what caches hold is not known here."""
+        return 0
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
         """See `Records.read`."""
         return self._records.read()
 
-    def saving(self) -> dict:
+    def saving(self) -> dict[str, Any]:
         """As `ReuseRun.saving`: share of attention saved."""
         return summarise_saving(self.records, self.steps, "realised")

@@ -13,30 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from timeripple.attention.plan import TileCurve, window_shape
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import DEFAULT_BUDGET, ReuseConfig
+from timeripple.attention.grid import Device, TokenGrid
+from timeripple.attention.plans.tile import TileCurve, window_shape
 from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
-from timeripple.config import DEFAULT_BUDGET, ReuseConfig
-from timeripple.grid import TokenGrid
 
 SAMPLES = 64  # queries, as in SVG
 
 
-def measure(
-    query: Tensor,
-    key: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> TileCurve:
-    """`attention.plan.measure` for SVG; thresholds are shares of the windows that are skipped."""
-    spatial, temporal = distances(grid, config, query.device)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
+def nearest_by_head(call: AttentionCall, config: SvgConfig) -> TileCurve:
+    """The curve of the band that suits each head; thresholds are shares of the windows that are skipped."""
+    grid, query, key = call.grid, call.query, call.key
+    spatial, temporal = distances(grid, config, call.device)
     chosen = torch.randperm(grid.video_tokens, generator=torch.Generator().manual_seed(0))[:SAMPLES].to(query.device)
-    logits = scale * (query[:, :, grid.text_before + chosen].float() @ key.float().mT)
-    if key_mask is not None:
-        logits = logits.masked_fill(~key_mask[:, None, None], float("-inf"))
+    logits = call.logit_scale * (query[:, :, grid.text_before + chosen].float() @ key.float().mT)
+    if call.key_mask is not None:
+        logits = logits.masked_fill(~call.key_mask[:, None, None], float("-inf"))
     window, sizes = grid.block_index(window_shape(config), query.device)
     attention = logits.softmax(-1)[..., grid.video].flatten(0, 1)
     attention = attention.new_zeros(*attention.shape[:2], len(sizes)).index_add_(2, window, attention)
@@ -48,7 +41,7 @@ def measure(
         return attention.gather(-1, near[tile].expand(len(attention), -1, -1)).sum((1, 2))
 
     is_spatial = kept(spatial) >= kept(temporal)
-    return nearest_last(torch.where(is_spatial[:, None, None], spatial, temporal), query, grid, config)
+    return nearest_last(torch.where(is_spatial[:, None, None], spatial, temporal), call, config)
 
 
 @dataclass(frozen=True)
@@ -59,10 +52,12 @@ class SvgConfig(SkipConfig):
     dense_last: int | str = 0
     ramp: float | str = 0.0
     name = "svg"
-    measure = staticmethod(measure)
+
+    def measure(self, call: AttentionCall) -> TileCurve:
+        return nearest_by_head(call, self)
 
 
-def distances(grid: TokenGrid, config: ReuseConfig, device) -> tuple[Tensor, Tensor]:
+def distances(grid: TokenGrid, config: ReuseConfig, device: Device) -> tuple[Tensor, Tensor]:
     """How far key windows are from query tiles in frames and in places, [tiles, windows] each; windows at the same
     distance go by the other one. The first frame is nearest to all."""
     first, last = block_places(grid, config.query_tile, device)

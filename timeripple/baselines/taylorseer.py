@@ -6,9 +6,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
-from diffusers import TaylorSeerCacheConfig
+from diffusers import DiffusionPipeline, TaylorSeerCacheConfig
 
-from timeripple.baselines.settings import label_of, parse_settings, require
+from timeripple.baselines.settings import NamedSettings, require
 from timeripple.baselines.step_cache import caching
 
 MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
@@ -16,7 +16,7 @@ MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
 
 
 @dataclass(frozen=True)
-class TaylorSeerConfig:
+class TaylorSeerConfig(NamedSettings, name="taylorseer"):
     """interval: every so many steps are computed; order: of the series; start: steps computed before it begins.
 
     The defaults are diffusers', and the paper's for video models.
@@ -26,18 +26,9 @@ class TaylorSeerConfig:
     order: int = 1
     start: int = 3
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, least in (("interval", 1), ("order", 0), ("start", 1)):
             require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
-
-    @property
-    def label(self) -> str:
-        return label_of("taylorseer", self)
-
-    @classmethod
-    def parse(cls, text: str) -> TaylorSeerConfig:
-        """Reads `taylorseer[:interval][:order=n][:start=steps]`."""
-        return parse_settings(cls, text)
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed, as diffusers counts."""
@@ -47,7 +38,7 @@ class TaylorSeerConfig:
             if step < self.start or (step - self.start - 1) % self.interval == 0
         )
 
-    def applied(self, pipeline, num_inference_steps: int) -> AbstractContextManager:
+    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return caching(
             pipeline,
             lambda: TaylorSeerCacheConfig(

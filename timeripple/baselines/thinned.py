@@ -6,13 +6,15 @@ Otherwise refreshes would fall on steps that the cache leaves out, and errors gr
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
-from timeripple.attention import ReuseRun
-from timeripple.attention.run import Records, summarise_saving
-from timeripple.config import ReuseConfig, Step
-from timeripple.grid import TokenGrid
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import Kind, Step, dense_steps
+from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.run import ReuseRun
 
 
 @dataclass(frozen=True)
@@ -30,18 +32,23 @@ class ThinnedConfig:
     def granularity(self) -> str:
         return self.config.granularity
 
+    @property
+    def kind(self) -> Kind:
+        return self.config.kind
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        return dense_steps(num_inference_steps)
+
     def start(self, num_inference_steps: int) -> ThinnedRun:
-        start = getattr(self.config, "start", lambda steps: ReuseRun(self.config, steps))
-        return ThinnedRun(start(len(self.computed)), self.computed, num_inference_steps)
+        return ThinnedRun(self.config.start(len(self.computed)), self.computed, self.schedule(num_inference_steps))
 
 
 class ThinnedRun:
     """Hands the computed steps to a `ReuseRun`, counted through, and keeps account of the others."""
 
-    def __init__(self, run: ReuseRun, computed: tuple[int, ...], num_inference_steps: int):
-        self.run, self.computed = run, computed
+    def __init__(self, run: ReuseRun, computed: tuple[int, ...], steps: tuple[Step, ...]):
+        self.run, self.computed, self.steps = run, computed, steps
         self.storage, self.limit_memory = run.storage, run.limit_memory
-        self.steps = tuple(Step(index, "dense", in_window=True) for index in range(num_inference_steps))
         self._records = Records()
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
@@ -50,11 +57,11 @@ class ThinnedRun:
         if self._inside:
             self.run.begin_forward(pass_name, self.computed.index(step_index))
 
-    def attention(self, layer: str, query: Tensor, key: Tensor, value: Tensor, grid: TokenGrid, **options) -> Tensor:
+    def attention(self, layer: str, call: AttentionCall) -> Tensor:
         """As `ReuseRun.attention`. Raises RuntimeError at a step that the cache was to leave out."""
         if not self._inside:
             raise RuntimeError(f"step {self._step.index} computes attention, but only {self.computed} were to do so.")
-        return self.run.attention(layer, query, key, value, grid, **options)
+        return self.run.attention(layer, call)
 
     def skipped(self, layer: str, heads: int) -> None:
         self._records.add_skipped(self._step, self._name, layer, heads)
@@ -64,7 +71,7 @@ class ThinnedRun:
             self.run.end_forward()
 
     @property
-    def records(self) -> list[dict]:
+    def records(self) -> list[dict[str, Any]]:
         """See `Records.read`; steps are those of the whole run."""
         own = [record | {"step": self.computed[record["step"]]} for record in self.run.records]
         return sorted([*own, *self._records.read()], key=lambda record: record["step"])
@@ -73,6 +80,6 @@ class ThinnedRun:
     def held_bytes(self) -> int:
         return self.run.held_bytes
 
-    def saving(self) -> dict:
+    def saving(self) -> dict[str, Any]:
         """As `ReuseRun.saving`, over all steps."""
-        return summarise_saving(self.records, self.steps, self.run.saving()["kind"])
+        return summarise_saving(self.records, self.steps, self.run.config.kind)

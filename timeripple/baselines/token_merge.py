@@ -8,16 +8,18 @@ a mean with the log of its size added to its logit, ToMe's proportional attentio
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from timeripple.attention import ReuseRun
-from timeripple.attention.plan import Rows, Staircase, TokenPlan, window_table
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans.curve import Staircase, batch_mean
+from timeripple.attention.plans.token import Rows, TokenPlan, window_table
 from timeripple.baselines.settings import as_reuse
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
 
 SETTINGS = ("budget", "theta", "refresh", "extrapolate", "dense_first", "dense_last", "ramp", "theta_min")
 
@@ -36,11 +38,11 @@ class TokenMergeConfig(ReuseConfig):
     def label(self) -> str:
         return "token-merge" + super().label.removeprefix(self.granularity)
 
-    def start(self, num_inference_steps: int) -> ReuseRun:
-        return ReuseRun(self, num_inference_steps, measure=measure)
+    def measure(self, call: AttentionCall) -> MergeCurve:
+        return match(call)
 
     @classmethod
-    def parse(cls, text: str) -> TokenMergeConfig:
+    def parse(cls, text: str) -> Self:
         """Reads `token-merge[:budget][:key=value...]`."""
         return super().parse(as_reuse("token", text, SETTINGS))
 
@@ -58,18 +60,17 @@ class MergeCurve:
     merged: Staircase
     grid: TokenGrid
     batch: int
-    kind = "realised"
 
     def saving(self, theta: float | Tensor) -> Tensor:
         """[heads] savings for a number, [heads, n] for n thresholds; mean over the batch."""
         saving = 1 - (1 - self.merged(theta) / self.grid.tokens) ** 2
-        return saving.unflatten(0, (self.batch, -1)).mean(0)
+        return batch_mean(saving, self.batch)
 
     @property
     def highest(self) -> Tensor:
         return self.merged.highest
 
-    def plan(self, query: Tensor, key: Tensor, theta: float | Tensor) -> TokenPlan:
+    def plan(self, call: AttentionCall, theta: float | Tensor) -> TokenPlan:
         grid, merges = self.grid, self.distance < theta
         text = (grid.text_before, grid.text_after)
         leads = pad(~merges, text, value=True)
@@ -82,24 +83,17 @@ class MergeCurve:
         return TokenPlan(rows, rows, self.batch)
 
 
-def measure(
-    query: Tensor,
-    key: Tensor,
-    grid: TokenGrid,
-    config: ReuseConfig,
-    *,
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> MergeCurve:
-    """`attention.plan.measure` for merging: every source's most similar destination, and how far it is."""
-    table, occupied = window_table(grid, query.device)
+def match(call: AttentionCall) -> MergeCurve:
+    """Every source's most similar destination, and how far it is."""
+    grid, device = call.grid, call.device
+    table, occupied = window_table(grid, device)
     generator = torch.Generator().manual_seed(0)
-    drawn = torch.rand(occupied.shape, generator=generator).to(query.device).masked_fill(~occupied, -1).argmax(1)
+    drawn = torch.rand(occupied.shape, generator=generator).to(device).masked_fill(~occupied, -1).argmax(1)
     destinations = table.gather(1, drawn[:, None])[:, 0]
-    video = normalize(key[..., grid.video, :].flatten(0, 1).float(), dim=-1)
+    video = normalize(call.key[..., grid.video, :].flatten(0, 1).float(), dim=-1)
     similarity, nearest = (video @ video[:, destinations].mT).max(-1)
     distance = (1 - similarity).clamp(min=0)
     distance[:, destinations] = float("inf")
-    gains = torch.ones(grid.video_tokens, dtype=torch.float64, device=query.device)
+    gains = torch.ones(grid.video_tokens, dtype=torch.float64, device=device)
     gains[destinations] = 0
-    return MergeCurve(distance, destinations[nearest], Staircase.build(distance, gains), grid, len(query))
+    return MergeCurve(distance, destinations[nearest], Staircase.build(distance, gains), grid, call.batch)

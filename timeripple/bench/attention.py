@@ -10,21 +10,22 @@ import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timeripple.attention import ripple_attention
-from timeripple.attention.plan import measure, theta_for_saving
+from timeripple.attention import AttentionCall, ripple_attention
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import AXES, TokenGrid
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.timing import now
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.config import ReuseConfig
-from timeripple.generate import Request
-from timeripple.grid import AXES, TokenGrid
+from timeripple.clips.generate import Request
+from timeripple.inspection.correlations import axis_correlation, correlated_noise
+from timeripple.inspection.probe import Capture, capture
 from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
-from timeripple.probe import Capture, capture
-from timeripple.similarity import axis_correlation, correlated_noise
-from timeripple.timing import now
 
 SHAPES = {  # grid, heads, head_dim
     "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames
@@ -83,7 +84,8 @@ def synthetic_captures(captures: list[Capture], grid: TokenGrid, heads: int, hea
         std = torch.stack([y.std() for y, _ in known]).mean().item()
         return correlated_noise(grid, heads, head_dim, correlations, std, generator).to(dtype)
 
-    return [Capture(captures[0].step, "synthetic", *map(similar, ("query", "key", "value")), grid)]
+    query, key, value = map(similar, ("query", "key", "value"))
+    return [Capture(captures[0].step, "synthetic", query, key, value, grid)]
 
 
 def attention(
@@ -92,7 +94,7 @@ def attention(
     savings: tuple[float, ...] = SAVINGS,
     granularities: tuple[str, ...] = GRANULARITIES,
     on_run: Callable[[int, int], None] | None = None,
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, kept_plan_speedup, ideal_speedup, saving,
     relative_error, planning_share.
 
@@ -103,7 +105,7 @@ def attention(
     """
     device = captures[0].query.device
     platform = {f"dense-{name}": ("platform", backend) for name, backend in _sdpa_backends(device).items()}
-    methods = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
+    methods: dict[str, tuple[str, Any]] = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
     methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
     totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
     norm = 0.0
@@ -112,7 +114,7 @@ def attention(
         for call in calls.values():
             for _ in range(WARMUPS):
                 call()
-        outputs = {method: call().output for method, call in calls.items()}
+        outputs: dict[str, Any] = {method: call().output for method, call in calls.items()}
         timed: dict[str, list[Timed]] = {method: [] for method in methods}
         for _ in range(repeats):
             for method, call in calls.items():
@@ -155,36 +157,36 @@ def _sdpa_backends(device: torch.device) -> dict[str, SDPBackend]:
     return {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
-def _call(captured: Capture, name: str, how: float | SDPBackend | None) -> Callable[[], Timed]:
+def _call(captured: Capture, name: str, how: Any) -> Callable[[], Timed]:
     """A method as a function without arguments that computes one captured call and times itself.
 
-    name: "platform" with a backend of it in `how`, "core", or a granularity with a saving in `how`.
+    name: "platform" with an SDPBackend or None in `how`, "core", or a granularity with a saving in `how`.
     """
-    qkv = captured.query, captured.key, captured.value
-    device = captured.query.device
+    asked = AttentionCall(captured.query, captured.key, captured.value, captured.grid)
+    device = asked.device
     if name in ("platform", "core"):
-        dense = torch.nn.functional.scaled_dot_product_attention if name == "platform" else _core_dense(device)
+        dense = dense_attention if name == "platform" else _core_dense(device)
 
-        def call() -> Timed:
+        def densely() -> Timed:
             with nullcontext() if how is None else sdpa_kernel(how):
                 start = now(device)
-                output = dense(*qkv)
+                output = dense(asked)
                 return Timed(output, now(device) - start)
 
-        return call
+        return densely
 
     config = ReuseConfig(name, budget=how)
-    theta = theta_for_saving([measure(*qkv[:2], captured.grid, config)], how)
+    theta = theta_for_saving([config.measure(asked)], how)
 
     def call() -> Timed:
         start = now(device)
-        output, numbers = ripple_attention(*qkv, captured.grid, config, theta=theta)
+        output, numbers = ripple_attention(asked, config, theta=theta)
         return Timed(output, now(device) - start, numbers.plan_seconds, numbers.saving.mean().item())
 
     return call
 
 
-def _core_dense(device: torch.device) -> Callable[..., Tensor]:
+def _core_dense(device: torch.device) -> Callable[[AttentionCall], Tensor]:
     """The core's own dense attention: the Triton kernel on CUDA, elsewhere what the torch backend calls."""
     if device.type != "cuda":
         return dense_attention

@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
+from timeripple.attention.timing import environment, peak_memory
 from timeripple.bench.attention import request_for
 from timeripple.bench.quality import held_out_prompts
-from timeripple.generate import Request, generate
-from timeripple.methods import parse_method
+from timeripple.clips.generate import Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.quality import measure
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.quality import measure
-from timeripple.timing import environment, peak_memory
 
 TOKENS = (4096, 9216)
 METHODS = (
@@ -32,7 +33,7 @@ def end_to_end(
     methods: Sequence[str] = METHODS,
     repeats: int = 3,
     on_run: Callable[[int, int], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Rows: method, granularity, budget, tokens, seconds, speedup, amdahl_speedup, attention_share, planning_share,
     saving (over the reuse window), saving_all_steps, saving_kind, psnr, ssim, peak_mb.
 
@@ -49,7 +50,7 @@ def end_to_end(
             method.check(request.steps)
     rows, done = [], 0
     for count in tokens:
-        runs: dict[str, list[dict]] = {method.text: [] for method in parsed}
+        runs: dict[str, list[dict[str, Any]]] = {method.text: [] for method in parsed}
         for repeat, request in enumerate(_requests(count, repeats)):
             clips = {}
             for method in parsed if repeat % 2 == 0 else reversed(parsed):
@@ -67,7 +68,7 @@ def end_to_end(
         share = _median(runs[parsed[0].text], "attention") / dense
         for method in parsed:
             measured = runs[method.text]
-            seconds, saving = _median(measured, "total"), _mean(measured, "all_steps")
+            seconds, saved = _median(measured, "total"), _mean(measured, "all_steps") or 0.0
             rows.append(
                 {
                     "method": method.text,
@@ -76,11 +77,11 @@ def end_to_end(
                     "tokens": request.tokens(pipeline),
                     "seconds": seconds,
                     "speedup": dense / seconds,
-                    "amdahl_speedup": 1 / (1 - share * saving),
+                    "amdahl_speedup": 1 / (1 - share * saved),
                     "attention_share": _median(measured, "attention") / seconds,
                     "planning_share": _median(measured, "plan") / _median(measured, "attention"),
                     "saving": _mean(measured, "reuse_steps"),
-                    "saving_all_steps": saving,
+                    "saving_all_steps": saved,
                     "saving_kind": measured[0]["kind"],
                     "psnr": _mean(measured, "psnr"),
                     "ssim": _mean(measured, "ssim"),
@@ -96,11 +97,11 @@ def _requests(tokens: int, repeats: int) -> list[Request]:
     return [first, *(replace(first, prompt=prompt, seed=seed) for seed, prompt in others)]
 
 
-def _mean(runs: list[dict], name: str) -> float | None:
+def _mean(runs: list[dict[str, Any]], name: str) -> float | None:
     """None where the runs do not have it."""
     values = [run[name] for run in runs if run.get(name) is not None]
     return statistics.mean(values) if values else None
 
 
-def _median(runs: list[dict], name: str) -> float:
-    return statistics.median(run[name] for run in runs)
+def _median(runs: list[dict[str, Any]], name: str) -> float:
+    return float(statistics.median(run[name] for run in runs))

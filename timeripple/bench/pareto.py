@@ -6,15 +6,16 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from timeripple.attention.config import GRANULARITIES
+from timeripple.attention.timing import environment
 from timeripple.bench.quality import QualityBench
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.config import GRANULARITIES
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
-from timeripple.timing import environment
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
 
 METHODS = (
     "token:0.7",
@@ -49,8 +50,8 @@ def pareto(
     engine: str = "local",
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
-    **size,
-) -> dict:
+    **size: int,
+) -> dict[str, Any]:
     """`{"rows", "kind", "environment", "weights", ...settings}`, a row a method, the fastest last.
 
     Row: method, ours (whether token, tile or channel reuse is in it), seconds (median over prompts), speedup (mean of

@@ -4,17 +4,18 @@ import random
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 
+from timeripple.attention.method import ConfigError
+from timeripple.attention.timing import environment
 from timeripple.bench.sweep import Job, fingerprint, means, sweep
-from timeripple.config import ConfigError
-from timeripple.generate import Request
-from timeripple.methods import Method, parse_method
-from timeripple.models import load_pipeline
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import describe, random_description
-from timeripple.timing import environment
 
 SAVINGS = (0.5, 0.6, 0.7, 0.75, 0.85)
 METHODS = (
@@ -47,7 +48,7 @@ class QualityBench:
         """One request per prompt: combinations that training never shows, each with noise of its own."""
         if self.prompts < 1:
             raise ValueError(f"The number of prompts is {self.prompts}; give at least 1, such as 4.")
-        size = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
+        size: dict[str, Any] = {"num_frames": self.num_frames, "height": self.height, "width": self.width}
         return [
             Request(prompt, seed=seed, steps=self.steps, **size)
             for seed, prompt in enumerate(held_out_prompts(self.prompts))
@@ -72,7 +73,7 @@ def quality(
     on_run: Callable[[int, int], None] | None = None,
     engine: str = "local",
     load: Callable[[], DiffusionPipeline] = load_pipeline,
-) -> dict:
+) -> dict[str, Any]:
     """`{"rows", "kind", "environment", "weights", ...settings}`; each row the mean over prompts of a method.
 
     Row: method, granularity, feedback, target, saving (reached over the reuse window, not the target),
@@ -106,7 +107,7 @@ def _method(text: str, steps: int) -> Method | str:
     return method
 
 
-def _row(text: str, target: float, method: Method | str, measured: dict[str, list[dict]]) -> dict:
+def _row(text: str, target: float, method: Method | str, measured: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     name = text.split(":")[0]
     row = {
         "method": text.format(target),

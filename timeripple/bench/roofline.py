@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
+from timeripple.attention.timing import environment, now
 from timeripple.bench.attention import GRANULARITIES, attention, request_for
-from timeripple.generate import Cancelled
+from timeripple.clips.generate import Cancelled
+from timeripple.inspection.probe import capture
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.probe import capture
-from timeripple.timing import environment, now
 
 TOKENS = (576, 1024, 2304, 4096)
 STEP = 6
@@ -24,7 +25,7 @@ def attention_scaling(
     repeats: int = 5,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Dense, token and tile attention of one layer of a dense generation, at every number of tokens.
 
     Rows: as `bench.attention` gives them, without the core's own dense attention, and gflops (achieved), intensity
@@ -52,13 +53,13 @@ def attention_scaling(
     }
 
 
-def operations(row: dict) -> float:
+def operations(row: dict[str, Any]) -> float:
     """Floating-point operations of one call: 4 d for every (query row, key row) pair that is computed, two products of
     which each is a multiplication and an addition."""
     return 4 * row["heads"] * row["tokens"] ** 2 * row["head_dim"] * (1 - row["saving"])
 
 
-def bytes_moved(row: dict, element_size: int) -> int:
+def bytes_moved(row: dict[str, Any], element_size: int) -> int:
     """Bytes that one call moves at least: q, k and v read once, the output written once."""
     return 4 * row["heads"] * row["tokens"] * row["head_dim"] * element_size
 

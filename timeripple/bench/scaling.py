@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from timeripple.attention.timing import environment
 from timeripple.bench.attention import attention, pond_captures
 from timeripple.bench.end_to_end import end_to_end
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.timing import environment
 
 TOKENS = (576, 1024, 2304, 4096, 9216, 16384)
 METHODS = ("dense", "token:0.75")
@@ -19,7 +20,7 @@ def scaling(
     tokens: Sequence[int] = TOKENS,
     repeats: int = 1,
     on_run: Callable[[int, int], None] | None = None,
-) -> dict:
+) -> dict[str, Any]:
     """Rows: method, tokens, attention_ms (one layer, one pass), attention_speedup, seconds (a clip of 20 steps),
     speedup, attention_share; speed-ups against dense attention at the same number of tokens."""
     rows = []

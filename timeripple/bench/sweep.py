@@ -7,14 +7,15 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from diffusers import DiffusionPipeline
 
-from timeripple.generate import Generation, Request, generate
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
-from timeripple.quality import measure
+from timeripple.clips.generate import Generation, Request, generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
+from timeripple.clips.quality import measure
 
 ENGINES = ("local", "ray")
 TRIES = 3  # of a job whose worker dies
@@ -39,7 +40,7 @@ class Worker:
         self._dense: tuple[Request, Generation] | None = None
         self._warm = False
 
-    def run(self, job: Job) -> dict:
+    def run(self, job: Job) -> dict[str, Any]:
         """seconds, attention_seconds, saving (over the reuse window), saving_all_steps, saving_kind, and psnr in dB and
         ssim against the dense clip; what dense has none of is None."""
         if not self._warm:  # the first step of a process pays for what only happens once
@@ -68,7 +69,7 @@ def sweep(
     engine: str = "local",
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
-) -> dict[Job, dict]:
+) -> dict[Job, dict[str, Any]]:
     """What `Worker.run` gives for every job; jobs of the same request belong together, one after the other.
 
     log: a JSON-lines file to which finished jobs are added, and from which those of the same weights are taken; delete
@@ -103,7 +104,7 @@ def fingerprint(pipeline: DiffusionPipeline) -> str:
     return digest.hexdigest()[:12]
 
 
-def means(results: list[dict]) -> dict[str, float | None]:
+def means(results: list[dict[str, Any]]) -> dict[str, float | None]:
     """Mean of every number over jobs of one method."""
     names = ("saving", "saving_all_steps", "psnr", "ssim")
     known = [name for name in names if results[0][name] is not None]
@@ -114,13 +115,13 @@ def _key(job: Job, weights: str) -> str:
     return json.dumps({**asdict(job.request), "method": job.method, "weights": weights}, sort_keys=True)
 
 
-def _locally(jobs: list[Job], pipeline: DiffusionPipeline) -> Iterator[tuple[Job, dict]]:
+def _locally(jobs: list[Job], pipeline: DiffusionPipeline) -> Iterator[tuple[Job, dict[str, Any]]]:
     worker = Worker(lambda: pipeline)
     for job in jobs:
         yield job, worker.run(job)
 
 
-def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterator[tuple[Job, dict]]:
+def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs as they finish, one worker a machine; those of a request stay with one worker while there are others."""
     if not jobs:
         return
@@ -128,7 +129,9 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
         import ray
         from ray.exceptions import RayActorError
     except ImportError:
-        raise ValueError("The engine ray needs Ray; install it with pip install -r requirements-ray.txt.") from None
+        raise ValueError(
+            "The engine ray needs Ray; install it with pip install -r requirements-ray.txt, or 'timeripple[ray]'."
+        ) from None
     started_here = not ray.is_initialized()
     if started_here:
         ray.init(log_to_driver=False, include_dashboard=False)
@@ -137,7 +140,7 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
     groups = [[job for job in jobs if job.request == request] for request in dict.fromkeys(job.request for job in jobs)]
     tries, running = dict.fromkeys(jobs, 0), {}
 
-    def give(worker, own: list[Job]) -> None:
+    def give(worker: Any, own: list[Job]) -> None:
         """The next job to a worker: of its request, or else of a request nobody has."""
         if not own and groups:
             own.extend(groups.pop(0))
@@ -167,11 +170,11 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
             ray.shutdown()
 
 
-def _read(log: Path | None) -> dict[str, dict]:
+def _read(log: Path | None) -> dict[str, dict[str, Any]]:
     """Finished runs by key; a last line that a crash cut short is closed and passed over."""
     runs = {}
     text = log.read_text() if log is not None and log.exists() else ""
-    if text and not text.endswith("\n"):
+    if log is not None and text and not text.endswith("\n"):
         with log.open("a") as file:
             file.write("\n")
     for line in text.splitlines():

@@ -12,9 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
-from timeripple.timing import environment
+from timeripple.attention.timing import environment
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = [
@@ -24,7 +28,7 @@ FLAGS = [
 START_SECONDS, RUN_SECONDS = 60, 600
 
 
-def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = None) -> dict:
+def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Rows: what, ms (median), worst_ms, goal_ms. Raises ValueError, one sentence, where no browser is at hand.
 
     First paint is the browser's first contentful paint of a fresh visit, ready is when the prompt can be typed. A pick
@@ -35,6 +39,8 @@ def page_speed(repeats: int = 5, on_run: Callable[[int, int], None] | None = Non
     except ImportError:
         raise ValueError("The page is driven with playwright; install requirements-dev.txt first.") from None
     executable = chromium()
+    if not (ROOT / "app.py").exists():
+        raise ValueError("The demo is in the repository, not in the installed package; run this in a checkout.")
     with _server() as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         times: dict[str, list[float]] = {}
@@ -96,7 +102,7 @@ def _server() -> Iterator[str]:
         server.wait()
 
 
-def _first_paint(browser, url: str) -> dict[str, float]:
+def _first_paint(browser: Browser, url: str) -> dict[str, float]:
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     start = time.perf_counter()
@@ -108,7 +114,7 @@ def _first_paint(browser, url: str) -> dict[str, float]:
     return {"first paint": paint, "page ready": ready}
 
 
-def _look_inside(page, url: str) -> None:
+def _look_inside(page: Page, url: str) -> None:
     """Makes the run whose heads and channels are picked."""
     page.goto(url)
     page.get_by_role("tab", name="Correlations").click()
@@ -116,7 +122,7 @@ def _look_inside(page, url: str) -> None:
     page.locator("#correlation-table table").wait_for(timeout=RUN_SECONDS * 1000)
 
 
-def _picks(page, run: int) -> Iterator[tuple[str, float]]:
+def _picks(page: Page, run: int) -> Iterator[tuple[str, float]]:
     """Picks that differ from run to run, each with the seconds until the page shows it."""
     channel, layer, head = 3 + run, 1 + run % 4, run % 3 + 1
     table = page.locator("#correlation-table")
@@ -132,7 +138,7 @@ def _picks(page, run: int) -> Iterator[tuple[str, float]]:
     table.locator("table").wait_for()
 
 
-def _until(button, shown) -> float:
+def _until(button: Locator, shown: Locator) -> float:
     start = time.perf_counter()
     button.click()
     shown.wait_for()

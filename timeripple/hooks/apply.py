@@ -21,24 +21,24 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from timeripple.attention import ReuseRun
-from timeripple.config import ConfigError, ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import AttentionMethod, ConfigError
+from timeripple.attention.timing import now
 from timeripple.hooks.families import FAMILIES, GENERIC, Family, family_of
-from timeripple.timing import now
 
 HOOK = "timeripple"
 HIDDEN = -9_999  # additive masks are this or less, or 0
 
 
 def enable(
-    target, config: ReuseConfig | None, *, num_inference_steps: int | None = None, memory_limit: int | None = None
+    target, config: AttentionMethod | None, *, num_inference_steps: int | None = None, memory_limit: int | None = None
 ) -> None:
     """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
 
     target: a diffusers pipeline, of which every supported transformer is taken, or a transformer. config: None keeps
-    attention dense and only measures its time. Baselines bring configs of their own, which have a `label`, a
-    `granularity` and `start(num_inference_steps)`, to be used like a `ReuseRun`. num_inference_steps: for pipelines
+    attention dense and only measures its time; baselines bring configs of their own. num_inference_steps: for pipelines
     that tell the transformer neither this nor `num_timesteps`. memory_limit: bytes that feedback may hold; by default
     half of what is free on a GPU. To keep to it errors are kept more coarsely, in the host's memory or of fewer layers.
 
@@ -147,7 +147,14 @@ class TransformerHook(ModelHook):
 
     _is_stateful = True
 
-    def __init__(self, family: Family, config, layers: list[str], clock: StepClock, memory_limit: int | None):
+    def __init__(
+        self,
+        family: Family,
+        config: AttentionMethod | None,
+        layers: list[str],
+        clock: StepClock,
+        memory_limit: int | None,
+    ):
         super().__init__()
         self.family, self.config, self.layers, self.clock = family, config, layers, clock
         self.memory_limit, self.heads = memory_limit, {}  # heads of the layers, once seen
@@ -256,7 +263,7 @@ class TransformerHook(ModelHook):
 
     def _start(self, total: int) -> None:
         config = ReuseConfig(budget=0) if self.config is None else self.config
-        self.run = config.start(total) if hasattr(config, "start") else ReuseRun(config, total)
+        self.run = config.start(total)
         if hasattr(self.run, "limit_memory"):
             samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
             self.run.limit_memory(self.memory_limit, samples * len(self.layers))
@@ -299,7 +306,7 @@ class TransformerHook(ModelHook):
             if query.shape[2] != key.shape[2] or dropout_p or is_causal or enable_gqa:
                 raise ValueError("attention is causal, grouped, across sequences or with dropout")
             grid = self.family.grid(self.transformer, self.arguments, query.shape[2])
-            key_mask = read_mask(attn_mask, len(query), grid)
+            asked = AttentionCall(query, key, value, grid, scale, read_mask(attn_mask, len(query), grid))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._warn(str(error))
             return scaled_dot_product_attention(
@@ -307,7 +314,7 @@ class TransformerHook(ModelHook):
             )
         self.grid, self.heads[layer] = list(grid.shape), query.shape[1]
         name = layer if call == 0 else f"{layer}[{call}]"  # samples that are computed apart keep their errors apart
-        return self.run.attention(name, query, key, value, grid, scale=scale, key_mask=key_mask)
+        return self.run.attention(name, asked)
 
     def _warn(self, reason: str) -> bool:
         if reason not in self.warned:

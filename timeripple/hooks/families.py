@@ -13,8 +13,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor, nn
 
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 
 
 @dataclass(frozen=True)

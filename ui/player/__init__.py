@@ -5,7 +5,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.data_classes import FileData
 
-from timeripple.video import FPS, SEAM
+from timeripple.clips.video import FPS, SEAM
 
 HERE = Path(__file__).parent
 
@@ -19,8 +19,8 @@ def player(**options) -> gr.HTML:
 def played(path: Path, names: list[str], row: dict, kind: str = "measured here") -> dict:
     """The value of the component.
 
-    path: a video of `timeripple.video.player_frames`; names: of its two clips; row: of the second in the report of
-    their comparison; kind: of the figures in it.
+    path: a video of `clips.video.player_frames`; names: of its two clips; row: of the second in the report of their
+    comparison; kind: of the figures in it.
     """
     video = FileData(path=str(path)).model_dump()  # Gradio adds its address
     per_frame, amplification = row["per_frame"], row["amplification"]

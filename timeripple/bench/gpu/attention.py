@@ -17,16 +17,19 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from timeripple.attention.dispatch import measure, ripple_attention
-from timeripple.attention.plan import TilePlan, TokenPlan, theta_for_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.dispatch import ripple_attention
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.plans.token import TokenPlan
 from timeripple.attention.residuals import Residuals, Storage
+from timeripple.attention.timing import elapsed, mark, now
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.bench.gpu.findings import Findings, reason
 from timeripple.bench.gpu.profile import profile_call
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
-from timeripple.similarity import correlated_noise
-from timeripple.timing import elapsed, mark, now
+from timeripple.inspection.correlations import correlated_noise
 
 SHAPES = {  # grid, heads, head_dim; the smaller ones first
     "ltx 121x512x768": (TokenGrid(16, 16, 24), 32, 64),
@@ -85,10 +88,11 @@ class Bench:
         self.hurried = name in SMALL_SHAPES
         generator = torch.Generator(device).manual_seed(0)
         dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
-        self.qkv = tuple(
+        query, key, value = (
             correlated_noise(grid, heads, head_dim, *POND[part], generator).to(dtype)
             for part in ("query", "key", "value")
         )
+        self.call = AttentionCall(query, key, value, grid)
         self.exact: Tensor | None = None
         self.fastest: float | None = None
         self.flops = 4 * grid.tokens**2 * heads * head_dim
@@ -114,7 +118,7 @@ class Bench:
             self.findings.add(self._row(method, failure=reason(error)))
 
     def _row(self, method: str, **values) -> dict:
-        _, heads, tokens, head_dim = self.qkv[0].shape
+        _, heads, tokens, head_dim = self.call.query.shape
         return {
             "shape": self.name,
             "tokens": tokens,
@@ -140,9 +144,9 @@ class Bench:
         calls = {}
         if self.device.type == "cuda":
             backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
-            calls = {name: partial(_with_backend, backend, *self.qkv) for name, backend in backends.items()}
-        calls["sdpa"] = partial(dense_attention, *self.qkv)
-        calls["core-dense"] = partial(triton_backend.dense_attention, *self.qkv)
+            calls = {name: partial(_with_backend, backend, self.call) for name, backend in backends.items()}
+        calls["sdpa"] = partial(dense_attention, self.call)
+        calls["core-dense"] = partial(triton_backend.dense_attention, self.call)
         return calls
 
     def _dense(self, method: str, call: Callable[[], Tensor]) -> None:
@@ -171,21 +175,19 @@ class Bench:
 
     def _plan(self, granularity: str, saving: float) -> TokenPlan | TilePlan:
         """As a refresh makes it."""
-        query, key, _ = self.qkv
-        curve = measure(query, key, self.grid, ReuseConfig(granularity, budget=saving))
-        return curve.plan(query, key, theta_for_saving([curve], saving))
+        curve = ReuseConfig(granularity, budget=saving).measure(self.call)
+        return curve.plan(self.call, theta_for_saving([curve], saving))
 
     def _carry_out(self, plan: TokenPlan | TilePlan, residual: Tensor | None = None) -> Tensor:
         granularity = "token" if isinstance(plan, TokenPlan) else "tile"
         config = ReuseConfig(granularity, budget=0.5)
-        return ripple_attention(*self.qkv, self.grid, config, plan=plan, residual=residual, backend="triton")[0]
+        return ripple_attention(self.call, config, plan=plan, residual=residual, backend="triton")[0]
 
     def _everything_merged(self) -> tuple[TokenPlan, Residuals]:
         """The plan, and residuals with a slope as two refreshes leave them: the error of this plan, twice."""
-        query, key, _ = self.qkv
-        plan = measure(query, key, self.grid, ReuseConfig("token", budget=0.5)).plan(query, key, 1e9)
+        plan = ReuseConfig("token", budget=0.5).measure(self.call).plan(self.call, 1e9)
         residuals = Residuals(Storage(None, 1, 2))
-        error = dense_attention(*self.qkv) - self._carry_out(plan)
+        error = dense_attention(self.call) - self._carry_out(plan)
         residuals.keep("layer", 0, error)
         residuals.keep("layer", 4, error)
         return plan, residuals
@@ -229,9 +231,9 @@ class Bench:
 
     def _add(self, method: str, timing: Timing, saving: float, output: Tensor, plan_ms: float | None = None) -> None:
         if self.exact is None:
-            self.exact = dense_attention(*self.qkv)
+            self.exact = dense_attention(self.call)
         if self.fastest is None:
-            self.fastest = self._time(partial(dense_attention, *self.qkv)).ms
+            self.fastest = self._time(partial(dense_attention, self.call)).ms
         row = self._row(
             method,
             saving=saving,
@@ -260,6 +262,6 @@ def _saving(plan: TokenPlan | TilePlan) -> float:
     return plan.saving.mean().item()
 
 
-def _with_backend(backend: SDPBackend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def _with_backend(backend: SDPBackend, call: AttentionCall) -> Tensor:
     with sdpa_kernel(backend):
-        return torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        return dense_attention(call)

@@ -7,9 +7,9 @@ import warnings
 from timeripple.bench.attention import request_for
 from timeripple.bench.end_to_end import end_to_end
 from timeripple.bench.gpu.findings import Findings, reason
-from timeripple.generate import generate
-from timeripple.methods import parse_method
-from timeripple.models import load_pipeline
+from timeripple.clips.generate import generate
+from timeripple.clips.methods import parse_method
+from timeripple.clips.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 
 METHODS = ("dense", "token:0.7", "token:0.85")

@@ -73,7 +73,7 @@ def gpu_environment(device: str) -> dict:
     """`timing.environment` and, of a GPU, its driver, capability, memory, and what was built for it."""
     import torch
 
-    from timeripple.timing import environment
+    from timeripple.attention.timing import environment
 
     found = environment() | {"cuda": torch.version.cuda, "hip": torch.version.hip, "date": _now()}
     try:

@@ -22,12 +22,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from timeripple.attention import plan as planning
-from timeripple.attention.plan import ChannelPlan, TilePlan, TokenPlan, theta_for_saving
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans import token
+from timeripple.attention.plans.channel import ChannelPlan
+from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.plans.tile import TilePlan
+from timeripple.attention.plans.token import TokenPlan
 from timeripple.bench.gpu.findings import Findings, reason
 from timeripple.bench.gpu.suite import last_words
-from timeripple.config import ReuseConfig
-from timeripple.grid import TokenGrid
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 HEAD_DIMS = (128, 64, 48, 256)
@@ -99,15 +103,16 @@ def cases(dtype: str, head_dim: int, device: str, small: bool) -> Iterator[dict]
         shape = batch, HEADS, grid.tokens, head_dim
         query, key, value, residual = _inputs(shape, DTYPES[dtype], device, number)
         mask = _text_mask(grid, batch, device)
-        inputs = query, key, value
-        calls = {"dense": partial(_error_of_dense, inputs, None, None)}
+        plain = AttentionCall(query, key, value, grid)
+        masked = AttentionCall(query, key, value, grid, key_mask=mask)
+        calls = {"dense": partial(_error_of_dense, plain, None)}
         if mask is not None:
-            calls["dense, mask and residual"] = partial(_error_of_dense, inputs, mask, residual)
+            calls["dense, mask and residual"] = partial(_error_of_dense, masked, residual)
         for name, config in CONFIGS.items():
-            calls[name] = partial(_error_of_plan, inputs, grid, config, SAVING, mask, residual)
-        calls["token, all merged"] = partial(_error_of_plan, inputs, grid, CONFIGS["token"], None, mask, residual)
-        calls["tile, no residual"] = partial(_error_of_plan, inputs, grid, CONFIGS["tile"], SAVING, None, None)
-        calls["window_deviations"] = partial(_error_of_deviations, query, key, grid)
+            calls[name] = partial(_error_of_plan, masked, config, SAVING, residual)
+        calls["token, all merged"] = partial(_error_of_plan, masked, CONFIGS["token"], None, residual)
+        calls["tile, no residual"] = partial(_error_of_plan, plain, CONFIGS["tile"], SAVING, None)
+        calls["window_deviations"] = partial(_error_of_deviations, plain)
         for case, call in calls.items():
             print(f"{grid} {case}", file=sys.stderr, flush=True)
             started, failure, error = time.monotonic(), None, None
@@ -161,23 +166,23 @@ class Poisoned:
         torch.use_deterministic_algorithms(False)
 
 
-def _error_of_dense(inputs: tuple, mask: Tensor | None, residual: Tensor | None) -> float:
+def _error_of_dense(call: AttentionCall, residual: Tensor | None) -> float:
     from timeripple.attention import triton_backend
 
-    hidden = _hide(torch.zeros(inputs[0].shape[:3], dtype=torch.float64, device=inputs[0].device).flatten(0, 1), mask)
-    expected = exact_attention(*map(_exact, inputs), lambda head, rows: hidden[head])
-    return _error(partial(triton_backend.dense_attention, *inputs, key_mask=mask), expected, residual)
+    query, key, value = map(_exact, (call.query, call.key, call.value))
+    hidden = _hide(query.new_zeros(query.shape[:2]), call.key_mask)
+    expected = exact_attention(query, key, value, lambda head, rows: hidden[head])
+    return _error(partial(triton_backend.dense_attention, call), expected, residual)
 
 
-def _error_of_plan(inputs: tuple, grid, config, saving: float | None, mask, residual) -> float:
+def _error_of_plan(call: AttentionCall, config: ReuseConfig, saving: float | None, residual: Tensor | None) -> float:
     """saving: that the plan aims at, None for all that can be merged."""
     from timeripple.attention import triton_backend
 
-    query, key, _ = inputs
-    curve = planning.measure(query, key, grid, config, key_mask=mask)
-    plan = curve.plan(query, key, 1e9 if saving is None else theta_for_saving([curve], saving))
-    expected = carried_out(inputs, plan, mask)
-    return _error(partial(triton_backend.attention, *inputs, plan, key_mask=mask), expected, residual)
+    is_token = config.granularity == "token"  # whose kernel has a case of its own
+    curve = token.measure(call, config, token.window_deviations) if is_token else config.measure(call)
+    plan = curve.plan(call, 1e9 if saving is None else theta_for_saving([curve], saving))
+    return _error(partial(triton_backend.attention, call, plan), carried_out(call, plan), residual)
 
 
 def _error(attention, expected: Tensor, residual: Tensor | None) -> float:
@@ -190,16 +195,15 @@ def _error(attention, expected: Tensor, residual: Tensor | None) -> float:
     return ((_exact(output) - expected).norm() / expected.norm()).item()
 
 
-def _error_of_deviations(query: Tensor, key: Tensor, grid: TokenGrid) -> float:
+def _error_of_deviations(call: AttentionCall) -> float:
     """Of the thresholds; the subsets, too, must be those with the smallest deviation where a window is full."""
-    from timeripple.attention import triton_backend
+    from timeripple.attention import triton_planning
 
-    video = query[..., grid.video, :].flatten(0, 1).float()
-    weight = key[..., grid.video, :].flatten(0, 1).float().square().mean(1) / query.shape[-1]
-    table, occupied = planning.window_table(grid, query.device)
-    expected, expected_subsets = planning.window_deviations(video.double(), weight.double(), table, 7)
+    video, weight = call.video_query, call.video_key.square().mean(1) / call.head_dim
+    table, occupied = token.window_table(call.grid, call.device)
+    expected, expected_subsets = token.window_deviations(video.double(), weight.double(), table, 7)
     with Poisoned():
-        thresholds, subsets = triton_backend.window_deviations(video, weight, table, 7)
+        thresholds, subsets = triton_planning.window_deviations(video, weight, table, 7)
     full = occupied.all(1)
     differing = (subsets != expected_subsets)[:, full].double().mean().item() if full.any() else 0.0
     if differing > 1e-3:
@@ -210,11 +214,11 @@ def _error_of_deviations(query: Tensor, key: Tensor, grid: TokenGrid) -> float:
 # --- what a plan says, in float64 ------------------------------------------------------------------------------------
 
 
-def carried_out(inputs: tuple, plan: TokenPlan | TilePlan | ChannelPlan, mask: Tensor | None) -> Tensor:
+def carried_out(call: AttentionCall, plan: TokenPlan | TilePlan | ChannelPlan) -> Tensor:
     """A plan from its definition: [batch, heads, tokens, d] -> float64 [batch * heads, tokens, d]."""
-    query, key, value = map(_exact, inputs)
+    query, key, value = map(_exact, (call.query, call.key, call.value))
     heads, tokens, _ = query.shape
-    plain = _hide(query.new_zeros(heads, tokens), mask)
+    plain = _hide(query.new_zeros(heads, tokens), call.key_mask)
     if isinstance(plan, ChannelPlan):
         return exact_attention(_exact(plan.query), _exact(plan.key), value, lambda head, rows: plain[head])
     if isinstance(plan, TokenPlan):

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from timeripple.timing import now
+from timeripple.attention.timing import now
 
 TOP = 14  # kernels listed one by one
 

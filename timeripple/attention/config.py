@@ -1,0 +1,329 @@
+"""Our own method: how much is reused, at which granularity and at which steps (arXiv 2511.12035, section 4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Self
+
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.grid import AXES
+from timeripple.attention.method import ConfigError, Curve, Granularity, Kind, Step
+from timeripple.attention.plans.channel import CHANNEL
+from timeripple.attention.plans.tile import TILE
+from timeripple.attention.plans.token import TOKEN
+from timeripple.attention.run import ReuseRun
+
+GRANULARITIES: dict[str, Granularity] = {granularity.name: granularity for granularity in (CHANNEL, TOKEN, TILE)}
+METRICS = ("rms", "logit")
+DEFAULT_BUDGET = 0.75
+DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
+DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
+DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST = 0.2, 1  # the paper: 10 of 50 steps, and the last
+
+
+@dataclass(frozen=True)
+class ReuseConfig:
+    """Settings of one method of reuse; frozen and hashable. Raises ConfigError for values that cannot work.
+
+    granularity: what is reused. "channel": partial scores of single (token, channel) entries, as in the paper; its
+        saving is theoretical. "token": whole rows of Q and K that neighbours share. "tile": key windows that matter
+        little to a tile of queries, by one representative each.
+    budget: share of attention saved over the reuse window, refreshes included, in [0, 1). Default 0.75.
+    theta: threshold instead of a budget: standard deviation (channel; token with metric "rms"), deviation of the
+        logits (token with metric "logit") or predicted output error of a query tile (tile). 0 is dense.
+    metric: how token reuse measures a window, see `plans.token`.
+    axes: axes along which neighbours may stand for each other.
+    window: tokens per window along an axis; channel only.
+    refresh: every how many steps the error of reuse is measured and from then on given back; None: never;
+        "auto": as often as the budget allows, in even parts, never for channel.
+    extrapolate: between refreshes the error goes on changing as it did from the last but one to the last; False: it
+        stays what it was at the last refresh.
+    dense_first: share of the steps computed densely at the start; at least one step is. "auto": 0.2, as in the paper,
+        without refresh, and that one step with it: a step more buys less there than a refresh later on.
+    dense_last: number of dense steps at the end; "auto": 1, as in the paper, without refresh, and 0 with it.
+    ramp: share of the steps over which theta rises to its full value (Eq. 4); "auto": 0.2, or what the budget
+        allows, without refresh and 0 with it, as the refresh gives back what the ramp would avoid.
+    theta_min: start of the ramp as a share of the full theta; the paper's 0.2 -> 0.5 is 0.4.
+    query_tile: (t, y, x) tokens that share one choice of key windows; tile only; clipped to the grid.
+    """
+
+    granularity: str = "token"
+    budget: float | None = None
+    theta: float | None = None
+    metric: str = "logit"
+    axes: tuple[str, ...] = AXES
+    window: int = 2
+    refresh: int | str | None = "auto"
+    extrapolate: bool = True
+    dense_first: float | str = "auto"
+    dense_last: int | str = "auto"
+    ramp: float | str = "auto"
+    theta_min: float = 0.4
+    query_tile: tuple[int, int, int] = (4, 8, 8)
+
+    def __post_init__(self) -> None:
+        if self.budget is None and self.theta is None:
+            object.__setattr__(self, "budget", DEFAULT_BUDGET)
+        object.__setattr__(self, "axes", tuple(self.axes))
+        object.__setattr__(self, "query_tile", tuple(self.query_tile))
+        _require(self.granularity in GRANULARITIES, f"granularity {self.granularity!r} is unknown", GRANULARITIES)
+        _require(self.metric in METRICS, f"metric {self.metric!r} is unknown", METRICS)
+        _require(
+            self.axes and set(self.axes) <= set(AXES) and len(set(self.axes)) == len(self.axes),
+            f"axes {self.axes} are not distinct axes of the token grid",
+            AXES,
+        )
+        _require(
+            self.budget is None or self.theta is None,
+            f"budget {self.budget} and theta {self.theta} exclude each other; give one of them",
+        )
+        _require(
+            self.budget is None or 0 <= self.budget < 1,
+            f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1",
+        )
+        _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
+        _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
+        _require(
+            self._reused.any_window or self.window == 2,
+            f"window {self.window} works for channel reuse only; leave it at 2 for {self.granularity}",
+        )
+        _require(
+            self.refresh in (None, "auto") or (isinstance(self.refresh, int) and self.refresh >= 1),
+            f"refresh {self.refresh!r} is not a number of steps; give 1 or more, None or 'auto'",
+        )
+        _require(
+            isinstance(self.extrapolate, bool), f"extrapolate {self.extrapolate!r} is not a choice; give yes or no"
+        )
+        for name in ("dense_first", "ramp"):
+            value = getattr(self, name)
+            _require(
+                value == "auto" or (not isinstance(value, str) and 0 <= value <= 1),
+                f"{name} {value!r} is not a share of the steps; give a number from 0 to 1 or 'auto'",
+            )
+        _require(0 <= self.theta_min <= 1, f"theta_min {self.theta_min} is not a share; give a number from 0 to 1")
+        _require(
+            self.dense_last == "auto" or (isinstance(self.dense_last, int) and self.dense_last >= 0),
+            f"dense_last {self.dense_last!r} is not a number of steps; give 0 or more, or 'auto'",
+        )
+        _require(
+            len(self.query_tile) == 3 and min(self.query_tile) >= 1,
+            f"query_tile {self.query_tile} is not a block of tokens; give (t, y, x) sizes of 1 or more",
+        )
+        _require(
+            self.budget is None or self.budget <= self.ceiling,
+            f"budget {self.budget} is above the ceiling {self.ceiling:.4f} of {self.granularity} reuse along "
+            f"{''.join(self.axes)}; lower the budget or allow more axes",
+        )
+
+    @property
+    def ceiling(self) -> float:
+        """The saving of a step at which every window is reused completely."""
+        return self._reused.ceiling(1 / self.window ** len(self.axes))
+
+    @property
+    def feedback(self) -> bool:
+        """Whether the error of reuse is measured at refresh steps and given back."""
+        return self.refresh is not None and (self.refresh != "auto" or self._reused.refreshes)
+
+    @property
+    def kind(self) -> Kind:
+        """Of its saving."""
+        return self._reused.kind
+
+    @property
+    def plans_last(self) -> bool:
+        """Whether a plan fits later passes and steps, too."""
+        return self._reused.plans_last
+
+    @property
+    def _reused(self) -> Granularity:
+        return GRANULARITIES[self.granularity]
+
+    def measure(self, call: AttentionCall) -> Curve:
+        """The saving of one call at every threshold."""
+        return self._reused.measure(call, self)
+
+    def start(self, num_inference_steps: int) -> ReuseRun:
+        """Attention of one generation. Raises ConfigError for settings that do not fit so many steps."""
+        return ReuseRun(self, num_inference_steps)
+
+    @property
+    def label(self) -> str:
+        """Short name, e.g. "token-0.75" or "channel-theta=0.3-axes=ty"; settings other than the defaults are named."""
+        return "-".join(self._parts())
+
+    @property
+    def text(self) -> str:
+        """What `parse` reads back as these settings, e.g. "token:0.75:refresh=4"."""
+        return ":".join(self._parts())
+
+    def _parts(self) -> list[str]:
+        amount = f"theta={self.theta:g}" if self.budget is None else f"{self.budget:g}"
+        parts = [self.granularity, amount]
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("granularity", "budget", "theta") and value != field.default:
+                parts.append(f"{field.name}={_format(field.name, value)}")
+        return parts
+
+    def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
+        """What each of the denoising steps does: dense, then the reuse window with its ramp and refreshes, then dense.
+
+        Under a budget B over a window of W steps, of which n_r refresh (costing the dense attention on top, so saving
+        s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
+        Raises ConfigError if b is above the ceiling.
+        """
+        first, last = (0.0, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
+        first = first if isinstance(self.dense_first, str) else self.dense_first
+        last = last if isinstance(self.dense_last, str) else self.dense_last
+        start = min(max(1, round(first * num_inference_steps)), num_inference_steps)
+        window = range(start, max(start, num_inference_steps - last))
+        if not window or 0 in (self.budget, self.theta):
+            return tuple(Step(i, "dense") for i in range(num_inference_steps))
+        factors, refreshes, full = self._fit(window, num_inference_steps)
+        if self.feedback:
+            refreshes = [start - 1, *refreshes]  # the last dense step measures the error for the first reuse steps
+
+        def step(i: int) -> Step:
+            refresh = i in refreshes
+            if i not in window and not refresh:
+                return Step(i, "dense")
+            factor = factors[max(i - start, 0)]
+            return Step(
+                i,
+                "refresh" if refresh else "reuse",
+                saving_target=None if full is None else full * factor,
+                theta=None if self.theta is None else self.theta * factor,
+                in_window=i in window,
+            )
+
+        return tuple(step(i) for i in range(num_inference_steps))
+
+    def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
+        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1."""
+        longest = round((DEFAULT_RAMP if isinstance(self.ramp, str) else self.ramp) * num_inference_steps)
+        ramps = [longest]
+        if self.ramp == "auto":
+            ramps = [0] if self.feedback else list(range(longest, -1, -1))
+        if self.budget is None:
+            return self._ramp(window, ramps[0]), self._every(window), None
+        choices = [self._every(window)]
+        if self.feedback and self.refresh == "auto":
+            choices = [_evenly(window, count) for count in range(len(window) // 2, -1, -1)]
+        comfort = self._reused.comfort_with_feedback if self.feedback else self._reused.comfort
+        for ramp in ramps:
+            for refreshes in choices:
+                factors = self._ramp(window, ramp)
+                full = (self.budget * len(window) + len(refreshes)) / sum(factors)
+                if full <= comfort * self.ceiling:
+                    return factors, refreshes, full
+        highest = (self.ceiling * sum(factors) - len(refreshes)) / len(window)
+        _require(
+            full <= self.ceiling,  # the last candidate, which asks least of a step
+            f"budget {self.budget} is out of reach with {len(refreshes)} refreshes and this ramp in a reuse window of "
+            f"{len(window)} steps; lower it to {max(0, highest):.4f} or "
+            "refresh less often",
+        )
+        return factors, refreshes, full
+
+    def _every(self, window: range) -> list[int]:
+        """Refresh steps of the window with a fixed period, counted from the step before it."""
+        if not self.feedback:
+            return []
+        period = self.refresh if isinstance(self.refresh, int) else DEFAULT_REFRESH
+        return list(window[period - 1 :: period])
+
+    def _ramp(self, window: range, length: int) -> list[float]:
+        """theta_i as a share of the full theta (Eq. 4): theta_min at the first step of the window, 1 after `length`."""
+        rise = (1 - self.theta_min) / max(length, 1)
+        return [self.theta_min + rise * i if i < length else 1.0 for i in range(len(window))]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Inverse of to_dict, also after a trip through JSON; raises ConfigError for unknown names."""
+        known = [field.name for field in fields(cls)]
+        for name in values:
+            _require(name in known, f"setting {name!r} is unknown", known)
+        return cls(**values)
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        return cls.from_dict(json.loads(Path(path).read_text()))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none", "channel:theta=0.3:axes=ty"."""
+        granularity, *parts = text.strip().split(":")
+        _require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
+        known = [field.name for field in fields(cls) if field.name != "granularity"]
+        values = {}
+        for part in parts:
+            name, value = part.split("=", 1) if "=" in part else ("budget", part)
+            _require(name in known, f"setting {name!r} in {text!r} is unknown", known)
+            _require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
+            try:
+                values[name] = _parse(name, value)
+            except ValueError:
+                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; e.g. {_EXAMPLES[name]}.") from None
+        return cls(granularity, **values)
+
+
+def _evenly(window: range, count: int) -> list[int]:
+    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be."""
+    parts = count + 1
+    return [window.start - 1 + (2 * part * (len(window) + 1) + parts) // (2 * parts) for part in range(1, parts)]
+
+
+_EXAMPLES = {
+    "budget": "0.75",
+    "theta": "theta=0.3",
+    "metric": "metric=logit",
+    "axes": "axes=tyx",
+    "window": "window=2",
+    "refresh": "refresh=4, refresh=none or refresh=auto",
+    "extrapolate": "extrapolate=yes or extrapolate=no",
+    "dense_first": "dense_first=0.2 or dense_first=auto",
+    "dense_last": "dense_last=1 or dense_last=auto",
+    "ramp": "ramp=0.2 or ramp=auto",
+    "theta_min": "theta_min=0.4",
+    "query_tile": "query_tile=4x8x8",
+}
+
+
+def _parse(name: str, text: str) -> Any:
+    if name == "metric" or (text == "auto" and name in ("refresh", "ramp", "dense_first", "dense_last")):
+        return text
+    if name == "refresh" and text == "none":
+        return None
+    if name == "extrapolate":
+        return ("no", "yes").index(text) == 1
+    if name == "axes":
+        return tuple(text)
+    if name == "query_tile":
+        return tuple(int(size) for size in text.split("x"))
+    return int(text) if name in ("window", "refresh", "dense_last") else float(text)
+
+
+def _format(name: str, value: Any) -> str:
+    """Inverse of `_parse`."""
+    if name == "extrapolate":
+        return "yes" if value else "no"
+    if name == "axes":
+        return "".join(value)
+    if name == "query_tile":
+        return "x".join(map(str, value))
+    return "none" if value is None else str(value)
+
+
+def _require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:
+    if not condition:
+        raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

@@ -1,0 +1,32 @@
+"""The command line: `timeripple compare`, `bench …` and the others, one file for every family of commands.
+
+Everything heavy is imported inside the commands, so that help and wrong options answer at once.
+"""
+
+import sys
+
+import typer
+
+from timeripple.cli import bench, clips, inspection, tuning
+from timeripple.cli.common import USER_ERROR
+
+__all__ = ["USER_ERROR", "app", "main"]
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help="Reuse of attention in video diffusion, measured.")
+for family in (clips, inspection, tuning, bench):
+    family.add_to(app)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every error of the user is one sentence on stderr and exit code 2."""
+    from typer import _click
+
+    try:
+        code = app(arguments, prog_name="timeripple", standalone_mode=False)
+    except _click.exceptions.UsageError as error:
+        print(error.format_message(), file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except (KeyboardInterrupt, typer.Abort):
+        print("Stopped.", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(code or 0)

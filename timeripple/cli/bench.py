@@ -1,0 +1,331 @@
+"""`bench …`, `pareto` and `kernels`: benchmarks, with the same progress and the same tables."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from timeripple.cli.common import (
+    AsJson,
+    Engine,
+    Frames,
+    PondModel,
+    Prompts,
+    Size,
+    Steps,
+    Tokens,
+    check_file,
+    clip_size,
+    console,
+    counted,
+    one_sentence,
+    parse_counts,
+    parse_names,
+    print_json,
+    progress_bars,
+    say,
+    table_of,
+)  # fmt: skip
+
+TEXTS = ("method", "what")  # columns that hold no numbers
+Count = Callable[[int, int], None]
+
+
+def add_to(app: typer.Typer) -> None:
+    bench = typer.Typer(no_args_is_help=True, help="Benchmarks.")
+    for name, command in (
+        ("quality", quality),
+        ("attention", attention),
+        ("end-to-end", end_to_end),
+        ("scaling", scaling),
+        ("roofline", roofline),
+        ("ui", ui),
+    ):
+        bench.command(name)(command)
+    app.add_typer(bench, name="bench")
+    app.command()(pareto)
+    app.command()(kernels)
+    app.command()(gpu)
+
+
+def quality(
+    prompts: Prompts = 4,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: PondModel = "pond",
+    out: Annotated[
+        Path | None, typer.Option(help="JSON-lines file of finished runs; a later call takes up from there.")
+    ] = None,
+    engine: Engine = "local",
+    as_json: AsJson = False,
+) -> None:
+    """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench import quality as bench
+        from timeripple.clips.models import load_pond
+
+        settings = bench.QualityBench(prompts, **clip_size(steps, frames, size))
+        if out is not None:
+            check_file(out)
+        pipeline = load_pond(model)
+        settings.check(pipeline)
+    load = partial(load_pond, model)
+    result = _run("runs", lambda count: bench.quality(pipeline, settings, out, count, engine, load))
+    if as_json:
+        print_json(result)
+    else:
+        console().print(_quality_table(result["rows"]))
+
+
+def attention(
+    tokens: Annotated[int, typer.Option(help="Length of the sequence, 16 frames of a square.")] = 4096,
+    shape: Annotated[
+        str, typer.Option(help="hunyuan-video, wan2.1 or cogvideox: that model's shape, on noise correlated as Pond's.")
+    ] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of every method.")] = 7,
+    model: PondModel = "pond",
+    as_json: AsJson = False,
+) -> None:
+    """Milliseconds of attention on q, k and v of real denoising steps, planning included."""
+    with one_sentence(ValueError):
+        from timeripple.attention.timing import environment
+        from timeripple.bench import attention as bench
+        from timeripple.clips.models import load_pond
+
+        if shape and shape not in bench.SHAPES:
+            raise ValueError(f"The shape {shape!r} is unknown; choose from {', '.join(bench.SHAPES)}.")
+        pipeline = load_pond(model)
+        if shape and pipeline.device.type != "cuda":
+            raise ValueError(f"The shape {shape!r} needs a GPU, and there is none here; leave --shape out.")
+        bench.request_for(tokens).check(pipeline)
+
+    def run(count: Count) -> dict[str, Any]:
+        captures = bench.pond_captures(pipeline, tokens)
+        if shape:
+            captures = bench.synthetic_captures(captures, *bench.SHAPES[shape])
+        rows = bench.attention(captures, repeats, on_run=count)
+        return {"rows": rows, "shape": shape or "pond", "kind": "measured here", "environment": environment(pipeline)}
+
+    columns = ("method", "ms", "speedup", "kept_plan_speedup", "ideal_speedup", "saving", "relative_error")
+    _print(_run("attention", run), as_json, (*columns, "planning_share"))
+
+
+def end_to_end(
+    tokens: Tokens = "4096,9216",
+    methods: Annotated[str, typer.Option(help="As in compare; the first is the reference. By default a choice.")] = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method, each of another prompt.")] = 3,
+    model: PondModel = "pond",
+    as_json: AsJson = False,
+) -> None:
+    """Seconds, speed-up and quality of whole generations, interleaved and repeated."""
+    with one_sentence(ValueError):
+        from timeripple.bench import end_to_end as bench
+        from timeripple.clips.models import load_pond
+
+        counts, chosen = parse_counts(tokens), parse_names(methods) if methods else bench.METHODS
+        pipeline = load_pond(model)
+    result = _run("generations", lambda count: bench.end_to_end(pipeline, counts, chosen, repeats, count))
+    columns = ("tokens", "method", "seconds", "speedup", "amdahl_speedup", "attention_share", "planning_share")
+    _print(result, as_json, (*columns, "saving", "saving_all_steps", "psnr", "ssim", "peak_mb"))
+
+
+def scaling(
+    tokens: Tokens = "",
+    repeats: Annotated[int, typer.Option(min=1, help="Generations of every method and length.")] = 1,
+    model: PondModel = "pond",
+    as_json: AsJson = False,
+) -> None:
+    """How the time of attention and of whole generations grows with the number of tokens."""
+    with one_sentence(ValueError):
+        from timeripple.bench import scaling as bench
+        from timeripple.bench.attention import request_for
+        from timeripple.clips.models import load_pond
+
+        counts = parse_counts(tokens) if tokens else bench.TOKENS
+        pipeline = load_pond(model)
+        for length in counts:
+            request_for(length).check(pipeline)
+    result = _run("lengths", lambda count: bench.scaling(pipeline, counts, repeats, count))
+    columns = ("tokens", "method", "attention_ms", "attention_speedup", "seconds", "speedup", "attention_share")
+    _print(result, as_json, columns)
+
+
+def roofline(
+    tokens: Tokens = "",
+    saving: Annotated[float, typer.Option(min=0, max=0.8, help="Share of attention that token and tile save.")] = 0.7,
+    model: PondModel = "pond",
+    as_json: AsJson = False,
+) -> None:
+    """Attention over the number of tokens, and how near it comes to the peak of this machine."""
+    with one_sentence(ValueError):
+        from timeripple.bench import roofline as bench
+        from timeripple.clips.models import load_pond
+
+        counts = parse_counts(tokens) if tokens else bench.TOKENS
+        pipeline = load_pond(model)
+    result = _run("lengths", lambda count: bench.attention_scaling(pipeline, counts, saving, on_step=count))
+    columns = ("tokens", "method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share")
+    _print(result, as_json, (*columns, "gflops", "intensity"))
+    if not as_json:
+        peak = "Peak {gflops:.0f} GFLOP/s, memory {gbytes:.0f} GB/s, measured here."
+        console().print(peak.format(**result["roofs"]))
+
+
+def ui(
+    repeats: Annotated[int, typer.Option(min=1, help="Visits, and picks of each kind.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """First paint of the page and the answer to every pick, in headless Chromium."""
+    with one_sentence(ValueError):
+        from timeripple.bench.ui import page_speed
+    _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
+
+
+def pareto(
+    prompts: Prompts = 4,
+    methods: Annotated[str, typer.Option(help="As in compare, without dense; by default one of every kind.")] = "",
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "128",
+    model: PondModel = "pond",
+    engine: Engine = "local",
+    out: Annotated[
+        Path, typer.Option(help="Folder for pareto.json, pareto.html and runs.jsonl, from which a later call takes up.")
+    ] = Path("outputs/pareto"),
+    as_json: AsJson = False,
+) -> None:
+    """Seconds, PSNR and SSIM of our methods and their peers, and the front of speed and quality (half an hour)."""
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench import pareto as bench
+        from timeripple.clips.compare import can_draw, check_folder
+        from timeripple.clips.models import load_pond
+
+        if not can_draw():
+            raise ValueError("pareto.html is drawn with plotly, which is not installed: pip install 'timeripple[app]'.")
+        from timeripple.bench import figures
+
+        given, chosen = clip_size(steps, frames, size), parse_names(methods) if methods else bench.METHODS
+        check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+        pipeline = load_pond(model)
+    log, load = out / "runs.jsonl", partial(load_pond, model)
+
+    def run(count: Count) -> dict[str, Any]:
+        return bench.pareto(pipeline, prompts, chosen, log, engine, count, load, **given)
+
+    result = _run("generations", run)
+    (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    figure = figures.speed_and_quality(result["rows"], f"Speed and quality ({result['kind']})")
+    figure.write_html(out / "pareto.html", include_plotlyjs=True)
+    columns = ("method", "seconds", "speedup", "psnr", "ssim", "saving_all_steps", "saving_kind", "front")
+    _print(result, as_json, columns)
+
+
+def kernels(
+    targets: Annotated[str, typer.Option(help="GPU architectures, separated by commas; by default all.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Compile every Triton kernel for real GPUs, without one: registers, spills, shared memory, occupancy."""
+    with one_sentence(ValueError, ImportError):
+        from timeripple.attention.timing import environment
+        from timeripple.bench import kernels as compiling
+
+        names = tuple(name.strip() for name in targets.split(",") if name.strip()) or tuple(compiling.TARGETS)
+        compiled = compiling.report(names)
+    with progress_bars() as progress:
+        total = sum(len(list(compiling.builds(compiling.TARGETS[name]))) for name in names)
+        rows = list(progress.track(compiled, total=total, description="compiling"))
+    if as_json:
+        print_json({"rows": rows, "environment": environment(), "kind": "compiled here"})
+    else:
+        console().print(_kernel_table(rows))
+
+
+def gpu(
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
+    parts: Annotated[
+        str, typer.Option(help="Of kernels, attention, end-to-end, pipelines, training; by default all, in this order.")
+    ] = "",
+    device: Annotated[str, typer.Option(help='"cuda:N", or "cpu" for what can be rehearsed there.')] = "cuda:0",
+    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, for a rehearsal.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for one JSON file a part.")] = Path("outputs/gpu"),
+) -> None:
+    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, pipelines, training.
+
+    Every part runs in a process of its own and ends in time; one that fails is a finding, and the next one runs.
+    """
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench.gpu import PARTS, run_parts
+
+        chosen = parse_names(parts) if parts else tuple(PARTS)
+        run_parts(out, minutes, chosen, device, small, on_part=_print_part)
+    say(f"Wrote {len(chosen)} files to {out}")
+
+
+def _run(name: str, bench: Callable[[Count], dict[str, Any]]) -> dict[str, Any]:
+    """The result of a benchmark, which is given what moves a progress bar."""
+    with one_sentence(ValueError, OSError), counted(name) as count:
+        return bench(count)
+
+
+def _print(result: dict[str, Any], as_json: bool, columns: tuple[str, ...]) -> None:
+    """A benchmark as one JSON object, or some columns of its rows as a table."""
+    if as_json:
+        print_json(result)
+        return
+    title = f"{result['kind'].capitalize()} on {result['environment']['cpu']}"
+    table = table_of(title, [column.replace("_", "\n") for column in columns], left=TEXTS)
+    for row in result["rows"]:
+        cells = (row[column] for column in columns)
+        table.add_row(*("-" if c is None else f"{c:.3f}" if isinstance(c, float) else str(c) for c in cells))
+    console().print(table)
+
+
+def _kernel_table(rows: list[dict[str, Any]]) -> Table:
+    texts = ("kernel", "target", "configuration")
+    columns = (*texts, "registers", "spills B", "shared B", "occupancy")
+    table = table_of("What the compilers say; occupancy is an estimate", columns, left=texts)
+    for row in rows:
+        figures = (row["registers"], row["spills"], row["shared_bytes"])
+        table.add_row(row["kernel"], row["target"], row["config"], *map(str, figures), f"{row['occupancy']:.0%}")
+    return table
+
+
+def _quality_table(rows: list[dict[str, Any]]) -> Table:
+    columns = ("method", "feedback", "saving", "all steps", "kind", "PSNR dB", "SSIM")
+    title = "Measured here, against dense clips of the same noise; saving over the reuse window"
+    table = table_of(title, columns, left=("method", "kind"))
+    for row in rows:
+        measured: tuple[str, ...] = ("-", "-", "out of reach", "-", "-")
+        if row["psnr"] is not None:
+            savings = f"{row['saving']:.1%}", f"{row['saving_all_steps']:.1%}", row["saving_kind"]
+            measured = *savings, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
+        table.add_row(row["method"], "yes" if row["feedback"] else "no", *measured)
+    return table
+
+
+def _print_part(document: dict[str, Any]) -> None:
+    """What one part of `gpu` found, as a table."""
+    from timeripple.bench.gpu import PARTS
+
+    columns = PARTS[document["part"]].columns
+    device = document["environment"].get("device", "an unknown device")
+    titles = [column.replace("_", "\n") for column in columns]
+    table = table_of(f"{document['part']}: {document['outcome']}, measured here on {device}", titles, left=titles[:2])
+    for row in document["rows"]:
+        cells = (row.get(column) for column in columns)
+        table.add_row(*("-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
+    console().print(table)
+    failures = {f"{row.get('method', '')} {row.get('case', '')}".strip(): row["failure"] for row in _failed(document)}
+    said = [f"{what}: {why}" for what, why in list(failures.items())[:15]]
+    for sentence in (*said, *document.get("notes", ()), document.get("last_words", "")):
+        say(sentence)
+
+
+def _failed(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in (*document["rows"], *document.get("cases", ())) if row.get("failure")]

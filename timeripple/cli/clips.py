@@ -1,0 +1,113 @@
+"""`compare`: the same clip by several methods."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.table import Table
+
+from timeripple.cli.common import (
+    Device,
+    Dtype,
+    Model,
+    Offload,
+    Prompt,
+    Seed,
+    console,
+    one_sentence,
+    parse_size,
+    progress_bars,
+    say,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from timeripple.clips.compare import Comparison
+    from timeripple.clips.generate import StepEvent
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(compare)
+
+
+def compare(
+    prompt: Prompt,
+    negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
+    methods: Annotated[
+        str | None,
+        typer.Option(help="Each name[:budget][:key=value...], with commas between; the first is the reference."),
+    ] = None,
+    theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="Settings saved by calibrate, as one more method; reads a JSON file.")
+    ] = None,
+    seed: Seed = 0,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the pipeline's, Pond's 20.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the pipeline's, Pond's 16.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the pipeline's, Pond's 128.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the pipeline's, Pond's 3.")] = None,
+    model: Model = "pond",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = "none",
+    out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
+) -> None:
+    """Generate one prompt with several methods from the same noise, and write videos and a report.
+
+    Names are dense, channel, token, tile and those of the baselines; a budget is the share of attention to save.
+    """
+    with one_sentence(ValueError, OSError):
+        from timeripple.clips import compare as comparing
+        from timeripple.clips.generate import Request
+        from timeripple.clips.methods import load_method, parse_method
+        from timeripple.clips.models import load_pipeline
+
+        if methods is None:
+            methods = "dense" if settings else "dense,token"
+        chosen = [parse_method(_with_theta(text.strip(), theta)) for text in methods.split(",")]
+        if settings is not None:
+            chosen.append(load_method(settings))
+        width, height = (None, None) if size is None else parse_size(size)
+        comparing.check_folder(out)
+        pipeline = load_pipeline(model, device, dtype, offload)
+        given = {"steps": steps, "num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
+        request = Request.for_pipeline(pipeline, prompt, negative_prompt=negative_prompt, seed=seed, **given)
+        comparing.check(pipeline, request, chosen)
+
+    with one_sentence(ValueError), progress_bars() as progress:
+        tasks = {method.label: progress.add_task(method.label, total=request.steps, start=False) for method in chosen}
+
+        def show(event: "StepEvent") -> None:
+            progress.start_task(tasks[event.method])
+            progress.update(tasks[event.method], completed=event.step)
+
+        comparison = comparing.compare(pipeline, request, chosen, on_step=show)
+    with one_sentence(OSError):
+        paths = comparing.save(comparison, out, pipeline)
+    console().print(_comparison_table(comparison))
+    say(f"Wrote {', '.join(path.name for path in paths)} to {out}")
+    if not comparing.can_draw():
+        say("There is no report.html, as plotly is not installed: pip install 'timeripple[app]'")
+
+
+def _with_theta(method: str, theta: float | None) -> str:
+    return method if theta is None or method == "dense" else f"{method}:theta={theta}"
+
+
+def _comparison_table(comparison: "Comparison") -> Table:
+    table = Table(title="Quality is measured against the first method", box=SIMPLE)
+    table.add_column("method", no_wrap=True)
+    for title in ("seconds\nmeasured", "speed-up\nmeasured", "attention s\nmeasured", "saving\n(kind)", "all\nsteps"):
+        table.add_column(title, justify="right")
+    table.add_column("PSNR\ndB", justify="right")
+    table.add_column("SSIM", justify="right")
+    table.add_column("VMAF", justify="right")
+    for generation, speedup, score in zip(comparison.generations, comparison.speedups, comparison.quality, strict=True):
+        seconds, saving = generation.seconds, generation.saving
+        table.add_row(
+            generation.method.label,
+            *(f"{seconds['total']:.1f}", f"{speedup:.2f}x", f"{seconds['attention']:.1f}"),
+            *((f"{saving['reuse_steps']:.1%}\n{saving['kind']}", f"{saving['all_steps']:.1%}") if saving else "--"),
+            *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}", f"{score['vmaf']:.1f}") if score else "---"),
+        )
+    return table

@@ -1,0 +1,215 @@
+"""Several methods, same prompt and noise: what each took, what it saved, how close it stayed to the first."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from diffusers import DiffusionPipeline
+
+from timeripple.attention.records import saving_by_head
+from timeripple.attention.timing import environment
+from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent, generate
+from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.quality import measure, per_frame
+from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
+
+PROBE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Generations of one request; the first is the reference.
+
+    quality: `{"psnr", "ssim", "vmaf"}` against the reference per generation, None for the reference itself; per_frame:
+    the same of each frame.
+    """
+
+    request: Request
+    generations: list[Generation]
+    quality: list[dict[str, float] | None]
+    per_frame: list[dict[str, list[float]] | None]
+
+    @property
+    def amplifications(self) -> list[int | None]:
+        """By how much differences from the reference are to be amplified to be seen, None for the reference itself."""
+        reference, *others = (generation.frames for generation in self.generations)
+        return [None] + [amplification(frames, reference) for frames in others]
+
+    @property
+    def speedups(self) -> list[float]:
+        """Measured, end to end: total seconds of the reference over those of each generation."""
+        reference = self.generations[0].seconds["total"]
+        return [reference / generation.seconds["total"] for generation in self.generations]
+
+    def settings(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
+        """What to run to get this comparison again; `read_settings` reads it."""
+        texts = ",".join(generation.method.text for generation in self.generations)
+        model = Path(pipeline.name_or_path or type(pipeline).__name__).name
+        return asdict(self.request) | {"model": model, "compared": texts}
+
+    def report(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
+        """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
+
+        Identical clips have a PSNR of `quality.PSNR_CAP`.
+        """
+        rows = zip(self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True)
+        return {
+            **self.settings(pipeline),
+            "grid": self.generations[0].summary["grid"],
+            "methods": [
+                {
+                    "method": generation.method.text,
+                    "label": generation.method.label,
+                    "budget": getattr(generation.method.config, "budget", None),
+                    "theta": getattr(generation.method.config, "theta", None),
+                    "seconds": generation.seconds,
+                    "speedup": speedup,
+                    "saving": generation.saving,
+                    "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
+                    "quality": quality,
+                    "per_frame": per_frame,
+                    "amplification": amplification,
+                    "held_bytes": generation.summary["held_bytes"],
+                }
+                for generation, speedup, quality, per_frame, amplification in rows
+            ],
+            "environment": environment(pipeline),
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "diffusers", "numpy")},
+            },
+        }
+
+
+def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
+    """Request and methods from what `Comparison.settings` gave, also as texts, such as a link's query.
+
+    Unknown names are passed over. Raises ValueError, one sentence, for values that are missing or of the wrong type.
+    """
+    found = {}
+    for each in fields(Request):
+        kind: Any = {"str": str, "int": int, "float": float}[str(getattr(each.type, "__name__", each.type))]
+        if each.name in values:
+            try:
+                found[each.name] = kind(str(values[each.name]))
+            except ValueError:
+                raise ValueError(f"{each.name} is {str(values[each.name])[:40]!r}; give a number.") from None
+    if not found.get("prompt", "").strip():
+        raise ValueError("These settings name no prompt; give those of a comparison.")
+    texts = values.get("compared", "dense,token")
+    if not isinstance(texts, str):
+        raise ValueError(f"The methods are {str(texts)[:40]!r}; give names with commas between, such as dense,token.")
+    return Request(**found), [parse_method(text) for text in texts.split(",")]
+
+
+def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) -> None:
+    """Raise ValueError, one sentence, for anything that would fail later in `compare`."""
+    request.check(pipeline)
+    if not methods:
+        raise ValueError("There is no method to compare; give at least one, such as dense.")
+    labels = [method.label for method in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"The method {label} is given twice; give it once.")
+    for method in methods:
+        method.check(request.steps)
+
+
+def compare(
+    pipeline: DiffusionPipeline,
+    request: Request,
+    methods: list[Method],
+    *,
+    on_step: Callable[[StepEvent], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> Comparison:
+    """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
+
+    An untimed step comes first, so that the first method does not pay for what only happens once.
+    """
+    check(pipeline, request, methods)
+    if should_stop is not None and should_stop():
+        raise Cancelled
+    pipeline(**replace(request, steps=1).arguments(pipeline))
+    generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
+    reference, *others = (generation.frames for generation in generations)
+    frames = [per_frame(clip, reference) for clip in others]
+    quality = [
+        measure(clip, reference) | {"vmaf": fmean(each["vmaf"])} for clip, each in zip(others, frames, strict=True)
+    ]
+    return Comparison(request, generations, [None, *quality], [None, *frames])
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise OSError, one sentence, unless files can be written to `folder`, which need not exist yet."""
+    with _staging(Path(folder)) as staging:
+        (staging / "probe").write_bytes(bytes(PROBE_BYTES))
+
+
+def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline) -> list[Path]:
+    """Write one mp4 per method, side_by_side.mp4, report.json and, where plotly is installed to draw it, report.html to
+    `folder`, all or none; returns paths.
+
+    player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
+    Files of these names are replaced, others left alone. Raises OSError, one sentence.
+    """
+    folder = Path(folder)
+    report = comparison.report(pipeline)
+    settings = comparison.settings(pipeline)
+    rows = zip(comparison.generations, comparison.speedups, comparison.quality, strict=True)
+    captions = [_caption(*row) for row in rows]
+    with _staging(folder) as staging:
+        for generation in comparison.generations:
+            path = staging / f"{generation.method.label}.mp4"
+            write_mp4(path, generation.frames, metadata=settings | {"method": generation.method.text})
+        clips = [generation.frames for generation in comparison.generations]
+        write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
+        if len(clips) > 1:
+            frames = player_frames(clips[0], clips[1], comparison.amplifications[1] or 1)
+            write_mp4(staging / "player.mp4", frames, metadata=settings)
+        (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        if can_draw():
+            from timeripple.clips.report import html_report
+
+            (staging / "report.html").write_text(html_report(report, staging))
+        folder.mkdir(parents=True, exist_ok=True)
+        names = sorted(path.name for path in staging.iterdir())
+        for name in names:
+            os.replace(staging / name, folder / name)
+    return [folder / name for name in names]
+
+
+def can_draw() -> bool:
+    """Whether plotly, which comes with the app, is installed."""
+    return find_spec("plotly") is not None
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `folder`; whatever fails inside becomes one sentence, as OSError."""
+    staging = None
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        staging = Path(tempfile.mkdtemp(prefix=".timeripple-", dir=existing))
+        yield staging
+    except OSError as error:
+        raise OSError(f"Cannot write to {folder}: {(error.strerror or str(error)).lower()}.") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _caption(generation: Generation, speedup: float, quality: dict[str, Any] | None) -> str:
+    parts = [generation.method.label, f"{generation.seconds['total']:.1f} s"]
+    parts += [f"{speedup:.2f}x", f"{quality['psnr']:.1f} dB"] if quality else []
+    return " · ".join(parts)

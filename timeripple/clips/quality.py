@@ -1,0 +1,95 @@
+"""How close two clips are: PSNR, SSIM and VMAF of raw frames, never of coded video."""
+
+import json
+import math
+import subprocess
+import tempfile
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from timeripple.clips.video import enlarge
+
+PSNR_CAP = 100.0
+"""What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""
+
+
+def psnr_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """PSNR in dB of each frame, [F] float64, inf where identical; clips are uint8 [F, H, W, 3]."""
+    error = _difference(clip, reference) ** 2
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(255**2 / error.mean(axis=(1, 2, 3)))
+
+
+def psnr(clip: np.ndarray, reference: np.ndarray) -> float:
+    """PSNR in dB from the mean squared error over the whole clip, inf if identical; clips are uint8 [F, H, W, 3]."""
+    error = (_difference(clip, reference) ** 2).mean()
+    return 10 * math.log10(255**2 / error) if error else math.inf
+
+
+def ssim_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """SSIM of each frame as Wang et al. (2004) define it (Gaussian window, sigma 1.5), mean over channels, [F]."""
+    _difference(clip, reference)
+    return np.array(
+        [
+            structural_similarity(
+                a, b, channel_axis=-1, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+            for a, b in zip(clip, reference, strict=True)
+        ]
+    )
+
+
+def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
+    """Mean SSIM over the frames; clips are uint8 [F, H, W, 3] of at least 11x11 pixels."""
+    return float(ssim_per_frame(clip, reference).mean())
+
+
+def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """VMAF of each frame, 0 to 100, by libvmaf's default model (v0.6.1), [F] float64; clips are uint8 [F, H, W, 3].
+
+    Small clips are enlarged first, as they are shown. Raises OSError, one sentence, if ffmpeg cannot measure.
+    """
+    _difference(clip, reference)
+    clips = {"clip.rgb": enlarge(clip), "reference.rgb": enlarge(reference)}
+    height, width = clips["clip.rgb"].shape[1:3]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+    for name in clips:
+        command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", name]
+    luma = "scale=out_color_matrix=bt709:out_range=tv,format=yuv444p"
+    graph = f"[0]{luma}[clip];[1]{luma}[reference];[clip][reference]libvmaf=log_fmt=json:log_path=vmaf.json"
+    with tempfile.TemporaryDirectory(prefix="timeripple-") as folder:
+        for name, frames in clips.items():
+            (Path(folder) / name).write_bytes(frames.tobytes())
+        result = subprocess.run([*command, "-lavfi", graph, "-f", "null", "-"], cwd=folder, capture_output=True)
+        if result.returncode:
+            reason = result.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
+            raise OSError(f"VMAF cannot be measured: {reason or 'ffmpeg failed'}.")
+        log = json.loads((Path(folder) / "vmaf.json").read_text())
+    return np.array([frame["metrics"]["vmaf"] for frame in log["frames"]])
+
+
+def per_frame(clip: np.ndarray, reference: np.ndarray) -> dict[str, list[float]]:
+    """`{"psnr", "ssim", "vmaf"}` of each frame as reports hold them: PSNR in dB, at most `PSNR_CAP`."""
+    return {
+        "psnr": np.minimum(psnr_per_frame(clip, reference), PSNR_CAP).tolist(),
+        "ssim": ssim_per_frame(clip, reference).tolist(),
+        "vmaf": vmaf_per_frame(clip, reference).tolist(),
+    }
+
+
+def measure(clip: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """`{"psnr", "ssim"}` as reports hold them: PSNR in dB, at most `PSNR_CAP`. Quick, so without VMAF."""
+    return {"psnr": min(psnr(clip, reference), PSNR_CAP), "ssim": ssim(clip, reference)}
+
+
+def _difference(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """float64 [F, H, W, 3]; raises ValueError for clips that cannot be compared."""
+    if clip.shape != reference.shape or clip.dtype != np.uint8 or reference.dtype != np.uint8:
+        raise ValueError(
+            f"clips of {clip.dtype} {clip.shape} and {reference.dtype} {reference.shape} cannot be compared; "
+            "give two of uint8 and of one shape."
+        )
+    return clip.astype(np.float64) - reference

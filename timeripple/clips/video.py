@@ -1,0 +1,174 @@
+"""Reading and writing clips, and putting them side by side. Clips are uint8 RGB [F, H, W, 3]."""
+
+import errno
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import cv2
+import imageio_ffmpeg
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FPS = 8
+WATCHABLE = 512
+"""Pixels up to which small clips are enlarged."""
+CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
+AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
+
+
+def enlarge(frames: np.ndarray) -> np.ndarray:
+    """Small clips 2, 3 or 4 times as large (Lanczos), as far as the longer side stays within 512 pixels."""
+    height, width = frames.shape[1:3]
+    factor = min(4, WATCHABLE // max(height, width))
+    if factor < 2:
+        return frames
+    size = (width * factor, height * factor)
+    return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LANCZOS4) for frame in frames])
+
+
+def side_by_side(clips: list[np.ndarray], captions: list[str]) -> np.ndarray:
+    """Clips of one shape next to each other, enlarged, with a seam between them and a caption above each.
+
+    Returns uint8 [F, H + 32, n * W + (n - 1) * 8, 3], H and W after `enlarge`. Raises ValueError if shapes differ.
+    """
+    if len({clip.shape for clip in clips}) != 1:
+        raise ValueError(f"clips of shapes {[clip.shape for clip in clips]} do not fit side by side; give equal ones.")
+    clips = [enlarge(clip) for clip in clips]
+    frames, height, width, _ = clips[0].shape
+    canvas = np.zeros((frames, CAPTION_HEIGHT + height, len(clips) * (width + SEAM) - SEAM, 3), np.uint8)
+    for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        columns = slice(index * (width + SEAM), index * (width + SEAM) + width)
+        canvas[:, :CAPTION_HEIGHT, columns] = _caption(caption, width)
+        canvas[:, CAPTION_HEIGHT:, columns] = clip
+    return canvas
+
+
+def amplification(clip: np.ndarray, reference: np.ndarray) -> int:
+    """The largest of `AMPLIFICATIONS` at which at most 1 % of the values of `amplified_difference` are cut off."""
+    largest = np.percentile(amplified_difference(clip, reference, 1), 99)
+    return next((factor for factor in AMPLIFICATIONS if factor * largest <= 255), 1)
+
+
+def amplified_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -> np.ndarray:
+    """min(255, factor * |clip - reference|) of each value: black where equal; uint8 [F, H, W, 3] all three."""
+    difference = np.abs(clip.astype(np.int16) - reference)
+    return np.minimum(255, factor * difference).astype(np.uint8)
+
+
+def player_frames(reference: np.ndarray, clip: np.ndarray, factor: int) -> np.ndarray:
+    """What a player shows of two clips: reference, clip and `amplified_difference`, enlarged, next to each other.
+
+    Returns uint8 [F, H, 3 * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated 8 times
+    on both sides, so that coding does not let one bleed into the next.
+    """
+    panels = [enlarge(panel) for panel in (reference, clip, amplified_difference(clip, reference, factor))]
+    sides = ((0, 0), (0, 0), (SEAM, SEAM), (0, 0))
+    return np.concatenate([np.pad(panel, sides, mode="edge") for panel in panels], axis=2)
+
+
+def _caption(text: str, width: int) -> np.ndarray:
+    """White on black, uint8 [32, width, 3]; text that is too wide is set smaller."""
+    image = Image.new("RGB", (width, CAPTION_HEIGHT))
+    draw = ImageDraw.Draw(image)
+    fitting = (f for f in map(ImageFont.load_default, range(CAPTION_SIZE, 6, -1)) if draw.textlength(text, f) <= width)
+    font = next(fitting, ImageFont.load_default(7))
+    draw.text((width / 2, CAPTION_HEIGHT / 2), text, fill="white", font=font, anchor="mm")
+    return np.asarray(image)
+
+
+def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: dict[str, Any] | None = None) -> None:
+    """Write H.264, yuv420p, that every browser plays and scrubs (faststart, a key frame every second).
+
+    Small clips are enlarged (`enlarge`); odd sizes are made even by repeating the last row or column. `metadata` is
+    kept as JSON in the file's comment. Raises OSError, one sentence, and leaves no file behind if writing fails.
+    """
+    frames = enlarge(frames)
+    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
+    height, width = frames.shape[1:3]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
+    colour = "colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={colour}", "-pix_fmt", "yuv420p"]
+    command += ["-c:v", "libx264", "-crf", "16", "-g", str(fps), "-movflags", "+faststart"]
+    command += ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
+    result = subprocess.run([*command, "-f", "mp4", str(path)], input=frames.tobytes(), capture_output=True)
+    if result.returncode:
+        if Path(path).is_file():
+            Path(path).unlink()
+        reason = result.stderr.decode(errors="replace").strip()
+        if "No space left on device" in reason:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """What `write_mp4` kept as metadata. Raises ValueError, one sentence, for a file that holds none."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
+    command += ["-i", str(path), "-f", "ffmetadata", "-"]
+    text = subprocess.run(command, capture_output=True, timeout=30).stdout.decode(errors="replace")
+    lines = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
+    try:
+        metadata = json.loads(re.sub(r"\\(.)", r"\1", lines[1], flags=re.DOTALL)) if lines else None
+    except json.JSONDecodeError:
+        metadata = None
+    if not isinstance(metadata, dict):
+        raise ValueError("This file holds no settings; give an mp4 that TimeRipple wrote.")
+    return metadata
+
+
+CONTAINERS = {  # what a file of this format holds at its start, as (offset, bytes), and the reader that may open it
+    "mov": (4, b"ftyp"),
+    "matroska": (0, b"\x1a\x45\xdf\xa3"),
+    "avi": (8, b"AVI "),
+    "gif": (0, b"GIF8"),
+}
+
+
+def read_clip(
+    path: str | Path, num_frames: int, height: int, width: int, max_pixels: int = 4096 * 4096, max_seconds: float = 60
+) -> np.ndarray:
+    """The beginning of anybody's video at 8 frames a second, cropped to the middle: uint8 [F, height, width, 3].
+
+    F is num_frames, or fewer, but at least 2, where the video is shorter. Only MP4, WebM, MKV, AVI and GIF are opened,
+    by what is in the file, so that no playlist can point elsewhere. Raises ValueError, one sentence, for files that
+    are no such video, larger than max_pixels per frame or longer than max_seconds.
+    """
+    with open(path, "rb") as file:
+        head = file.read(16)
+    container = next((name for name, (at, mark) in CONTAINERS.items() if head[at : at + len(mark)] == mark), None)
+    if container is None:
+        raise ValueError("This file is no video that can be read; give an MP4, WebM, MKV, AVI or GIF file.")
+    source = ["-f", container, "-protocol_whitelist", "file"]
+    crop = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
+    output = ["-vf", crop, "-frames:v", str(num_frames)]
+    reader = imageio_ffmpeg.read_frames(str(path), input_params=source, output_params=output)
+    frames = []
+    try:
+        facts = next(reader)
+        pixels, seconds = facts["source_size"][0] * facts["source_size"][1], facts["duration"]
+        if pixels > max_pixels:
+            size = "×".join(map(str, facts["source_size"]))
+            raise ValueError(f"This video has frames of {size} pixels; give one of at most {max_pixels:,} pixels.")
+        if seconds > max_seconds:
+            raise ValueError(f"This video is {seconds:.0f} seconds long; give one of at most {max_seconds:g} seconds.")
+        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
+    except (OSError, RuntimeError, LookupError, AssertionError, StopIteration):
+        pass  # whatever ffmpeg cannot make sense of
+    finally:
+        reader.close()
+    if len(frames) < 2:
+        raise ValueError(f"This video holds no moving picture: {len(frames)} frames could be read; give at least 2.")
+    return np.stack(frames)
+
+
+def read_mp4(path: str | Path) -> np.ndarray:
+    """Frames of a video file, uint8 [F, H, W, 3]. Raises OSError, one sentence, if it cannot be read."""
+    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    try:
+        width, height = next(reader)["source_size"]
+    except OSError:
+        raise OSError(f"{path} cannot be read as a video.") from None
+    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
