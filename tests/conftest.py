@@ -11,14 +11,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
 from diffusers import (
     AutoencoderKLWan,
+    AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
 )
 
-from timeripple.pond.autoencoder import build_autoencoder
-from timeripple.pond.model import LATENT_CHANNELS, PROMPT_DIM, PondPromptEncoder
+from timeripple.pond.model import PROMPT_DIM, PondPromptEncoder
 from timeripple.pond.pipeline import PondPipeline
 
 torch.set_num_threads(1)  # the tensors are small: more threads wait for each other longer than they work
@@ -33,8 +33,8 @@ def tiny_pipeline() -> PondPipeline:
             patch_size=(1, 1, 1),
             num_attention_heads=2,
             attention_head_dim=24,
-            in_channels=LATENT_CHANNELS + 3,
-            out_channels=LATENT_CHANNELS,
+            in_channels=8 + 3,
+            out_channels=8,
             text_dim=PROMPT_DIM,
             freq_dim=32,
             ffn_dim=64,
@@ -45,7 +45,14 @@ def tiny_pipeline() -> PondPipeline:
         pipeline = PondPipeline(
             prompt_encoder=PondPromptEncoder(),
             transformer=transformer,
-            vae=build_autoencoder(),
+            vae=AutoencoderTiny(
+                encoder_block_out_channels=(8,) * 4,
+                decoder_block_out_channels=(8,) * 4,
+                num_encoder_blocks=(0, 1, 1, 1),
+                num_decoder_blocks=(1, 1, 1, 0),
+                latent_channels=8,
+                scaling_factor=2.0,
+            ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )
     for part in (pipeline.prompt_encoder, pipeline.transformer, pipeline.vae):

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple.pond.autoencoder import LatentBasis
 from timeripple.pond.model import with_coordinates
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import PromptError
@@ -91,20 +90,6 @@ def test_unknown_words_never_give_a_video(tiny_pipeline):
         tiny_pipeline("a red dragon", **SMALL)
     with pytest.raises(PromptError, match="zebra"):
         tiny_pipeline(PROMPT, negative_prompt="zebra", **SMALL)
-
-
-def test_latent_basis_is_the_principal_components():
-    """On patches made of 8 orthonormal patterns, projecting and rebuilding loses nothing, and latents are white."""
-    torch.manual_seed(0)
-    patterns = torch.linalg.qr(torch.randn(192, 8)).Q.T
-    coefficients = torch.randn(64, 4, 4, 8) * torch.arange(1.0, 9.0)
-    frames = torch.nn.functional.pixel_shuffle((coefficients @ patterns).movedim(-1, 1), 8)
-    basis = LatentBasis.fit(frames)
-    latents = basis.project(frames)
-    assert latents.shape == (64, 8, 4, 4)
-    rebuilt = (latents.movedim(1, -1) * basis.std) @ basis.components + basis.mean
-    torch.testing.assert_close(rebuilt, coefficients @ patterns, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(torch.cov(latents.movedim(1, 0).flatten(1)), torch.eye(8), atol=2e-2, rtol=0)
 
 
 def test_coordinates_are_centres_of_cells_from_minus_one_to_one():

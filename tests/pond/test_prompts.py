@@ -38,6 +38,19 @@ def test_natural_phrasing_with_synonyms():
     assert description == Description("red", "ball", "small", "left", "ocean", "sunset", None)
 
 
+def test_a_subject_may_spin():
+    assert parse_prompt("a blue star that spins over the sea") == Description("blue", "star", None, "spinning", "ocean")
+    assert parse_prompt("one large cube rotating in the snow").motion == "spinning"
+
+
+def test_ids_of_the_first_edition_stay():
+    """Its weights know 39 concepts; what joined the grammar since comes after them."""
+    assert concept_ids(Description("red", "fish", "large", "still", "ocean", "night", "pan right")) == [
+        1, 15, 18, 27, 28, 36, 39,
+    ]  # fmt: skip
+    assert concept_ids(Description(motion="spinning"))[3] == 40 == NUM_CONCEPTS - 1
+
+
 def test_camera_direction_is_not_the_motion():
     description = parse_prompt("a blue fish swimming right in the sky while the camera pans left")
     assert (description.motion, description.camera) == ("right", "pan left")
@@ -57,6 +70,8 @@ def test_no_synonym_belongs_to_two_concepts():
         ("a red ball " * 500, "5500 characters"),
         ("a red dragon in the sky", '"dragon"'),
         ("a red baal in the sky", "ball"),
+        ("a glass ball in the sky", "colours are red"),
+        ("a red ball on the glass", "did you mean grass"),
         ("a red and blue ball", '"red" and "blue"'),
         ("red in the sky", "no subject"),
         ("<script>alert(1)</script>", '"script"'),
@@ -83,7 +98,7 @@ def test_training_and_held_out_combinations_do_not_meet():
     ]
     assert not shown & held_out
     share = sum(is_held_out(Description(c, s, None, m, b)) for c in SLOTS["colour"] for s in SLOTS["subject"]
-                for m in SLOTS["motion"] for b in SLOTS["background"]) / (8 * 7 * 9 * 6)  # fmt: skip
+                for m in SLOTS["motion"] for b in SLOTS["background"]) / (8 * 7 * 10 * 6)  # fmt: skip
     assert 0.04 < share < 0.09
     for index, slot in enumerate(("colour", "subject", "motion", "background")):
         assert {combination[index] for combination in held_out} == set(SLOTS[slot])

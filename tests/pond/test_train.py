@@ -1,109 +1,116 @@
 import json
-from pathlib import Path
+import random
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from timeripple.pond import train
-from timeripple.pond.autoencoder import LatentBasis, to_tensor
-from timeripple.pond.model import build_transformer, with_coordinates
+from timeripple.pond import autoencoder, clips, train
+from timeripple.pond.model import with_coordinates
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.pond.prompts import Description, is_held_out
-from timeripple.pond.scenes import render
-from timeripple.pond.train import RotaryOfFrames, Stage, around_subject, flow_matching_loss, training_clip
-
-SCENE = Description("red", "ball", "large", "still", "snow", "day", "static")
-TINY = (
-    Stage("pairs", 4, 32, 3, seen=2, batch=2, iterations=2, lr=0.1, final_lr=0.1, subject_weight=2),
-    Stage("clips", 4, 32, 3, seen=4, batch=1, iterations=1, lr=0.1, final_lr=0.0, subject_weight=1),
-)
-
-
-def test_frames_keep_the_rotary_of_their_clip():
-    rope = build_transformer().rope
-    whole = rope(torch.empty(1, 8, 6, 3, 2))
-    some = RotaryOfFrames(rope, 6, 2)
-    some.frames.copy_(torch.tensor([1, 4]))
-    tokens = [frame * 6 + i for frame in (1, 4) for i in range(6)]
-    for expected, found in zip(whole, some(torch.empty(1, 8, 2, 3, 2)), strict=True):
-        assert torch.equal(found, expected[:, tokens])
+from timeripple.pond.prompts import is_held_out
+from timeripple.pond.train import LatentClips, Stage, around_subject, flow_matching_loss, stage_at
 
 
 def test_cells_around_the_subject():
-    frames = render(SCENE, 3, 2, 128, 128)
-    cells = around_subject(frames)
-    assert cells.shape == (2, 16, 16) and cells.dtype == torch.bool
-    assert cells[:, 7:10, 7:9].all()  # a still ball of radius 0.2 near the middle
-    assert not cells[:, 0].any() and not cells[:, :, 0].any()
-    assert 0.1 < cells.float().mean() < 0.4
+    """A pixel in frame 6 marks its cell and the eight around it, in the latent frame of frames 5 to 8."""
+    covers = torch.zeros(1, 9, 40, 48, dtype=torch.bool)
+    covers[0, 6, 20, 25] = True
+    cells = around_subject(covers)
+    expected = torch.zeros(1, 3, 5, 6, dtype=torch.bool)
+    expected[0, 2, 1:4, 2:5] = True
+    assert torch.equal(cells, expected)
+
+
+def test_a_run_goes_through_its_stages_by_their_shares(monkeypatch):
+    monkeypatch.setattr(train, "STAGES", (Stage("a", 1, ()), Stage("b", 2, ()), Stage("c", 1, ())))
+    assert [stage_at(p, 0) for p in (0, 0.2, 0.3, 0.7, 0.8, 1)] == [0, 0, 1, 1, 2, 2]
+    assert [stage_at(p, 1) for p in (0, 0.6, 0.7, 1)] == [1, 1, 2, 2]
+    assert stage_at(0.5, 2) == 2
 
 
 def test_training_shows_no_held_out_combination_and_repeats_itself():
-    for index in range(20):
-        description, frames = training_clip(TINY[0], index)
-        assert not is_held_out(description) and frames.shape == (4, 32, 32, 3)
-    again, same = training_clip(TINY[0], 19)
-    assert again == description and (same == frames).all()
+    one, other = (clips.random_clips(12, 5, 32, random.Random(3), "cpu") for _ in range(2))
+    assert not any(is_held_out(description) for description in one[0])
+    assert one[0] == other[0] and torch.equal(one[1], other[1])
 
 
-def test_the_loss_is_the_weighted_error_of_the_frames_seen():
-    """A denoiser that answers 0 leaves (noise - clean)²; cells of weight 3 count three times."""
-    seen_inputs = []
+def test_the_newest_examples_are_kept():
+    kept = clips.Newest(capacity=5)
+    for start in (0, 3, 6):
+        kept.add(torch.arange(start, start + 3), torch.arange(start, start + 3) * 10)
+    assert len(kept) == 5 and kept.seen == 9
+    numbers, tens = kept.draw(200)
+    assert set(numbers.tolist()) == {4, 5, 6, 7, 8} and torch.equal(tens, numbers * 10)
+
+
+def test_the_loss_is_the_weighted_error_of_the_velocity():
+    """A denoiser that answers 0 leaves (noise - clean)²; cells around the subject count three times."""
+    inputs = []
 
     def nothing(seen, timestep, embeds, return_dict):
-        seen_inputs.append(seen)
-        return (torch.zeros_like(seen[:, :8]),)
+        inputs.append((seen, timestep))
+        return (torch.zeros_like(seen[:, :16]),)
 
     torch.manual_seed(0)
-    clean = torch.randn(2, 8, 4, 2, 2)
-    subjects = torch.zeros(2, 4, 2, 2, dtype=torch.bool)
-    subjects[:, :, 0] = True
-    batch = {"latents": clean.half(), "ids": torch.zeros(2, 7, dtype=torch.long), "subjects": subjects}
-    denoiser = {"prompt_encoder": lambda ids: ids}
-    frames, weight = torch.tensor([0, 3]), torch.rand(8) + 0.5
+    clean, cells = torch.randn(2, 16, 3, 2, 2), torch.zeros(2, 3, 2, 2, dtype=torch.bool)
+    cells[:, :, 0] = True
+    denoiser = {"prompt_encoder": lambda ids: ids, "transformer": nothing}
     torch.manual_seed(1)
-    loss = flow_matching_loss(denoiser, nothing, batch, frames, weight, 3.0)
+    loss = flow_matching_loss(denoiser, clean.half(), torch.zeros(2, 7, dtype=torch.long), cells)
     torch.manual_seed(1)
     u = (torch.randperm(2) + torch.rand(2)) / 2
-    sigma = (3 * u / (1 + 2 * u)).view(-1, 1, 1, 1, 1)
-    noise = torch.randn(2, 8, 4, 2, 2)
-    clean = clean.half().float()
-    error = (noise - clean)[:, :, frames].pow(2) * weight.view(-1, 1, 1, 1)
-    expected = (3 * error[..., 0, :].mean() + error[..., 1, :].mean()) / 4
-    torch.testing.assert_close(loss, expected)
-    whole = with_coordinates((1 - sigma) * clean + sigma * noise)
-    torch.testing.assert_close(seen_inputs[0], whole[:, :, frames])
+    sigma = 3 * u / (1 + 2 * u)
+    noise, clean = torch.randn(2, 16, 3, 2, 2), clean.half().float()
+    error = (noise - clean).pow(2)
+    torch.testing.assert_close(loss, (3 * error[..., 0, :].mean() + error[..., 1, :].mean()) / 4)
+    at = sigma.view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(inputs[0][0], with_coordinates((1 - at) * clean + at * noise))
+    torch.testing.assert_close(inputs[0][1], sigma * 1000)
 
 
-def test_training_resumes_logs_samples_and_exports(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STAGES", TINY)
-    monkeypatch.setattr(torch, "compile", lambda model, **_: model)
-    basis = LatentBasis.fit(to_tensor(render(SCENE, 0, 4, 64, 64)))
-    out, pond = tmp_path / "run", Path(__file__).parents[2] / "assets" / "pond"
-    out.mkdir()
-    save_file(
-        {"mean": basis.mean, "components": basis.components.contiguous(), "std": basis.std}, out / "basis.safetensors"
-    )
-    train.train(out, minutes=0, init=pond, start="pairs")  # out of time after one iteration, before a checkpoint
-    assert not (out / "checkpoint.pt").exists()
-    train.train(out, None, pond, "pairs")
+@pytest.fixture
+def tiny(monkeypatch):
+    """Training in seconds: tiny clips, windows, batches and models."""
+    sizes = ((5, 32), (9, 32), (9, 48))
+    for module in (clips, autoencoder, train):
+        monkeypatch.setattr(module, "SIZES", sizes)
+    for module in (clips, autoencoder):
+        monkeypatch.setattr(module, "WINDOWS", ((9, 32), (5, 48)))
+    monkeypatch.setattr(train, "TOKENS", {"cpu": 100})
+    monkeypatch.setattr(train, "CAPACITY", {"cpu": (8, 8, 8)})
+    monkeypatch.setattr(train, "LOG_SECONDS", 0)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **_: None)
+    return sizes
+
+
+def test_clips_become_latents_and_are_drawn_several_times(tiny):
+    torch.manual_seed(0)
+    latents = LatentClips(autoencoder.build_autoencoder(), random.Random(0), "cpu")
+    batches = [latents.draw(Stage("small", 1, (1.0, 0.0, 0.0))) for _ in range(3)]
+    for drawn, ids, cells in batches:
+        assert drawn.shape == (3, 16, 2, 4, 4) and ids.shape == (3, 7) and cells.shape == (3, 2, 4, 4)
+    assert latents.kept[tiny[0]].seen == 3 + 1 + 1  # a whole batch first, then one in eight anew
+
+
+def test_a_run_trains_both_parts_goes_on_and_exports(tiny, tmp_path):
+    out = tmp_path / "run"
+    train.train(out, 0, "cpu", None, None, 1.0)
+    assert json.loads((out / "vae.jsonl").read_text().splitlines()[-1])["held_out_psnr"] > 0
+    first = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
+    assert first and all(0 < row["loss"] < 20 for row in first)
+    train.train(out, 0, "cpu", None, "all", 0.1)
     rows = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
-    assert [(row["iteration"], row["stage"]) for row in rows] == [(2, "pairs"), (3, "clips")]
-    assert all(0 < row["loss"] < 10 for row in rows)
-    assert (out / "samples-000002.png").exists() and (out / "samples-000003.png").exists()
-    train.train(out, None, None, "pairs")  # finished: nothing happens
-    assert len((out / "loss.jsonl").read_text().splitlines()) == 2
+    assert rows[-1]["stage"] == "all" and rows[-1]["iteration"] > first[-1]["iteration"]
 
     train.export(out, tmp_path / "exported")
-    shipped = PondPipeline.from_pretrained(pond).transformer.state_dict()
-    exported = PondPipeline.from_pretrained(tmp_path / "exported").transformer.state_dict()
-    assert exported.keys() == shipped.keys()
-    changed = [name for name in shipped if not torch.equal(shipped[name], exported[name])]
-    assert changed and all(torch.allclose(shipped[n].float(), exported[n].float(), atol=0.2) for n in shipped)
+    pipeline = PondPipeline.from_pretrained(tmp_path / "exported", torch_dtype=torch.float32)
+    frames = pipeline("a red ball spinning", None, 5, 32, 32, 2).frames
+    assert frames.shape == (1, 5, 32, 32, 3)
+    averaged = torch.load(out / "checkpoint.pt", weights_only=True)["ema"]["prompt_encoder.embedding.weight"]
+    torch.testing.assert_close(pipeline.prompt_encoder.embedding.weight, averaged.half().float())
 
 
 def test_an_unknown_stage_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"stage 'epic'.*small, pairs, fours, clips"):
-        train.train(tmp_path, None, None, "epic")
-    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"stage 'epic'.*small, whole, all"):
+        train.train(tmp_path / "new", 1, "cpu", None, "epic", 1.0)
+    assert not (tmp_path / "new").exists()

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from timeripple.clips.models import load_pipeline
-from timeripple.pond.autoencoder import reconstruction_psnr, to_tensor
-from timeripple.pond.evaluate import held_out_clips
+from timeripple.pond.autoencoder import reconstruction_psnr
+from timeripple.pond.clips import held_out_clips, held_out_descriptions
 from timeripple.pond.judge import judge
 from timeripple.pond.prompts import describe
 
@@ -35,14 +35,14 @@ def test_self_attention_dominates_at_4096_tokens(pond):
 
 
 def test_the_autoencoder_keeps_held_out_clips(pond):
-    frames = torch.cat([to_tensor(clip) for _, clip in held_out_clips(8, 2, 128)])
-    assert reconstruction_psnr(pond.vae, frames) >= 32
+    clips = [clip for _, clip in held_out_clips(8, 2, 128)]
+    assert reconstruction_psnr(pond.vae, clips) >= 32
 
 
 def test_colour_and_background_follow_the_prompt(pond):
     """A few held-out prompts at 512 tokens; the full evaluation is `python -m timeripple.pond.evaluate`."""
-    right = 0
-    for seed, (asked, _) in enumerate(held_out_clips(4, 8, 64)):
+    right, known = 0, pond.prompt_encoder.config.num_concepts
+    for seed, (asked, _) in enumerate(held_out_descriptions(4, known)):
         generator = torch.Generator().manual_seed(seed)
         frames = pond(describe(asked), None, 8, 64, 64, 8, generator=generator).frames[0]
         seen = judge((frames * 255).round().astype("uint8"))

@@ -25,7 +25,8 @@ from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips.generate import Request
 from timeripple.inspection.correlations import axis_correlation, correlated_noise
 from timeripple.inspection.probe import Capture, capture
-from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
+from timeripple.pond.autoencoder import SPATIAL_FACTOR
+from timeripple.pond.pipeline import PondPipeline
 
 SHAPES = {  # grid, heads, head_dim
     "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames

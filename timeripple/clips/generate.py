@@ -14,7 +14,8 @@ from diffusers import DiffusionPipeline
 from timeripple.attention.timing import Stopwatch
 from timeripple.clips.methods import Method
 from timeripple.hooks import transformers
-from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
+from timeripple.pond.autoencoder import SPATIAL_FACTOR
+from timeripple.pond.pipeline import PondPipeline
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
 SIZE_STEP = 16  # pixels: what autoencoders and patches of all supported models divide

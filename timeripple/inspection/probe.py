@@ -23,7 +23,7 @@ from timeripple.clips.generate import Cancelled, Request, freed, to_frames
 from timeripple.hooks import disable, enable, family_of
 from timeripple.inspection import attention_maps as maps
 from timeripple.inspection.correlations import correlation_table
-from timeripple.pond.autoencoder import to_tensor
+from timeripple.pond.autoencoder import to_video
 from timeripple.pond.pipeline import PondPipeline
 
 
@@ -97,7 +97,7 @@ def inspect_clip(
     pipeline.check_inputs(frames, height, width, num_inference_steps)
     _check_steps(steps, num_inference_steps)
     config = CaptureConfig(frozenset(steps), None)
-    clean = pipeline.encode(to_tensor(clip).transpose(0, 1)[None].to(pipeline.device)).float()
+    clean = pipeline.encode(to_video(clip).to(pipeline.device)).float()
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed)).to(clean)
     with _enabled(pipeline, config):
         for done, step in enumerate(sorted(steps), start=1):

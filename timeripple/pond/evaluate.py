@@ -5,7 +5,6 @@ python -m timeripple.pond.evaluate --judge                 # the judge itself, o
 """
 
 import json
-import random
 import time
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +15,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from timeripple.pond.autoencoder import reconstruction_psnr, to_tensor
+from timeripple.pond.autoencoder import reconstruction_psnr
+from timeripple.pond.clips import held_out_clips
 from timeripple.pond.judge import Sighting, judge
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.pond.prompts import Description, describe, random_description
-from timeripple.pond.scenes import render
+from timeripple.pond.prompts import Description, describe
+from timeripple.pond.shape import Shape, measure_shape
 
-CLIP_SEED = 20_000
 ASPECTS = ("colour", "motion", "background", "subject")
+CHANGES_SIZE = ("growing", "shrinking")
 
 
 def shares(pairs: list[tuple[Description, Sighting]]) -> dict[str, float]:
@@ -34,41 +34,61 @@ def shares(pairs: list[tuple[Description, Sighting]]) -> dict[str, float]:
     }
 
 
-def held_out_descriptions(count: int, rng: random.Random | None = None) -> list[Description]:
-    """Descriptions of held-out combinations, the same for every call."""
-    rng = rng or random.Random(CLIP_SEED)
-    return [random_description(rng, held_out=True) for _ in range(count)]
+def shapes(pairs: list[tuple[Description, Shape]]) -> dict[str, float]:
+    """Means over clips: outline and one_piece (0 to 1), steady where the size should not change (a ratio), and the
+    width of the border, edge (pixels)."""
+
+    def mean(values: list[float | None]) -> float:
+        known = [value for value in values if value is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    return {
+        "outline": mean([shape.outline or 0.0 for _, shape in pairs]),
+        "one_piece": mean([shape.one_piece for _, shape in pairs]),
+        "steady": mean([shape.steady for asked, shape in pairs if asked.motion not in CHANGES_SIZE]),
+        "edge": mean([shape.edge for _, shape in pairs]),
+    }
 
 
-def held_out_clips(count: int, num_frames: int, size: int) -> list[tuple[Description, np.ndarray]]:
-    """Rendered clips of held-out descriptions, the same for every call."""
-    rng = random.Random(CLIP_SEED)
-    descriptions = held_out_descriptions(count, rng)
-    return [(d, render(d, rng.getrandbits(31), num_frames, size, size)) for d in descriptions]
+def judged(clips: list[tuple[Description, np.ndarray]]) -> dict[str, float]:
+    """What is measured of clips, uint8 RGB [F, H, W, 3], that should show their descriptions; edge in pixels."""
+    seen = [(asked, judge(clip)) for asked, clip in clips]
+    return shares(seen) | shapes([(asked, measure_shape(clip, asked.subject)) for asked, clip in clips])
 
 
 def evaluate(
     pipeline: PondPipeline, prompts: int, num_frames: int, size: int, steps: int, guidance_scale: float
 ) -> dict:
-    """Generate held-out prompts and judge them; returns shares per aspect, the autoencoder's PSNR and the settings."""
+    """Generate held-out prompts and judge them.
+
+    Returns: colour, motion, background, subject, outline and one_piece (0 to 1), steady and edge (ratios: of the area's
+    deviation to its mean, and of the border's width to that of the same clips as rendered), vae_psnr (dB), the settings
+    and what was missed.
+    """
     pipeline.set_progress_bar_config(disable=True)
-    descriptions = held_out_descriptions(prompts)
-    pairs, misses, started = [], [], time.perf_counter()
-    for index, asked in enumerate(track(descriptions, "Generating", console=Console(stderr=True))):
-        generator = torch.Generator().manual_seed(index)
+    known = pipeline.prompt_encoder.config.num_concepts
+    started, generated, rendered, misses = time.perf_counter(), [], [], []
+    for asked, clip in track(
+        held_out_clips(prompts, num_frames, size, known),
+        "Generating",
+        console=Console(stderr=True),
+    ):
+        generator = torch.Generator().manual_seed(len(generated))
         frames = pipeline(
             describe(asked), None, num_frames, size, size, steps, guidance_scale, generator=generator
         ).frames[0]
-        seen = judge((frames * 255).round().astype(np.uint8))
-        pairs.append((asked, seen))
+        generated.append((asked, (frames * 255).round().astype(np.uint8)))
+        rendered.append((asked, clip))
+        seen = judge(generated[-1][1])
         wrong = {aspect: getattr(seen, aspect) for aspect in ASPECTS if getattr(seen, aspect) != getattr(asked, aspect)}
         if wrong:
             misses.append({"prompt": describe(asked), "seen": wrong})
-    reference = torch.cat([to_tensor(clip[::5]) for _, clip in held_out_clips(min(prompts, 16), num_frames, size)])
+    result, ideal = judged(generated), judged(rendered)
     return {
-        **shares(pairs),
-        "vae_psnr": reconstruction_psnr(pipeline.vae, reference),
-        "prompts": prompts,
+        **result,
+        "edge": result["edge"] / ideal["edge"],
+        "vae_psnr": reconstruction_psnr(pipeline.vae, [clip for _, clip in rendered[:16]]),
+        "prompts": len(generated),
         "frames": num_frames,
         "size": size,
         "steps": steps,
@@ -90,7 +110,7 @@ def main(
 ) -> None:
     """Evaluate Pond, or the judge."""
     if judge_only:
-        result = shares([(asked, judge(clip)) for asked, clip in held_out_clips(prompts, num_frames, size)])
+        result = judged(held_out_clips(prompts, num_frames, size))
     else:
         pipeline = PondPipeline.from_pretrained(model, torch_dtype=torch.float32)
         result = evaluate(pipeline, prompts, num_frames, size, steps, guidance_scale)

@@ -1,7 +1,7 @@
 """Reads back with OpenCV what a clip shows: colour, subject, motion, background. Never asks the model.
 
-Subjects are the only strongly coloured things in a scene (`scenes.MAX_BACKGROUND_SATURATION`), so a threshold finds
-them; everything else follows from the mask, its track over time, and the rest of the frame.
+Subjects are the only strongly coloured things in a scene (`backgrounds.MAX_BACKGROUND_SATURATION`), so a threshold
+finds them; everything else follows from the mask, its track over time, and the rest of the frame.
 """
 
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 
 from timeripple.pond.prompts import SLOTS, Description
-from timeripple.pond.scenes import COLOURS, render_background, subject_distance
+from timeripple.pond.scenes import COLOURS, render_background
+from timeripple.pond.shape import largest_piece, normalised, outlines
 
-MIN_SATURATION, MIN_CHROMA = 0.53, 60
-TEMPLATE = 48
+MIN_TURN = 0.03  # mean change of a subject that stays where it is, 0 to 1, from which on it is seen to spin
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,12 @@ class Sighting:
 
 def judge(frames: np.ndarray) -> Sighting:
     """Judge uint8 RGB frames [F, H, W, 3]."""
-    masks = np.stack([subject_mask(frame) for frame in frames])
+    masks = np.stack([largest_piece(frame) for frame in frames])
     background = _background(frames, masks)
     seen = masks.mean((1, 2)) > 0.003
     if seen.sum() < max(1, len(frames) // 2):
         return Sighting(None, None, None, background)
-    return Sighting(_colour(frames, masks), _subject(masks[seen]), _motion(masks[seen]), background)
-
-
-def subject_mask(frame: np.ndarray) -> np.ndarray:
-    """The largest strongly coloured region of a uint8 RGB frame [H, W, 3], as bool [H, W]."""
-    high, low = frame.max(-1).astype(np.float32), frame.min(-1).astype(np.float32)
-    vivid = ((high - low > MIN_SATURATION * high) & (high - low > MIN_CHROMA)).astype(np.uint8)
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(vivid, connectivity=8)
-    if count == 1:
-        return np.zeros(vivid.shape, bool)
-    return labels == 1 + stats[1:, cv2.CC_STAT_AREA].argmax()
+    return Sighting(_colour(frames, masks), _subject(masks[seen]), _motion(frames[seen], masks[seen]), background)
 
 
 def _hue(rgb: np.ndarray) -> np.ndarray:
@@ -69,13 +59,15 @@ def _track(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (masks * x).sum((1, 2)) / area / width, (masks * y).sum((1, 2)) / area / height, area / (height * width)
 
 
-def _motion(masks: np.ndarray) -> str:
+def _motion(frames: np.ndarray, masks: np.ndarray) -> str:
     x, y, area = _track(masks)
     end = max(1, len(area) // 8)
     growth = np.log(area[-end:].mean() / area[:end].mean())
     x_range, y_range = np.ptp(x), np.ptp(y)
     if max(x_range, y_range) < 0.2:
-        return "growing" if growth > 0.7 else "shrinking" if growth < -0.7 else "still"
+        if abs(growth) > 0.7:
+            return "growing" if growth > 0 else "shrinking"
+        return "spinning" if _turning(frames, masks) > MIN_TURN else "still"
     if min(x_range, y_range) > 0.22:
         return "circling"
     if x_range > y_range:
@@ -86,22 +78,18 @@ def _motion(masks: np.ndarray) -> str:
     return "down" if y[-1] > y[0] else "up"
 
 
-@lru_cache
-def _templates() -> dict[str, np.ndarray]:
-    """Silhouettes normalised as `_normalised` does; fish look either way."""
-    y, x = np.mgrid[-1.5:1.5:192j, -1.5:1.5:192j]
-    shapes = {subject: subject_distance(subject, x, y) < 0 for subject in SLOTS["subject"]}
-    shapes["fish, mirrored"] = shapes["fish"][:, ::-1]
-    return {name: _normalised(mask) for name, mask in shapes.items()}
-
-
-def _normalised(mask: np.ndarray) -> np.ndarray:
-    """A mask moved to its centroid and scaled to one area, bool [48, 48]."""
-    ys, xs = np.nonzero(mask)
-    scale = 0.45 * TEMPLATE / np.sqrt(len(xs))
-    shift = np.array([TEMPLATE / 2 - scale * xs.mean(), TEMPLATE / 2 - scale * ys.mean()])
-    matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
-    return cv2.warpAffine(mask.astype(np.float32), matrix, (TEMPLATE, TEMPLATE), flags=cv2.INTER_LINEAR) > 0.5
+def _turning(frames: np.ndarray, masks: np.ndarray) -> float:
+    """The most that a subject differs from how it was at first, moved to one place and blurred: mean over its pixels,
+    0 to 1."""
+    patches = []
+    for frame, mask in zip(frames, masks, strict=True):
+        ys, xs = np.nonzero(mask)
+        scale = 20 / np.sqrt(len(xs))
+        matrix = np.float32([[scale, 0, 24 - scale * xs.mean()], [0, scale, 24 - scale * ys.mean()]])
+        alone = frame.astype(np.float32) * mask[..., None]
+        patches.append(cv2.GaussianBlur(cv2.warpAffine(alone, matrix, (48, 48)), (0, 0), 1.0))
+    changes = [np.abs(patch - patches[0]).sum() / (patch + patches[0]).sum() for patch in patches]
+    return float(max(changes))
 
 
 def _subject(masks: np.ndarray) -> str:
@@ -110,11 +98,10 @@ def _subject(masks: np.ndarray) -> str:
     largest = np.argsort(-whole.sum((1, 2)))[: max(1, len(whole) // 2)]
     scores = dict.fromkeys(SLOTS["subject"], 0.0)
     for mask in whole[largest]:
-        shape = _normalised(mask)
-        for name, template in _templates().items():
-            overlap = (shape & template).sum() / (shape | template).sum()
-            subject = name.split(",")[0]
-            scores[subject] = max(scores[subject], overlap) if name != subject else scores[subject] + overlap
+        shape = normalised(mask)
+        for subject in scores:
+            known = outlines(subject)
+            scores[subject] += ((shape & known).sum((1, 2)) / (shape | known).sum((1, 2))).max()
     return max(scores, key=scores.get)
 
 
@@ -139,7 +126,7 @@ def _background_references() -> list[tuple[str, np.ndarray]]:
     references = []
     for background in SLOTS["background"]:
         for light in SLOTS["light"]:
-            for seed in range(6):
+            for seed in range(16):
                 scene = Description(background=background, light=light, camera="static")
                 frames = render_background(scene, seed, 2, 64, 64)
                 references.append((background, _layout(frames, np.zeros(frames.shape[:3], bool))))

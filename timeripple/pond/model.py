@@ -4,10 +4,10 @@ import torch
 from diffusers import ConfigMixin, ModelMixin, WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 
-from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids
+from timeripple.pond.autoencoder import LATENT_CHANNELS
+from timeripple.pond.prompts import CONCEPT_IDS, NUM_CONCEPTS, Description, PromptError, concept_ids
 
 PROMPT_DIM = 128
-LATENT_CHANNELS = 8
 
 
 class PondPromptEncoder(ModelMixin, ConfigMixin):
@@ -23,13 +23,19 @@ class PondPromptEncoder(ModelMixin, ConfigMixin):
         return self.embedding(ids)
 
     def encode(self, descriptions: list[Description]) -> torch.Tensor:
-        """Parsed prompts to prompt embeddings [B, slots, dim]."""
+        """Parsed prompts to prompt embeddings [B, slots, dim].
+
+        Raises `PromptError` for a concept that these weights were not trained on.
+        """
         ids = torch.tensor([concept_ids(description) for description in descriptions], device=self.device)
+        if ids.max() >= self.config.num_concepts:
+            newer = [name for name, number in CONCEPT_IDS.items() if number >= self.config.num_concepts]
+            raise PromptError(f"These weights do not know {', '.join(newer)} yet: describe another motion.")
         return self(ids)
 
 
 def with_coordinates(latents: torch.Tensor) -> torch.Tensor:
-    """What the denoiser sees: latents [B, 8, F, h, w] and where each is, t, y, x from -1 to 1, [B, 11, F, h, w].
+    """What the denoiser sees: latents [B, 16, f, h, w] and where each is, t, y, x from -1 to 1, [B, 19, f, h, w].
 
     RoPE is relative; without this, a small model learns only slowly that a subject starts on the right or a horizon
     lies in the middle, and learns it anew at every size.
@@ -40,17 +46,17 @@ def with_coordinates(latents: torch.Tensor) -> torch.Tensor:
 
 
 def build_transformer() -> WanTransformer3DModel:
-    """The untrained denoiser: Wan's architecture with 6 layers of 4 heads of 48 and patch size 1."""
+    """The untrained denoiser: Wan's architecture with 8 layers of 4 heads of 64 and patch size 1."""
     return WanTransformer3DModel(
         patch_size=(1, 1, 1),
         num_attention_heads=4,
-        attention_head_dim=48,
+        attention_head_dim=64,
         in_channels=LATENT_CHANNELS + 3,
         out_channels=LATENT_CHANNELS,
         text_dim=PROMPT_DIM,
         freq_dim=128,
-        ffn_dim=768,
-        num_layers=6,
+        ffn_dim=1024,
+        num_layers=8,
         cross_attn_norm=True,
         rope_max_seq_len=64,
     )

@@ -4,23 +4,31 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import (
+    AutoencoderKLWan,
+    AutoencoderTiny,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from timeripple.pond import autoencoder
+from timeripple.pond.autoencoder import SPATIAL_FACTOR
 from timeripple.pond.model import PondPromptEncoder, with_coordinates
 from timeripple.pond.prompts import Description, parse_prompt
 
-SPATIAL_FACTOR = 8
 MAX_TOKENS = 65_536
 
 
 class PondPipeline(DiffusionPipeline):
     """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
 
-    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderTiny, one latent frame per
-    video frame) and `scheduler` (flow matching, Euler).
+    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKLWan: the first frame by
+    itself, then four to a latent frame, 8×8 pixels to a latent cell; in the first edition AutoencoderTiny, a latent
+    frame per frame) and `scheduler` (flow matching).
     """
 
     model_cpu_offload_seq = "prompt_encoder->transformer->vae"
@@ -29,12 +37,21 @@ class PondPipeline(DiffusionPipeline):
         self,
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderTiny,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKLWan | AutoencoderTiny,
+        scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler,
     ):
         super().__init__()
         self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
         self.batched_guidance = False  # both guidance passes in one batch
+
+    @property
+    def temporal_factor(self) -> int:
+        """Frames to a latent frame, after the first."""
+        return self.vae.config.get("scale_factor_temporal", 1)
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Latent frames of a clip: its first frame by itself, then `temporal_factor` at a time."""
+        return (num_frames - 1) // self.temporal_factor + 1
 
     @property
     def current_timestep(self) -> torch.Tensor:
@@ -56,11 +73,13 @@ class PondPipeline(DiffusionPipeline):
         for name, value in (("height", height), ("width", width)):
             if value < 32 or value % SPATIAL_FACTOR:
                 raise ValueError(f"{name} is {value}; give a multiple of {SPATIAL_FACTOR} of at least 32, such as 128.")
-        if num_frames < 1:
-            raise ValueError(f"num_frames is {num_frames}; give at least 1, such as 16.")
+        if num_frames < 1 or (num_frames - 1) % self.temporal_factor:
+            example = 1 + 4 * self.temporal_factor
+            wanted = "at least 1" if self.temporal_factor == 1 else f"a multiple of {self.temporal_factor} plus 1"
+            raise ValueError(f"num_frames is {num_frames}; give {wanted}, such as {example}.")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}; give at least 1, such as 20.")
-        tokens = num_frames * (height // SPATIAL_FACTOR) * (width // SPATIAL_FACTOR)
+        tokens = self.latent_frames(num_frames) * (height // SPATIAL_FACTOR) * (width // SPATIAL_FACTOR)
         if tokens > MAX_TOKENS:
             raise ValueError(f"{num_frames} frames of {width}x{height} are {tokens} tokens; stay below {MAX_TOKENS}.")
 
@@ -96,12 +115,12 @@ class PondPipeline(DiffusionPipeline):
         Args:
             prompt: one prompt or a list of them.
             negative_prompt: what guidance steers away from; None or "" steers away from nothing in particular.
-            num_frames: frames, 16 in training.
-            height, width: pixels, multiples of 8, 128 in training.
+            num_frames: frames, a multiple of `temporal_factor` plus 1.
+            height, width: pixels, multiples of 8.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance; 1 or less switches the second pass off.
             generator: source of the initial noise.
-            latents: initial noise [B, 8, num_frames, height / 8, width / 8], instead of drawing it.
+            latents: initial noise [B, channels, latent frames, height / 8, width / 8], instead of drawing it.
             output_type: "np" float [B, F, H, W, 3] in 0..1, "pt" float [B, F, 3, H, W], "pil" lists of images, or
                 "latent" for the latents.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may return
@@ -113,7 +132,7 @@ class PondPipeline(DiffusionPipeline):
         prompt_embeds, negative_embeds = self.encode_prompt(prompt, negative_prompt)
         device, dtype = self._execution_device, self.transformer.dtype
         prompt_embeds, negative_embeds = prompt_embeds.to(device, dtype), negative_embeds.to(device, dtype)
-        shape = (len(prompt_embeds), self.transformer.config.out_channels, num_frames)
+        shape = (len(prompt_embeds), self.transformer.config.out_channels, self.latent_frames(num_frames))
         shape += (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -148,8 +167,8 @@ class PondPipeline(DiffusionPipeline):
     def denoise_once(
         self, clean: torch.Tensor, noise: torch.Tensor, step: int, num_inference_steps: int
     ) -> torch.Tensor:
-        """The velocity predicted at one step of a run, from latents [B, 8, F, h, w] noised as they are there, without
-        a prompt and without guidance."""
+        """The velocity predicted at one step of a run, from latents [B, channels, f, h, w] noised as they are there,
+        without a prompt and without guidance."""
         self._begin(num_inference_steps)
         embeds = self.prompt_encoder.encode([Description()] * len(clean))
         embeds = embeds.to(self._execution_device, self.transformer.dtype)
@@ -188,17 +207,14 @@ class PondPipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def encode(self, video: torch.Tensor) -> torch.Tensor:
-        """Frames in [-1, 1], [B, 3, F, H, W], to latents [B, 8, F, H/8, W/8]."""
-        frames = video.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        latents = torch.cat([autoencoder.encode(self.vae, chunk) for chunk in frames.split(16)])
-        return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
+        """Frames in [-1, 1], [B, 3, F, H, W], to latents [B, channels, latent frames, H/8, W/8]."""
+        return autoencoder.encode(self.vae, video.to(self.vae.dtype))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Latents [B, 8, F, h, w] to frames in 0..1, [B, F, 3, 8h, 8w], float32."""
-        frames = latents.transpose(1, 2).flatten(0, 1).to(self.vae.dtype)
-        pixels = torch.cat([autoencoder.decode(self.vae, chunk) for chunk in frames.split(16)])
-        return (pixels.float() / 2 + 0.5).clamp(0, 1).unflatten(0, (len(latents), -1))
+        """Latents [B, channels, f, h, w] to frames in 0..1, [B, F, 3, 8h, 8w], float32."""
+        video = autoencoder.decode(self.vae, latents.to(self.vae.dtype))
+        return (video.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
 
     def _format(self, video: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
         if output_type == "pt":

@@ -15,7 +15,7 @@ SLOTS = {
     "colour": ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"),
     "subject": ("ball", "cube", "star", "heart", "ring", "pyramid", "fish"),
     "size": ("small", "medium", "large"),
-    "motion": ("left", "right", "up", "down", "bouncing", "circling", "growing", "shrinking", "still"),
+    "motion": ("left", "right", "up", "down", "bouncing", "circling", "growing", "shrinking", "still", "spinning"),
     "background": ("ocean", "meadow", "desert", "sky", "snow", "city"),
     "light": ("day", "sunset", "night"),
     "camera": ("static", "pan left", "pan right"),
@@ -39,6 +39,7 @@ SYNONYMS = {
         "bouncing": "bounces jumping hopping bounce", "circling": "circles orbiting looping orbits",
         "growing": "grows expanding swelling inflating", "shrinking": "shrinks contracting deflating",
         "still": "resting motionless standing hovering",
+        "spinning": "spins spin rotates rotate rotating turning turns twirling twirls whirling",
     },
     "background": {
         "ocean": "sea waves water lake", "meadow": "grass field grassland lawn", "desert": "sand dunes dune beach",
@@ -56,7 +57,7 @@ FILLER = frozenset(
     slowly gently softly quickly smoothly moving moves rolling rolls drifting drifts sliding slides swimming swims
     floating floats flying flies gliding glides going goes travelling traveling toward towards bright shiny lovely
     coloured colored camera side top bottom around view scene video clip showing shows that which
-    there""".split()  # noqa: SIM905
+    there some one very near beside behind inside being gets steadily quietly""".split()  # noqa: SIM905
 )
 """Words that carry no concept."""
 
@@ -74,6 +75,7 @@ WORDS = {
     for word in (concept, *SYNONYMS[slot].get(concept, "").split())
 }
 
+AFTER_SUBJECT = ("motion", "background", "light")  # slots whose words usually follow it
 MAX_PROMPT_LENGTH = 400
 
 
@@ -112,10 +114,15 @@ def parse_prompt(prompt: str) -> Description:
     elif STATIC_CAMERA.search(text):
         found["camera"] = "static"
         text = STATIC_CAMERA.sub(" ", text)
-    for word in re.findall(r"[\w'-]+", text):
-        slot, concept = _lookup(word)
-        if slot is None:
+    words = re.findall(r"[\w'-]+", text)
+    subject_at = next((i for i, word in enumerate(words) if (_known(word) or ("",))[0] == "subject"), None)
+    for index, word in enumerate(words):
+        if word in FILLER:
             continue
+        known = _known(word)
+        if known is None:
+            raise PromptError(_advice(word, before_subject=None if subject_at is None else index < subject_at))
+        slot, concept = known
         if found.get(slot, concept) != concept:
             raise PromptError(
                 f'The prompt asks for two kinds of {slot}, "{found[slot]}" and "{concept}": keep one of them.'
@@ -126,22 +133,31 @@ def parse_prompt(prompt: str) -> Description:
     return Description(**found)
 
 
-def _lookup(word: str) -> tuple[str | None, str | None]:
-    if word in FILLER:
-        return None, None
+def _known(word: str) -> tuple[str, str] | None:
+    """Slot and concept of a word, None where Pond does not know it."""
     for form in (word, word.removesuffix("s"), word.removesuffix("'s")):
         if form in WORDS:
             return WORDS[form]
-    close = difflib.get_close_matches(word, WORDS, n=3, cutoff=0.6)
-    advice = f"did you mean {', '.join(close)}?" if close else f"subjects are {', '.join(SLOTS['subject'])}."
-    raise PromptError(f'Pond does not know the word "{word[:40]}": {advice}')
+    return None
+
+
+def _advice(word: str, before_subject: bool | None) -> str:
+    """What to write in place of an unknown word: known words like it that can stand in its place, or what can."""
+    slots = ("subject",) if before_subject is None else ("colour", "size") if before_subject else AFTER_SUBJECT
+    fitting = [known for known, (slot, _) in WORDS.items() if slot in slots]
+    close = difflib.get_close_matches(word, fitting, n=3, cutoff=0.6)
+    if close:
+        advice = f"did you mean {', '.join(close)}?"
+    else:
+        advice = f"{'; '.join(f'{slot}s are ' + ', '.join(SLOTS[slot]) for slot in slots)}."
+    return f'Pond does not know the word "{word[:40]}": {advice}'
 
 
 MOTION_PHRASES = {
     "left": ("rolling left", "drifting to the left"), "right": ("rolling right", "drifting to the right"),
     "up": ("rising", "floating up"), "down": ("falling", "sinking down"),
     "bouncing": ("bouncing",), "circling": ("circling",), "growing": ("growing",),
-    "shrinking": ("shrinking",), "still": ("resting",),
+    "shrinking": ("shrinking",), "still": ("resting",), "spinning": ("spinning",),
 }  # fmt: skip
 BACKGROUND_PHRASES = {
     "ocean": "across the ocean", "meadow": "over a meadow", "desert": "in the desert",
@@ -163,17 +179,23 @@ def describe(description: Description) -> str:
     return " ".join(word for word in words if word)
 
 
+ADDED = ("spinning",)
+"""Concepts that joined the grammar later: their ids come last, so that those of the others stay."""
+
+CONCEPT_IDS = {
+    concept: number
+    for number, concept in enumerate(
+        sorted(itertools.chain.from_iterable(SLOTS.values()), key=ADDED.__contains__), start=1
+    )
+}
+
+
 def concept_ids(description: Description) -> list[int]:
     """One id per slot, in the order of `SLOTS`: 0 means open, other ids are unique over all slots."""
-    ids, offset = [], 1
-    for slot, concepts in SLOTS.items():
-        value = asdict(description)[slot]
-        ids.append(0 if value is None else offset + concepts.index(value))
-        offset += len(concepts)
-    return ids
+    return [0 if value is None else CONCEPT_IDS[value] for value in asdict(description).values()]
 
 
-NUM_CONCEPTS = 1 + sum(len(concepts) for concepts in SLOTS.values())
+NUM_CONCEPTS = 1 + len(CONCEPT_IDS)
 HELD_OUT_SHARE = 16
 
 

@@ -1,21 +1,21 @@
 """The recipe that makes Pond's weights, from nothing to `assets/pond`.
 
-    python -m timeripple.pond.train --out runs/pond                       # everything; a later call goes on
-    python -m timeripple.pond.train --out runs/pond --init assets/pond --stage clips     # from the shipped weights
-    python -m timeripple.pond.train --out runs/pond --export assets/pond  # write the pipeline and stop
+    python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond
+    python -m timeripple.pond.train --minutes 100 --out runs/pond --init assets/pond --start whole --rate 0.3
+    python -m timeripple.pond.train --out runs/pond --export assets/pond                # write the pipeline and stop
 
-Low resolution first, then a few frames at a time of clips at full resolution, whole clips last: frames keep the rotary
-and the input coordinates they have in their clip, so what a few teach holds for all. Clips are rendered once per size.
+The autoencoder first, where there is none; then the denoiser, on small clips first, Standard ones then, at last clips
+of all sizes. Clips are rendered as they are needed, the autoencoder turns them into latents, and each is drawn a few
+times. A run lasts the minutes it is given, in which the learning rate warms up, stays, and falls to zero; a later one
+goes on from `out/checkpoint.pt`, or from a pipeline's weights.
 Muon trains the matrices of the blocks, AdamW the rest; an exponential moving average of the weights is what is shipped.
 """
 
-import json
-import multiprocessing
+import itertools
 import random
 import shutil
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,50 +23,82 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import AutoencoderTiny, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
-from safetensors.torch import load_file, save_file
+from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
 
 from timeripple.pond import autoencoder
-from timeripple.pond.autoencoder import LatentBasis
-from timeripple.pond.judge import subject_mask
+from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
+from timeripple.pond.clips import SIZES, Newest, held_out_descriptions, random_clips
 from timeripple.pond.model import PondPromptEncoder, build_transformer, with_coordinates
 from timeripple.pond.pipeline import PondPipeline
-from timeripple.pond.prompts import Description, concept_ids, random_description
-from timeripple.pond.scenes import render
+from timeripple.pond.prompts import concept_ids, describe
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One part of the curriculum."""
+    """A part of the curriculum: its share of a whole run, and how often each of `SIZES` is drawn."""
 
     name: str
-    num_frames: int  # of a clip
-    size: int
-    clips: int
-    seen: int  # frames of a clip that the denoiser sees at once, drawn anew for every batch
-    batch: int
-    iterations: int
-    lr: float  # times the base rates
-    final_lr: float  # reached linearly at the end of the stage
-    subject_weight: float  # of the loss around the subject, where it is 1 elsewhere
+    share: float
+    sizes: tuple[float, float, float]
 
 
 STAGES = (
-    Stage("small", 8, 64, 4000, seen=8, batch=8, iterations=3000, lr=1.0, final_lr=0.6, subject_weight=1),
-    Stage("pairs", 16, 128, 2500, seen=2, batch=16, iterations=1200, lr=0.8, final_lr=0.7, subject_weight=4),
-    Stage("fours", 16, 128, 2500, seen=4, batch=8, iterations=2500, lr=0.7, final_lr=0.33, subject_weight=3),
-    Stage("clips", 16, 128, 2500, seen=16, batch=2, iterations=350, lr=0.3, final_lr=0.0, subject_weight=2),
+    Stage("small", 0.27, (1.0, 0.0, 0.0)),
+    Stage("whole", 0.5, (0.1, 0.9, 0.0)),
+    Stage("all", 0.23, (0.1, 0.75, 0.15)),
 )
+AUTOENCODER_SHARE = 0.38  # of the minutes of a run that begins without one
+TOKENS = {"cuda": 83_000, "cpu": 10_400}  # in a batch
+CAPACITY = {"cuda": (60_000, 20_000, 2_000), "cpu": (2_000, 1_000, 100)}  # clips kept, of each size
+AT_ONCE = 16  # clips rendered and encoded together
+REUSE = 8  # how often a clip is drawn
 MUON_LR, ADAM_LR = 2e-2, 2e-3
-WARMUP = 50
-EMA_DECAY = 0.995
+WARMUP = 100  # iterations
+DECAY_FROM = 0.45  # of a run
+EMA_DECAY = 0.998
 SHIFT = 3.0  # of the flow-matching schedule, in training and in sampling
-SAMPLE_PROMPTS = (
-    "a red ball rolling left across the ocean at sunset",
-    "a large green fish drifting to the right in the sky by day",
-    "a purple star bouncing over the snow at night",
-    "a yellow heart growing over a meadow by day",
-)
+SUBJECT_WEIGHT = 3.0  # of the loss in cells on the subject or next to it, where it is 1 elsewhere
+LOG_SECONDS, SAVE_SECONDS = 15, 120
+
+
+def around_subject(covers: torch.Tensor) -> torch.Tensor:
+    """The latent cells on the subject or next to it, bool [B, f, H/8, W/8], of where it is, bool [B, F, H, W]."""
+    cells = F.max_pool2d(F.max_pool2d(covers.float(), SPATIAL_FACTOR), 3, stride=1, padding=1)
+    first, rest = cells[:, :1], cells[:, 1:].unflatten(1, (-1, TEMPORAL_FACTOR)).amax(2)
+    return torch.cat([first, rest], 1) > 0
+
+
+class LatentClips:
+    """Training clips of every size, as latents on the device."""
+
+    def __init__(self, vae: AutoencoderKLWan, rng: random.Random, device: str):
+        self.vae, self.rng, self.device = vae, rng, device
+        self.tokens = TOKENS[torch.device(device).type]
+        self.kept = {size: Newest(n) for size, n in zip(SIZES, CAPACITY[torch.device(device).type], strict=True)}
+
+    def draw(self, stage: Stage) -> tuple[torch.Tensor, ...]:
+        """A batch of one size, one clip in `REUSE` of them new: latents, ids, cells."""
+        num_frames, size = self.rng.choices(SIZES, stage.sizes)[0]
+        kept = self.kept[num_frames, size]
+        tokens = ((num_frames - 1) // TEMPORAL_FACTOR + 1) * (size // SPATIAL_FACTOR) ** 2
+        batch = max(1, self.tokens // tokens)
+        missing = -(-batch // REUSE) if len(kept) >= batch else batch
+        for count in [AT_ONCE] * (missing // AT_ONCE) + [missing % AT_ONCE] * (missing % AT_ONCE > 0):
+            kept.add(*self.new(count, num_frames, size))
+        return kept.draw(batch)
+
+    @torch.no_grad()
+    def new(self, count: int, num_frames: int, size: int) -> tuple[torch.Tensor, ...]:
+        """Clips rendered and encoded: latents (float16) [B, 16, f, h, w], concept ids [B, slots], and the latent cells
+        around the subject, bool [B, f, h, w]."""
+        descriptions, video, covers = random_clips(count, num_frames, size, self.rng, self.device)
+        latents = autoencoder.encode(self.vae, autoencoder.to_unit(video).to(self.vae.dtype), at_once=True)
+        ids = torch.tensor([concept_ids(description) for description in descriptions], device=self.device)
+        return latents.half(), ids, around_subject(covers)
+
+
+def going_on(out: Path) -> bool:
+    return (out / "checkpoint.pt").exists()
 
 
 def build_denoiser() -> torch.nn.ModuleDict:
@@ -74,84 +106,31 @@ def build_denoiser() -> torch.nn.ModuleDict:
     return torch.nn.ModuleDict({"transformer": build_transformer(), "prompt_encoder": PondPromptEncoder()})
 
 
-class RotaryOfFrames(torch.nn.Module):
-    """Wan's rotary embedding for some frames of a longer clip, `frames` [seen] of `num_frames`."""
-
-    def __init__(self, rope: torch.nn.Module, num_frames: int, seen: int):
-        super().__init__()
-        self.rope, self.num_frames = rope, num_frames
-        self.register_buffer("frames", torch.arange(seen), persistent=False)
-
-    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines [1, seen * h * w, 1, head_dim] for hidden states [B, C, seen, h, w]."""
-        whole = hidden_states.new_empty(1, 1, self.num_frames, *hidden_states.shape[3:])
-        cos, sin = self.rope(whole)
-        return tuple(x.unflatten(1, (self.num_frames, -1))[:, self.frames].flatten(1, 2) for x in (cos, sin))
-
-
-def training_clip(stage: Stage, index: int) -> tuple[Description, np.ndarray]:
-    """The clip `index` of a stage: its description and frames, uint8 RGB [F, size, size, 3]."""
-    rng = random.Random(f"{stage.num_frames}x{stage.size}-{index}")
-    description = random_description(rng)
-    return description, render(description, rng.getrandbits(31), stage.num_frames, stage.size, stage.size)
-
-
-def around_subject(frames: np.ndarray) -> torch.Tensor:
-    """The latent cells on the subject or next to it, bool [F, H/8, W/8], of frames uint8 RGB [F, H, W, 3]."""
-    masks = torch.from_numpy(np.stack([subject_mask(frame) for frame in frames])).float()
-    return F.max_pool2d(F.max_pool2d(masks[:, None], 8), 3, stride=1, padding=1)[:, 0] > 0
-
-
-@torch.no_grad()
-def cached_clips(stage: Stage, basis: LatentBasis, folder: Path) -> dict[str, torch.Tensor]:
-    """Training clips: latents [clips, 8, F, h, w] (float16), concept ids [clips, slots], subjects [clips, F, h, w]."""
-    path = folder / f"clips-{stage.num_frames}x{stage.size}-{stage.clips}.safetensors"
-    if path.exists():
-        return load_file(path)
-    latents, ids, subjects = [], [], []
-    with multiprocessing.get_context("spawn").Pool() as pool:
-        for description, frames in pool.imap(partial(training_clip, stage), range(stage.clips), chunksize=8):
-            latents.append(basis.project(autoencoder.to_tensor(frames)).transpose(0, 1).half())
-            ids.append(torch.tensor(concept_ids(description)))
-            subjects.append(around_subject(frames))
-    cache = {"latents": torch.stack(latents), "ids": torch.stack(ids), "subjects": torch.stack(subjects)}
-    save_file(cache, path)
-    return cache
-
-
 def drop_concepts(ids: torch.Tensor) -> torch.Tensor:
     """Open each slot in one clip of ten, and all slots in one clip of ten (the unconditional pass of guidance)."""
-    keep = (torch.rand(ids.shape) > 0.1) & (torch.rand(len(ids), 1) > 0.1)
+    keep = (torch.rand(ids.shape, device=ids.device) > 0.1) & (torch.rand(len(ids), 1, device=ids.device) > 0.1)
     return ids * keep
 
 
 def flow_matching_loss(
-    denoiser: torch.nn.ModuleDict,
-    transformer: torch.nn.Module,
-    batch: dict[str, torch.Tensor],
-    frames: torch.Tensor,
-    channel_weight: torch.Tensor,
-    subject_weight: float,
+    denoiser: torch.nn.ModuleDict, latents: torch.Tensor, ids: torch.Tensor, cells: torch.Tensor
 ) -> torch.Tensor:
     """Mean squared error of the predicted velocity `noise - clean`, sigmas stratified over the batch and shifted.
 
     Args:
-        batch: clips as `cached_clips` gives them; frames: those the denoiser sees, int64 [seen].
-        channel_weight: [8]: latents are white, but an error in brightness is seen and one in fine texture is not.
-        subject_weight: of cells around the subject, which are few; 1 elsewhere.
+        latents: clean, [B, 16, f, h, w]; ids: concept ids, [B, slots].
+        cells: on the subject or next to it, bool [B, f, h, w]: they are few, and weigh `SUBJECT_WEIGHT`.
     """
-    clean = batch["latents"].float()
-    u = (torch.randperm(len(clean)) + torch.rand(len(clean))) / len(clean)
+    clean, device = latents.float(), latents.device
+    u = (torch.randperm(len(clean), device=device) + torch.rand(len(clean), device=device)) / len(clean)
     sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
     noise = torch.randn_like(clean)
     noisy = torch.lerp(clean, noise, sigma.view(-1, 1, 1, 1, 1))
-    embeds = denoiser["prompt_encoder"](drop_concepts(batch["ids"]))
-    with torch.autocast("cpu", torch.bfloat16):
-        seen = with_coordinates(noisy)[:, :, frames]
-        velocity = transformer(seen, sigma * 1000, embeds, return_dict=False)[0]
-    error = (velocity.float() - (noise - clean)[:, :, frames]).pow(2)
-    cell_weight = 1 + (subject_weight - 1) * batch["subjects"][:, None, frames].float()
-    return (error * cell_weight * channel_weight.view(-1, 1, 1, 1)).mean() / cell_weight.mean()
+    embeds = denoiser["prompt_encoder"](drop_concepts(ids))
+    with torch.autocast(device.type, torch.bfloat16):
+        velocity = denoiser["transformer"](with_coordinates(noisy), sigma * 1000, embeds, return_dict=False)[0]
+    weight = 1 + (SUBJECT_WEIGHT - 1) * cells[:, None].float()
+    return ((velocity.float() - (noise - clean)).pow(2) * weight).mean() / weight.mean()
 
 
 def build_optimizers(denoiser: torch.nn.ModuleDict) -> list[torch.optim.Optimizer]:
@@ -171,132 +150,137 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) ->
             group["lr"] = base * factor
 
 
-def load_pipeline(out: Path, weights: dict[str, torch.Tensor]) -> PondPipeline:
-    """The pipeline made of `out/vae` and the given denoiser weights."""
+def stage_at(progress: float, start: int) -> int:
+    """The stage after `progress`, 0 to 1, of a run that begins with the stage of index `start`."""
+    ends = list(itertools.accumulate(stage.share for stage in STAGES[start:]))
+    return start + sum(progress >= end / ends[-1] for end in ends[:-1])
+
+
+def load_pipeline(vae: AutoencoderKLWan, weights: dict[str, torch.Tensor]) -> PondPipeline:
+    """The pipeline made of an autoencoder and the given denoiser weights."""
     denoiser = build_denoiser()
     denoiser.load_state_dict(weights)
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    vae = AutoencoderTiny.from_pretrained(out / "vae")
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
+    )
     return PondPipeline(denoiser["prompt_encoder"], denoiser["transformer"], vae, scheduler)
 
 
 def export(out: Path, target: Path) -> None:
     """Write the averaged weights of the last checkpoint as a pipeline in half precision."""
-    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
-    load_pipeline(out, checkpoint["ema"]).to(torch.float16).save_pretrained(target)
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
+    vae = AutoencoderKLWan.from_pretrained(out / "vae")
+    load_pipeline(vae, checkpoint["ema"]).to(torch.float16).save_pretrained(target, max_shard_size="12MB")
 
 
-def sample_grid(out: Path, weights: dict[str, torch.Tensor], stage: Stage, step: int) -> None:
-    """Write `out/samples-<step>.png`: a row per prompt, four frames each."""
+def contact_sheet(pipeline: PondPipeline, path: Path, clips: int = 24, columns: int = 4) -> None:
+    """Write three frames each of held-out prompts, generated at the Standard size, to a PNG."""
     import cv2
 
-    pipeline = load_pipeline(out, weights)
     pipeline.set_progress_bar_config(disable=True)
-    generator = torch.Generator().manual_seed(0)
-    frames = pipeline(
-        list(SAMPLE_PROMPTS), None, stage.num_frames, stage.size, stage.size, 12, generator=generator
-    ).frames
-    picked = frames[:, np.linspace(0, stage.num_frames - 1, 4).astype(int)]
-    grid = np.concatenate([np.concatenate(clip, 1) for clip in picked], 0)
-    cv2.imwrite(str(out / f"samples-{step:06d}.png"), (grid[..., ::-1] * 255).round().astype(np.uint8))
+    strips = []
+    for index, (description, _) in enumerate(held_out_descriptions(clips)):
+        generator = torch.Generator().manual_seed(index)
+        frames = pipeline(describe(description), None, 33, 192, 192, 14, generator=generator).frames[0]
+        strips.append(np.concatenate(frames[:: len(frames) // 2], 1))
+    rows = [np.concatenate(strips[i : i + columns], 1) for i in range(0, clips, columns)]
+    cv2.imwrite(str(path), (np.concatenate(rows)[..., ::-1] * 255).round().astype(np.uint8))
 
 
-def train(out: Path, minutes: float | None, init: Path | None, start: str) -> None:
-    """Run the stages from `start` on, or from where `out/checkpoint.pt` stands, checkpointing every 100 iterations.
-
-    Raises ValueError for an unknown stage.
-    """
+def train(out: Path, minutes: float, device: str, init: Path | None, start: str | None, rate: float) -> None:
+    """One run of `minutes`, of at least one iteration. Raises ValueError for an unknown stage."""
     names = [stage.name for stage in STAGES]
-    if start not in names:
+    if start is not None and start not in names:
         raise ValueError(f"The stage {start!r} is unknown; choose from {', '.join(names)}.")
     out.mkdir(parents=True, exist_ok=True)
     if init is not None and not (out / "vae").exists():
         shutil.copytree(init / "vae", out / "vae")
-    basis = LatentBasis.load_or_fit(out / "basis.safetensors")
+    done = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")["iteration"] if going_on(out) else 0
+    started = time.time()
     if not (out / "vae").exists():
-        autoencoder.train(out)
+        autoencoder.train(out, AUTOENCODER_SHARE * minutes, device)
+    in_bfloat16 = torch.device(device).type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    precision = torch.bfloat16 if in_bfloat16 else torch.float32
+    vae = AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=precision).to(device)
 
-    torch.manual_seed(0)
+    torch.manual_seed(done)
+    torch.set_float32_matmul_precision("high")
+    rng, first = random.Random(done), names.index(start) if start else 0
     denoiser = build_denoiser()
     if init is not None:
-        denoiser["transformer"] = WanTransformer3DModel.from_pretrained(init / "transformer").float()
+        denoiser["transformer"] = WanTransformer3DModel.from_pretrained(init / "transformer", torch_dtype=torch.float32)
         denoiser["prompt_encoder"] = PondPromptEncoder.from_pretrained(init / "prompt_encoder").float()
+    denoiser.to(device)
     optimizers = build_optimizers(denoiser)
     average = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-    done = sum(stage.iterations for stage in STAGES[: names.index(start)])
-    if (out / "checkpoint.pt").exists():
-        checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    if going_on(out):
+        checkpoint = torch.load(out / "checkpoint.pt", weights_only=True, map_location=device)
         denoiser.load_state_dict(checkpoint["model"])
-        average, done = checkpoint["ema"], checkpoint["iteration"]
+        average = checkpoint["ema"]
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-    torch.manual_seed(done)
+    latents = LatentClips(vae, rng, device)
+    denoiser["transformer"].compile_repeated_blocks(dynamic=False)
 
-    rope = denoiser["transformer"].rope
-    started, first, resumed = time.time(), 0, done
-    for stage in STAGES:
-        if done >= first + stage.iterations:
-            first += stage.iterations
-            continue
-        cache = cached_clips(stage, basis, out)
-        rotary = RotaryOfFrames(rope, stage.num_frames, stage.seen)
-        denoiser["transformer"].rope = rotary
-        transformer = torch.compile(denoiser["transformer"], dynamic=False)
-        weight = basis.std / basis.std.mean()
-        losses = []
-        for iteration in range(done - first, stage.iterations):
-            progress = iteration / stage.iterations
-            factor = stage.lr + (stage.final_lr - stage.lr) * progress
-            warmup = min(1, (done - resumed + 1) / WARMUP)
-            set_learning_rate(optimizers, factor * warmup)
-            picked = torch.randint(stage.clips, (stage.batch,))
-            batch = {name: tensor[picked] for name, tensor in cache.items()}
-            rotary.frames.copy_(torch.randperm(stage.num_frames)[: stage.seen].sort().values)
-            loss = flow_matching_loss(denoiser, transformer, batch, rotary.frames, weight, stage.subject_weight)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-            done += 1
-            decay = min(EMA_DECAY, 1 - 1 / (0.1 * done + 1))
-            for name, tensor in denoiser.state_dict().items():
-                average[name].lerp_(tensor, 1 - decay)
-            losses.append(loss.item())
-            if done % 100 == 0 or iteration + 1 == stage.iterations:
-                mean = sum(losses) / len(losses)
-                row = {"iteration": done, "stage": stage.name, "loss": mean, "seconds": time.time() - started}
-                losses.clear()
-                print(json.dumps(row), flush=True)
-                with (out / "loss.jsonl").open("a") as log:
-                    log.write(json.dumps(row) + "\n")
-                state = {
-                    "iteration": done,
-                    "model": denoiser.state_dict(),
-                    "ema": average,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                }
-                torch.save(state, out / "checkpoint.tmp")
-                (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
-                if done % 1200 == 0 or iteration + 1 == stage.iterations:
-                    sample_grid(out, average, stage, done)
-            if minutes is not None and time.time() - started > 60 * minutes:
-                return
-        first += stage.iterations
+    def save() -> None:
+        state = {
+            "iteration": done,
+            "model": denoiser.state_dict(),
+            "ema": average,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        }
+        torch.save(state, out / "checkpoint.tmp")
+        (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+
+    resumed, losses, began = done, [], time.time() - started
+    logged = saved = began
+    while done == resumed or time.time() - started < 60 * minutes:
+        seconds = time.time() - started
+        progress = min(1.0, (seconds - began) / max(60 * minutes - began, 1e-9))
+        stage = stage_at(progress, first)
+        batch = latents.draw(STAGES[stage])
+        factor = rate * min(1, (done - resumed + 1) / WARMUP, (1 - progress) / (1 - DECAY_FROM))
+        set_learning_rate(optimizers, factor)
+        loss = flow_matching_loss(denoiser, *batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        done += 1
+        decay = min(EMA_DECAY, 1 - 1 / (0.1 * done + 1))
+        torch._foreach_lerp_(list(average.values()), list(denoiser.state_dict().values()), 1 - decay)
+        losses.append(loss.detach())
+        if seconds - logged >= LOG_SECONDS:
+            row = {"iteration": done, "stage": STAGES[stage].name, "loss": torch.stack(losses).mean().item()}
+            row |= {"seconds": round(seconds, 1), "rate": round(factor, 4)}
+            row |= {f"clips_{size}": kept.seen for (_, size), kept in latents.kept.items()}
+            losses.clear()
+            logged = seconds
+            autoencoder.note(out / "loss.jsonl", row)
+        if seconds - saved > SAVE_SECONDS:
+            saved = seconds
+            save()
+    save()
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Checkpoints, caches, logs and samples go here.")] = Path("runs/pond"),
-    minutes: Annotated[float | None, typer.Option(help="Stop after this long; a later call goes on.")] = None,
-    stage: Annotated[str, typer.Option(help="Begin with this stage.")] = STAGES[0].name,
+    out: Annotated[Path, typer.Option(help="Checkpoints, logs and samples go here.")] = Path("runs/pond"),
+    minutes: Annotated[float, typer.Option(help="How long to train; a later call goes on.")] = 60,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    start: Annotated[str | None, typer.Option(help="Begin with this stage.")] = None,
+    rate: Annotated[float, typer.Option(help="Learning rate, times the usual.")] = 1.0,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this pipeline folder.")] = None,
     export_to: Annotated[Path | None, typer.Option("--export", help="Write the pipeline here and stop.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of --init, or of --out, and stop.")] = None,
 ) -> None:
     """Train Pond."""
-    if export_to is not None:
+    if sheet is not None:
+        contact_sheet(PondPipeline.from_pretrained(init).to(device), sheet)
+    elif export_to is not None:
         export(out, export_to)
     else:
-        train(out, minutes, init, stage)
+        train(out, minutes, device, init, start, rate)
 
 
 if __name__ == "__main__":
