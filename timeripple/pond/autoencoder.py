@@ -169,7 +169,7 @@ def train(out: Path, iterations: int = 3000, batch: int = 16, lr: float = 3e-3, 
                 "psnr_64": reconstruction_psnr(model, held_out_small),
             }
             print(json.dumps(row), flush=True)
-            with (out / "vae.jsonl").open("a") as log:
+            with (out / "vae.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(row) + "\n")
             model.save_pretrained(out / "vae")
 

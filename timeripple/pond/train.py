@@ -268,7 +268,7 @@ def train(out: Path, minutes: float | None, init: Path | None, start: str) -> No
                 row = {"iteration": done, "stage": stage.name, "loss": mean, "seconds": time.time() - started}
                 losses.clear()
                 print(json.dumps(row), flush=True)
-                with (out / "loss.jsonl").open("a") as log:
+                with (out / "loss.jsonl").open("a", encoding="utf-8") as log:
                     log.write(json.dumps(row) + "\n")
                 state = {
                     "iteration": done,
