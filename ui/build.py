@@ -37,7 +37,7 @@ LAUNCH = {
         slider_color_dark="#56b4e9",
     ),
     "css_paths": HERE / "style.css",
-    "js": (HERE / "exports.js").read_text(),
+    "js": (HERE / "exports.js").read_text(encoding="utf-8"),
     "favicon_path": str(HERE / "favicon.svg"),
     "allowed_paths": [],
     "footer_links": ["api", "settings"],

@@ -207,6 +207,8 @@ def submit(pipeline, works: Works, runs: Runs, request: Request, methods: list[M
 
     def work(run: Run) -> dict:
         comparison = works.compare(run, request, methods)
+        if comparison.broken:
+            raise ValueError(" ".join(comparison.broken.values()))
         save(comparison, run.folder, pipeline)
         return comparison.report(pipeline)
 
@@ -239,14 +241,15 @@ def present(run: Run) -> list:
     request, methods = read_form(run.settings)
     rows, kind = run.result["methods"], run.result.get("kind", MEASURED)
     names = [f"{side} · {title(method)}" for side, method in zip("AB", methods, strict=True)]
-    detail = f"{request.num_frames} frames of {request.width} × {request.height} · {request.steps} steps"
+    size = run.result.get("made", run.result)
+    detail = f"{size['num_frames']} frames of {size['width']} × {size['height']} · {request.steps} steps"
     dense = {"kind": "no reuse", "per_step": [0] * request.steps}
     savings = [row["saving"] or dense for row in rows]
     curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
         markup.heading(request.prompt, f"{detail} · seed {request.seed}", permalink(run)),
         played(run.folder / "player.mp4", [title(method) for method in methods], rows[1], kind),
-        markup.cards(measured(rows, kind)),
+        markup.cards(measured(rows, kind)) + markup.facts(run.result.get("remarks", [])),
         figures.seconds_by_stage([(side, row["seconds"]) for side, row in zip("AB", rows, strict=True)], kind),
         figures.saving_per_step(curves),
         *(
@@ -267,7 +270,7 @@ def examples() -> list[Path]:
 
 def example_card(folder: Path) -> tuple[str, str, object]:
     """What the welcome shows of a recorded comparison: prompt, what came of it, and the first frame."""
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     second = report["methods"][1]
     numbers = f"{second['speedup']:.2f}× at {second['quality']['psnr']:.1f} dB"
     return report["prompt"], f"{second['method']}: {numbers}, recorded", read_mp4(folder / "dense.mp4")[0]
@@ -275,18 +278,25 @@ def example_card(folder: Path) -> tuple[str, str, object]:
 
 def open_example(runs: Runs, folder: Path) -> Run:
     """A recorded comparison as a finished run of the visitor's own."""
-    report = json.loads((folder / "report.json").read_text())
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     machine, date = report["environment"]["cpu"], report["environment"]["date"][:10]
     settings = tuple(fill_form(*read_settings(report), runs.limits))
     run = runs.adopt(folder, report | {"kind": f"recorded on {machine}, {date}"}, settings)
-    (run.folder / "report.html").write_text(html_report(report, run.folder))
+    (run.folder / "report.html").write_text(html_report(report, run.folder), encoding="utf-8")
     return run
 
 
 def permalink(run: Run) -> str:
     """Query of the page that shows this result, and its settings once the result is gone."""
     names = [*Request.__dataclass_fields__, "compared"]
-    return "?" + urlencode({"run": run.id} | {name: run.result[name] for name in names})
+    return "?" + urlencode({"run": run.id} | {name: run.result[name] for name in names if name in run.result})
+
+
+QUALITY = (
+    ("psnr", "{:.1f} dB", "; higher is closer"),
+    ("ssim", "{:.3f}", "; 1 is identical"),
+    ("vmaf", "{:.1f}", " as people would see it; 100 is best"),
+)
 
 
 def measured(rows: list[dict], kind: str) -> list[tuple[str, str, str, str]]:
@@ -295,10 +305,10 @@ def measured(rows: list[dict], kind: str) -> list[tuple[str, str, str, str]]:
     took = f"A took {seconds[0]['total']:.1f} s, B {seconds[1]['total']:.1f} s, from prompt to pixels"
     numbers = [
         ("Speed-up", f"{rows[1]['speedup']:.2f}×", kind, took),
-        ("PSNR", f"{quality['psnr']:.1f} dB", kind, "B against A; higher is closer"),
-        ("SSIM", f"{quality['ssim']:.3f}", kind, "B against A; 1 is identical"),
-        ("VMAF", f"{quality['vmaf']:.1f}", kind, "B against A as people would see it; 100 is best"),
     ]
+    for name, form, meaning in QUALITY:
+        if quality[name] is not None:
+            numbers.append((name.upper(), form.format(quality[name]), kind, f"B against A{meaning}"))
     for side, saving in zip("AB", (row["saving"] for row in rows), strict=True):
         if saving:
             meaning = f"{side}, on the steps that reuse; {saving['all_steps']:.0%} of all steps together"

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import gradio as gr
 
-from timeripple.clips.generate import SIZE_STEP, Request
+from timeripple.clips.generate import Request
+from timeripple.clips.pipelines import made
 from timeripple.pond.pipeline import PondPipeline
 
 SIZES = {"Tiny": (8, 64, 64), "Small": (16, 96, 96), "Standard": (16, 128, 128), "Large": (16, 192, 192)}
@@ -28,8 +29,7 @@ def sizes_of(pipeline) -> dict[str, tuple[int, int, int]]:
     if isinstance(pipeline, PondPipeline):
         return SIZES
     own = Request.for_pipeline(pipeline, "any")
-    half = (max(SIZE_STEP, size // 2 // SIZE_STEP * SIZE_STEP) for size in (own.height, own.width))
-    return {"Small": (own.num_frames, *half), "Standard": (own.num_frames, own.height, own.width)}
+    return {"Small": made(pipeline, (own.num_frames, own.height // 2, own.width // 2)), "Standard": own.size}
 
 
 def size_choices(sizes: dict[str, tuple[int, int, int]]) -> list[tuple[str, str]]:

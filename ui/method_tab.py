@@ -40,7 +40,7 @@ def method_tab() -> None:
     caption = "What the paper reports: HunyuanVideo, one H100, latencies estimated (paper)"
     gr.HTML(markup.table(caption, columns, PAPER))
     if (RECORDED / "end-to-end.json").is_file():
-        result = json.loads((RECORDED / "end-to-end.json").read_text())
+        result = json.loads((RECORDED / "end-to-end.json").read_text(encoding="utf-8"))
         gr.HTML(rows_table(result["rows"], f"What Pond measures, prompt to pixels (recorded on {machine(result)})"))
     links = "".join(f'<li><a href="{url}">{escape(name)}</a></li>' for name, url in REFERENCES.items())
     gr.HTML(f'<section class="tr-references"><h3>References</h3><ul>{links}</ul></section>')

@@ -71,7 +71,7 @@ def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, 
                 gr.HTML(markup.facts([gpu_note(recorded)]))
                 chosen.change(lambda name: recorded_table(recorded[name]), chosen, shown, **QUIET)
             if (RECORDED / "kernels.json").is_file():
-                kernels = json.loads((RECORDED / "kernels.json").read_text())
+                kernels = json.loads((RECORDED / "kernels.json").read_text(encoding="utf-8"))
                 targets = list(dict.fromkeys(row["target"] for row in kernels["rows"]))
                 target = gr.Dropdown(targets, value=targets[0], label="Triton kernels compiled for", filterable=False)
                 report = gr.HTML(kernel_table(kernels, targets[0]))
@@ -114,8 +114,8 @@ def submit(works: Works, runs: Runs, tokens: list[int], saving: float) -> Run:
 
     def work(run: Run) -> dict:
         result = works.attention_scaling(run, tokens, saving)
-        (run.folder / "attention.json").write_text(json.dumps(result, indent=2))
-        with open(run.folder / "attention.csv", "w", newline="") as file:
+        (run.folder / "attention.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        with open(run.folder / "attention.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(result["rows"][0]))
             writer.writeheader()
             writer.writerows(result["rows"])
@@ -149,7 +149,7 @@ def rows_table(rows: list[dict], caption: str) -> str:
 
 def recorded_files() -> dict[str, dict]:
     """Benchmarks of the repository whose rows are methods, by file name."""
-    files = {path.stem: json.loads(path.read_text()) for path in sorted(RECORDED.glob("*.json"))}
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDED.glob("*.json"))}
     timed = {"ms", "attention_ms", "seconds"}
     return {name: file for name, file in files.items() if timed & {*next(iter(file.get("rows", [])), ())}}
 

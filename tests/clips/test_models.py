@@ -119,13 +119,17 @@ def test_probing_and_the_laboratory_work_on_it(wan, request_, tmp_path):
     [
         ({"prompt": " "}, "prompt is empty"),
         ({"num_frames": 0}, "frames is 0"),
-        ({"height": 50}, "height is 50"),
         ({"steps": 0}, "steps is 0"),
     ],
 )
 def test_bad_requests(wan, change, message):
     with pytest.raises(ValueError, match=message):
         Request.for_pipeline(wan, **{"prompt": PROMPT, **SMALL, **change}).check(wan)
+
+
+def test_a_size_that_cannot_be_made_is_refused(wan):
+    with pytest.raises(ValueError, match="height is 50 pixels, which WanPipeline cannot make; give 48"):
+        Request(PROMPT, **SMALL | {"height": 50}).check(wan)
 
 
 def test_parameters_are_counted_from_configurations_alone(tiny_wan, wan):

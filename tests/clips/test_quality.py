@@ -73,7 +73,7 @@ def test_vmaf_that_cannot_be_measured_is_one_sentence(clip, monkeypatch):
 def test_every_measure_of_every_frame_as_reports_hold_it(clip):
     other = clip.copy()
     other[1] += 5
-    frames = quality.per_frame(other, clip)
+    frames = quality.judge(other, clip).per_frame
     assert json.loads(json.dumps(frames, allow_nan=False)) == frames
     assert frames["psnr"] == pytest.approx([quality.PSNR_CAP, 20 * math.log10(255 / 5), quality.PSNR_CAP])
     assert {name: len(values) for name, values in frames.items()} == {"psnr": 3, "ssim": 3, "vmaf": 3}

@@ -10,7 +10,7 @@ import pytest
 from gradio.utils import get_upload_folder
 from playwright.sync_api import expect
 
-from timeripple.clips.quality import per_frame
+from timeripple.clips.quality import judge
 from timeripple.clips.video import player_frames, write_mp4
 from ui.player import played, player
 
@@ -38,7 +38,7 @@ def player_url():
     folder.mkdir(parents=True, exist_ok=True)
     write_mp4(folder / "player.mp4", player_frames(a, b, AMPLIFICATION))
     (folder / "broken.mp4").write_bytes(b"no video")
-    row = {"per_frame": per_frame(b, a), "amplification": AMPLIFICATION}
+    row = {"per_frame": judge(b, a).per_frame, "amplification": AMPLIFICATION}
     names = ["dense", "<b>reuse</b>"]
     with gr.Blocks() as app:
         shown = player(value=played(folder / "player.mp4", names, row))

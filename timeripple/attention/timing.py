@@ -71,12 +71,17 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int
         yield lambda: torch.cuda.max_memory_allocated(device)
         return
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # sets the process's high-water mark back
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # sets the process's high-water mark back
     except OSError:
         yield lambda: None
         return
     status = Path("/proc/self/status")
-    yield lambda: 1024 * int(next(row for row in status.read_text().splitlines() if row.startswith("VmHWM")).split()[1])
+
+    def most() -> int:
+        rows = status.read_text(encoding="utf-8").splitlines()
+        return 1024 * int(next(row for row in rows if row.startswith("VmHWM")).split()[1])
+
+    yield most
 
 
 def environment(pipeline: Any = None) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def environment(pipeline: Any = None) -> dict[str, Any]:
 
 def _cpu_model() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -42,7 +42,11 @@ class MagCacheConfig(NamedSettings, name="mag-cache"):
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines whose magnitudes are not known."""
-        ratios = json.loads(RATIOS.read_text())["ratios"] if type(pipeline).__name__ == "PondPipeline" else None
+        ratios = (
+            json.loads(RATIOS.read_text(encoding="utf-8"))["ratios"]
+            if type(pipeline).__name__ == "PondPipeline"
+            else None
+        )
         if ratios is None:
             raise ConfigError(
                 f"mag-cache needs the magnitudes of {type(pipeline).__name__}'s model, and only Pond's are known; "

@@ -160,9 +160,9 @@ def _resources(code: dict[str, Any], target: Target) -> tuple[int, int]:
         return found["vgpr_count"], 4 * found["vgpr_spill_count"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
-        path.write_text(code["ptx"])
+        path.write_text(code["ptx"], encoding="utf-8")
         architecture = re.findall(r"\.target (sm_\w+)", code["ptx"])[0]
         command = [triton.knobs.nvidia.ptxas.path, "-v", f"--gpu-name={architecture}", path, "-o", path.with_suffix("")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        said = subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stderr
     spilled = sum(int(n) for n in re.findall(r"(\d+) bytes spill", said))
     return int(re.findall(r"Used (\d+) registers", said)[0]), spilled

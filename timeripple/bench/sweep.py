@@ -88,7 +88,7 @@ def sweep(
     for job, result in _locally(left, pipeline) if engine == "local" else _with_ray(left, load):
         finished[keys[job]] = result
         if log is not None:
-            with log.open("a") as file:
+            with log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"key": keys[job], **result}) + "\n")
         done += 1
         if on_run is not None:
@@ -173,9 +173,9 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
 def _read(log: Path | None) -> dict[str, dict[str, Any]]:
     """Finished runs by key; a last line that a crash cut short is closed and passed over."""
     runs = {}
-    text = log.read_text() if log is not None and log.exists() else ""
+    text = log.read_text(encoding="utf-8") if log is not None and log.exists() else ""
     if log is not None and text and not text.endswith("\n"):
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write("\n")
     for line in text.splitlines():
         try:

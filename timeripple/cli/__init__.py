@@ -3,7 +3,9 @@
 Everything heavy is imported inside the commands, so that help and wrong options answer at once.
 """
 
+import io
 import sys
+import warnings
 
 import typer
 
@@ -21,6 +23,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line; every error of the user is one sentence on stderr and exit code 2."""
     from typer import _click
 
+    warnings.showwarning = lambda message, *_, **__: print(message, file=sys.stderr)  # a sentence, without its place
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a locale cannot show costs no result
     try:
         code = app(arguments, prog_name="timeripple", standalone_mode=False)
     except _click.exceptions.UsageError as error:

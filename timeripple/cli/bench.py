@@ -219,7 +219,7 @@ def pareto(
         return bench.pareto(pipeline, prompts, chosen, log, engine, count, load, **given)
 
     result = _run("generations", run)
-    (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figure = figures.speed_and_quality(result["rows"], f"Speed and quality ({result['kind']})")
     figure.write_html(out / "pareto.html", include_plotlyjs=True)
     columns = ("method", "seconds", "speedup", "psnr", "ssim", "saving_all_steps", "saving_kind", "front")

@@ -1,7 +1,7 @@
 """`compare`: the same clip by several methods."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.box import SIMPLE
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from timeripple.clips.generate import StepEvent
 
 
+DIGITS = {"psnr": 2, "ssim": 4, "vmaf": 1}
+
+
 def add_to(app: typer.Typer) -> None:
     app.command()(compare)
 
@@ -46,6 +49,12 @@ def compare(
     frames: Annotated[int | None, typer.Option(help="Frames; by default the pipeline's, Pond's 16.")] = None,
     size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the pipeline's, Pond's 128.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the pipeline's, Pond's 3.")] = None,
+    true_guidance: Annotated[
+        float | None,
+        typer.Option(help="By a second pass, where guidance is an input of the model, as in HunyuanVideo."),
+    ] = None,
+    image: Annotated[str, typer.Option(help="Picture that an image-to-video pipeline begins with.")] = "",
+    video: Annotated[str, typer.Option(help="Video that a video-to-video pipeline begins with.")] = "",
     model: Model = "pond",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -69,8 +78,9 @@ def compare(
             chosen.append(load_method(settings))
         width, height = (None, None) if size is None else parse_size(size)
         comparing.check_folder(out)
-        pipeline = load_pipeline(model, device, dtype, offload)
-        given = {"steps": steps, "num_frames": frames, "height": height, "width": width, "guidance_scale": guidance}
+        pipeline = load_pipeline(model, device, dtype, offload, "video" if video else "image" if image else None)
+        given: dict[str, Any] = {"steps": steps, "num_frames": frames, "height": height, "width": width}
+        given |= {"guidance_scale": guidance, "true_cfg_scale": true_guidance, "image": image, "video": video}
         request = Request.for_pipeline(pipeline, prompt, negative_prompt=negative_prompt, seed=seed, **given)
         comparing.check(pipeline, request, chosen)
 
@@ -85,6 +95,8 @@ def compare(
     with one_sentence(OSError):
         paths = comparing.save(comparison, out, pipeline)
     console().print(_comparison_table(comparison))
+    for remark in comparison.remarks:
+        say(remark)
     say(f"Wrote {', '.join(path.name for path in paths)} to {out}")
     if not comparing.can_draw():
         say("There is no report.html, as plotly is not installed: pip install 'timeripple[app]'")
@@ -108,6 +120,10 @@ def _comparison_table(comparison: "Comparison") -> Table:
             generation.method.label,
             *(f"{seconds['total']:.1f}", f"{speedup:.2f}x", f"{seconds['attention']:.1f}"),
             *((f"{saving['reuse_steps']:.1%}\n{saving['kind']}", f"{saving['all_steps']:.1%}") if saving else "--"),
-            *((f"{score['psnr']:.2f}", f"{score['ssim']:.4f}", f"{score['vmaf']:.1f}") if score else "---"),
+            *(_digits(score.scores[name] if score else None, digits) for name, digits in DIGITS.items()),
         )
     return table
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

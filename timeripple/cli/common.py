@@ -50,7 +50,7 @@ def one_sentence(*errors: type[Exception]) -> Iterator[None]:
 
 def check_file(path: Path) -> None:
     """Raise OSError unless the file can be written; what it holds stays."""
-    path.open("a").close()
+    path.open("a", encoding="utf-8").close()
 
 
 def parse_size(text: str) -> tuple[int, int]:

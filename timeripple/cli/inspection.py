@@ -52,7 +52,7 @@ def probe(
         given, wanted = clip_size(steps, frames, size), read_steps(at, steps)
         check_file(out)
         result = probe_report(*loaded_request(model, prompt, seed, **given), wanted)
-    out.write_text(json.dumps(result))
+    out.write_text(json.dumps(result), encoding="utf-8")
     console().print(_correlation_table(result["rows"]))
     console().print(_head_table(result["heads"]))
     say(f"Wrote {out}")

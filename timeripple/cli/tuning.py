@@ -89,5 +89,5 @@ def magnitudes(
         "size": [bench.num_frames, bench.height, bench.width],
         "environment": environment(pipeline),
     }
-    out.write_text(json.dumps(result) + "\n")
+    out.write_text(json.dumps(result) + "\n", encoding="utf-8")
     say(f"Wrote {out}")

@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.records import saving_by_head
 from timeripple.attention.timing import environment
-from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent, generate
+from timeripple.clips import pipelines
+from timeripple.clips.generate import BrokenClip, Cancelled, Generation, Request, StepEvent, generate
 from timeripple.clips.methods import Method, parse_method
-from timeripple.clips.quality import measure, per_frame
-from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
+from timeripple.clips.quality import Quality, judge
+from timeripple.clips.video import amplification, ffmpeg, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
 
@@ -30,14 +30,14 @@ PROBE_BYTES = 1 << 20
 class Comparison:
     """Generations of one request; the first is the reference.
 
-    quality: `{"psnr", "ssim", "vmaf"}` against the reference per generation, None for the reference itself; per_frame:
-    the same of each frame.
+    quality: against the reference per generation, None for the reference itself; broken: methods of which no clip came,
+    by label, and why.
     """
 
     request: Request
     generations: list[Generation]
-    quality: list[dict[str, float] | None]
-    per_frame: list[dict[str, list[float]] | None]
+    quality: list[Quality | None]
+    broken: dict[str, str]
 
     @property
     def amplifications(self) -> list[int | None]:
@@ -51,6 +51,21 @@ class Comparison:
         reference = self.generations[0].seconds["total"]
         return [reference / generation.seconds["total"] for generation in self.generations]
 
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what a reader of the numbers has to know: methods without a clip, clips that show nothing, and
+        metrics that could not be measured."""
+        sentences = list(self.broken.values())
+        for generation, quality in zip(self.generations, self.quality, strict=True):
+            label = generation.method.label
+            sentences += [f"{label}: {generation.flaw}."] if generation.flaw else []
+            sentences += [f"{label}: {why}" for why in quality.missing.values()] if quality else []
+        made = self.generations[0].frames.shape[:3]
+        if made != self.request.size:
+            asked, got = (f"{frames} frames of {width}x{height}" for frames, height, width in (self.request.size, made))
+            sentences.append(f"The clips have {got}, where {asked} were asked for.")
+        return sentences
+
     def settings(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """What to run to get this comparison again; `read_settings` reads it."""
         texts = ",".join(generation.method.text for generation in self.generations)
@@ -60,11 +75,16 @@ class Comparison:
     def report(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
 
-        Identical clips have a PSNR of `quality.PSNR_CAP`.
+        made: the size of the clips, which may differ from what was asked; remarks: see there. Identical clips have a
+        PSNR of `quality.PSNR_CAP`.
         """
-        rows = zip(self.generations, self.speedups, self.quality, self.per_frame, self.amplifications, strict=True)
+        rows = zip(self.generations, self.speedups, self.quality, self.amplifications, strict=True)
+        frames, height, width, _ = self.generations[0].frames.shape
         return {
             **self.settings(pipeline),
+            "made": {"num_frames": frames, "height": height, "width": width},
+            "remarks": self.remarks,
+            "broken": self.broken,
             "grid": self.generations[0].summary["grid"],
             "methods": [
                 {
@@ -76,12 +96,13 @@ class Comparison:
                     "speedup": speedup,
                     "saving": generation.saving,
                     "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
-                    "quality": quality,
-                    "per_frame": per_frame,
+                    "quality": quality.scores if quality else None,
+                    "per_frame": quality.per_frame if quality else None,
+                    "flaw": generation.flaw,
                     "amplification": amplification,
                     "held_bytes": generation.summary["held_bytes"],
                 }
-                for generation, speedup, quality, per_frame, amplification in rows
+                for generation, speedup, quality, amplification in rows
             ],
             "environment": environment(pipeline),
             "versions": {
@@ -135,23 +156,31 @@ def compare(
 ) -> Comparison:
     """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
 
-    An untimed step comes first, so that the first method does not pay for what only happens once.
+    An untimed step comes first, so that the first method does not pay for what only happens once. A method that breaks
+    costs no other's clip; raises BrokenClip where the first one does, which the others are compared with.
     """
     check(pipeline, request, methods)
     if should_stop is not None and should_stop():
         raise Cancelled
-    pipeline(**replace(request, steps=1).arguments(pipeline))
-    generations = [generate(pipeline, request, method, on_step=on_step, should_stop=should_stop) for method in methods]
+    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline))
+    with pipelines.prepared(pipeline, request.guidance_scale):
+        pipeline(**warm_up.arguments(pipeline))
+    generations: list[Generation] = []
+    broken = {}
+    for method in methods:
+        try:
+            generations.append(generate(pipeline, request, method, on_step=on_step, should_stop=should_stop))
+        except BrokenClip as error:
+            if method is methods[0]:
+                raise
+            broken[method.label] = str(error)
     reference, *others = (generation.frames for generation in generations)
-    frames = [per_frame(clip, reference) for clip in others]
-    quality = [
-        measure(clip, reference) | {"vmaf": fmean(each["vmaf"])} for clip, each in zip(others, frames, strict=True)
-    ]
-    return Comparison(request, generations, [None, *quality], [None, *frames])
+    return Comparison(request, generations, [None, *(judge(clip, reference) for clip in others)], broken)
 
 
 def check_folder(folder: str | Path) -> None:
-    """Raise OSError, one sentence, unless files can be written to `folder`, which need not exist yet."""
+    """Raise OSError, one sentence, unless videos can be written to `folder`, which need not exist yet."""
+    ffmpeg()
     with _staging(Path(folder)) as staging:
         (staging / "probe").write_bytes(bytes(PROBE_BYTES))
 
@@ -177,11 +206,11 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
         if len(clips) > 1:
             frames = player_frames(clips[0], clips[1], comparison.amplifications[1] or 1)
             write_mp4(staging / "player.mp4", frames, metadata=settings)
-        (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
+        (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if can_draw():
             from timeripple.clips.report import html_report
 
-            (staging / "report.html").write_text(html_report(report, staging))
+            (staging / "report.html").write_text(html_report(report, staging), encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         names = sorted(path.name for path in staging.iterdir())
         for name in names:
@@ -209,7 +238,8 @@ def _staging(folder: Path) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _caption(generation: Generation, speedup: float, quality: dict[str, Any] | None) -> str:
+def _caption(generation: Generation, speedup: float, quality: Quality | None) -> str:
     parts = [generation.method.label, f"{generation.seconds['total']:.1f} s"]
-    parts += [f"{speedup:.2f}x", f"{quality['psnr']:.1f} dB"] if quality else []
+    parts += [f"{speedup:.2f}x"] if quality else []
+    parts += [f"{psnr:.1f} dB"] if quality and (psnr := quality.scores["psnr"]) is not None else []
     return " · ".join(parts)

@@ -1,10 +1,10 @@
 """One prompt, one method: frames, measured seconds and savings."""
 
-import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,22 +12,29 @@ import torch
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.timing import Stopwatch
+from timeripple.clips import pipelines
 from timeripple.clips.methods import Method
+from timeripple.clips.quality import flaw
+from timeripple.clips.video import count_frames
 from timeripple.hooks import transformers
-from timeripple.pond.autoencoder import SPATIAL_FACTOR
 from timeripple.pond.pipeline import PondPipeline
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
-SIZE_STEP = 16  # pixels: what autoencoders and patches of all supported models divide
 
 
 class Cancelled(Exception):
     """The caller asked to stop before the clip was finished."""
 
 
+class BrokenClip(ValueError):
+    """No clip came of a method; the message is one sentence that names it, and the step."""
+
+
 @dataclass(frozen=True)
 class Request:
-    """What to generate. Sizes in pixels; `seed` fixes the initial noise."""
+    """What to generate. Sizes in pixels; `seed` fixes the initial noise; true_cfg_scale: guidance by a second pass in
+    pipelines whose guidance_scale is an input of the model, 1 for none; image, video: paths of files to begin with, ""
+    for none. Lone surrogates, which no file can hold, are replaced in the prompts."""
 
     prompt: str
     negative_prompt: str = ""
@@ -37,33 +44,50 @@ class Request:
     height: int = 128
     width: int = 128
     guidance_scale: float = 3.0
+    true_cfg_scale: float = 1.0
+    image: str = ""
+    video: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt", "negative_prompt"):
+            text = getattr(self, name).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            object.__setattr__(self, name, text)
+
+    @property
+    def size(self) -> pipelines.Size:
+        """Frames, height and width."""
+        return self.num_frames, self.height, self.width
 
     def tokens(self, pipeline: DiffusionPipeline) -> int:
         """Video tokens that attention will see: of Pond every position of the latent clip, of other pipelines by the
         factors of their autoencoder and patches."""
-        if isinstance(pipeline, PondPipeline):
-            return self.num_frames * (self.height // SPATIAL_FACTOR) * (self.width // SPATIAL_FACTOR)
-        spatial = _attribute(pipeline, 8, "vae_scale_factor_spatial", "vae_spatial_compression_ratio",
-                             "vae_spatial_scale_factor")  # fmt: skip
-        temporal = _attribute(pipeline, 4, "vae_scale_factor_temporal", "vae_temporal_compression_ratio",
-                              "vae_temporal_scale_factor")  # fmt: skip
-        config = transformers(pipeline)[0].config
-        patch = getattr(config, "patch_size", 1)
-        patch = (getattr(config, "patch_size_t", None) or 1, patch, patch) if isinstance(patch, int) else tuple(patch)
+        temporal, spatial = pipelines.factors(pipeline)
         latent = (self.num_frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
-        return math.prod(max(1, size // edge) for size, edge in zip(latent, patch, strict=True))
+        return math.prod(max(1, size // edge) for size, edge in zip(latent, pipelines.patch_of(pipeline), strict=True))
 
     @classmethod
     def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given: Any) -> "Request":
-        """What is not given, or None, is what the pipeline itself takes by default."""
-        parameters = inspect.signature(pipeline.__call__).parameters
-        names = {"steps": "num_inference_steps"}
-        defaults = {
-            name: parameters[theirs].default
-            for name in ("steps", "num_frames", "height", "width", "guidance_scale")
-            if (theirs := names.get(name, name)) in parameters and parameters[theirs].default is not None
-        }
-        return cls(prompt, **{**defaults, **{name: value for name, value in given.items() if value is not None}})
+        """What is not given, or None, is what the pipeline itself takes by default, or as long as the video given.
+
+        Sizes that the pipeline cannot make are rounded as it does it, with a warning that says so.
+        """
+        told = {name: value for name, value in given.items() if value is not None}
+        found = pipelines.defaults(pipeline)
+        if told.get("video") and "num_frames" not in pipelines.parameters(pipeline):
+            found["num_frames"] = count_frames(told["video"], told.get("num_frames", pipelines.MOST_FRAMES))
+        request = cls(prompt, **{**found, **told})
+        if min(request.size) < 1:
+            return request  # which `check` refuses
+        frames, height, width = pipelines.made(pipeline, request.size)
+        rounded = replace(request, num_frames=frames, height=height, width=width)
+        if any(getattr(rounded, name) != told[name] for name in ("num_frames", "height", "width") if name in told):
+            name = pipelines.kind(pipeline)
+            warnings.warn(f"{name} makes {rounded._size_text}, not {request._size_text}.", stacklevel=2)
+        return rounded
+
+    @property
+    def _size_text(self) -> str:
+        return f"{self.num_frames} frames of {self.width}x{self.height}"
 
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate.
@@ -74,8 +98,10 @@ class Request:
             raise ValueError(f"The seed is {self.seed}; give a whole number from 0 to {MAX_SEED}.")
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"The number of steps is {self.steps}; give 1 to {MAX_STEPS}, such as 20.")
-        if not (math.isfinite(self.guidance_scale) and 0 <= self.guidance_scale <= MAX_GUIDANCE):
-            raise ValueError(f"The guidance scale is {self.guidance_scale}; give 0 to {MAX_GUIDANCE}, such as 3.")
+        for name, scale in (("guidance scale", self.guidance_scale), ("true guidance", self.true_cfg_scale)):
+            if not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
+                raise ValueError(f"The {name} is {scale}; give 0 to {MAX_GUIDANCE}, such as 3.")
+        pipelines.check_inputs(pipeline, self.image, self.video)
         if isinstance(pipeline, PondPipeline):
             pipeline.check_inputs(self.num_frames, self.height, self.width, self.steps)
             pipeline.encode_prompt(self.prompt, self.negative_prompt)
@@ -84,34 +110,48 @@ class Request:
             raise ValueError("The prompt is empty; say what to show.")
         if self.num_frames < 1:
             raise ValueError(f"The number of frames is {self.num_frames}; give at least 1.")
-        for name, size in (("height", self.height), ("width", self.width)):
-            if size < SIZE_STEP or size % SIZE_STEP:
-                raise ValueError(f"The {name} is {size}; give a multiple of {SIZE_STEP} pixels.")
+        _, *possible = pipelines.made(pipeline, self.size)
+        for name, size, near in zip(("height", "width"), (self.height, self.width), possible, strict=True):
+            if size != near:
+                raise ValueError(
+                    f"The {name} is {size} pixels, which {pipelines.kind(pipeline)} cannot make; give {near}."
+                )
+        if not pipelines.denoising_steps(pipeline, self.steps):
+            fewest = pipelines.fewest_steps(pipeline)
+            raise ValueError(f"Of {self.steps} steps {pipelines.kind(pipeline)} makes none; give at least {fewest}.")
+        if "true_cfg_scale" in pipelines.parameters(pipeline) and self.negative_prompt and self.true_cfg_scale <= 1:
+            raise ValueError(
+                f"{pipelines.kind(pipeline)} heeds a negative prompt only with true guidance; give a scale above 1."
+            )
 
     def arguments(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """What the pipeline is called with, for frames as a tensor; the noise is drawn on the CPU, so that it is the
-        same on every device. A negative prompt goes to pipelines that take one, and to others than Pond's if said."""
-        accepted = inspect.signature(pipeline.__call__).parameters
+        same on every device. A negative prompt that says nothing is left to the pipeline, unless it is what switches
+        true guidance on."""
+        accepted = pipelines.parameters(pipeline)
         wanted = {
             "prompt": self.prompt,
-            "negative_prompt": self.negative_prompt or (None if not isinstance(pipeline, PondPipeline) else ""),
             "num_frames": self.num_frames,
             "height": self.height,
             "width": self.width,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
+            "true_cfg_scale": self.true_cfg_scale,
             "generator": torch.Generator().manual_seed(self.seed),
             "output_type": "pt",
         }
-        return {name: value for name, value in wanted.items() if name in accepted}
+        if self.negative_prompt or ("true_cfg_scale" in accepted and self.true_cfg_scale > 1):
+            wanted["negative_prompt"] = self.negative_prompt
+        chosen = {name: value for name, value in wanted.items() if name in accepted}
+        return chosen | pipelines.inputs(pipeline, self.image, self.video, self.size)
 
 
 @dataclass(frozen=True)
 class StepEvent:
     """Progress after a denoising step.
 
-    step: finished steps, from 1; seconds: so far, in this method; preview: the middle frame of the clip as the model
-    expects it to become, uint8 [H, W, 3].
+    step: finished steps, from 1; steps: of a clip that is made in sections, those of the sections begun; seconds: so
+    far, in this method; preview: the middle frame of the clip as the model expects it to become, uint8 [H, W, 3].
     """
 
     method: str
@@ -129,6 +169,7 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
+    flaw: see `quality.flaw`.
     """
 
     method: Method
@@ -136,6 +177,7 @@ class Generation:
     seconds: dict[str, float]
     saving: dict[str, Any] | None
     summary: dict[str, Any]
+    flaw: str | None = None
 
 
 def generate(
@@ -158,6 +200,8 @@ def generate(
     text_seconds: float | None = None
     step_input: torch.Tensor | None = None
     denoised_seconds = 0.0
+    done = steps = 0
+    all_steps = pipelines.denoising_steps(pipeline, request.steps)
 
     def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal text_seconds, step_input
@@ -165,31 +209,46 @@ def generate(
             text_seconds = watch.seconds
         step_input = kwargs.get("hidden_states")
 
-    def after_step(
-        pipe: DiffusionPipeline, index: int, timestep: torch.Tensor, tensors: dict[str, Any]
-    ) -> dict[str, Any]:
-        nonlocal denoised_seconds
+    def after_step(pipe: DiffusionPipeline, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        nonlocal denoised_seconds, done, steps
+        done += 1
+        steps = max(steps, done + (getattr(pipe, "num_timesteps", None) or all_steps) - index - 1)
         with watch.paused():
+            if not tensors["latents"].isfinite().all():
+                raise _broken(method, f"at step {done} of {steps}")
             if on_step is not None:
-                done, seconds = index + 1, watch.seconds
-                eta = seconds / done * (request.steps - done)
+                seconds = watch.seconds
+                eta = seconds / done * (steps - done)
                 preview = _preview(pipe, index, step_input, tensors["latents"])
-                on_step(StepEvent(method.label, done, request.steps, seconds, eta, preview))
+                on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
         denoised_seconds = watch.seconds
         return tensors
 
+    def after_decoding(module: Any, args: Any, output: Any) -> None:
+        with watch.paused():
+            if not (output[0] if isinstance(output, tuple) else output).isfinite().all():
+                raise _broken(method, "in decoding, after the last step")
+
     hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
+    if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
+        hooks.append(decoder.register_forward_hook(after_decoding))
     try:
-        with method.applied(pipeline, request.steps) as summarise:
-            with freed(pipeline):
-                video = pipeline(**request.arguments(pipeline), callback_on_step_end=after_step).frames
+        with method.applied(pipeline, all_steps) as summarise:
+            with (
+                freed(pipeline),
+                pipelines.prepared(pipeline, request.guidance_scale),
+                pipelines.followed(pipeline, after_step) as follow,
+            ):
+                video = pipeline(**request.arguments(pipeline), **follow).frames
             summary = summarise()
     finally:
         for hook in hooks:
             hook.remove()
     total = watch.seconds
+    if not video.isfinite().all():
+        raise _broken(method, "in decoding, after the last step")
     text = text_seconds or 0.0
     seconds = {
         "total": total,
@@ -199,12 +258,16 @@ def generate(
         "plan": summary["seconds"]["plan"],
         "decode": total - denoised_seconds,
     }
-    return Generation(method, to_frames(video), seconds, summary["saving"], summary)
+    frames = to_frames(video)
+    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames))
 
 
-def _attribute(pipeline: DiffusionPipeline, default: int, *names: str) -> int:
-    """The first of the attributes that a pipeline has; families call the same thing otherwise."""
-    return next((getattr(pipeline, name) for name in names if hasattr(pipeline, name)), default)
+def _broken(method: Method, where: str) -> BrokenClip:
+    remedy = "another dtype, such as float32" if method.label == "dense" else "dense, a smaller budget or another dtype"
+    return BrokenClip(
+        f"{method.label} gave numbers that are not finite (NaN or infinite) {where}, so there is no clip of it; "
+        f"try {remedy}."
+    )
 
 
 @contextmanager

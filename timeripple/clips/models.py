@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import diffusers
 import psutil
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
@@ -17,11 +18,18 @@ from timeripple.pond.pipeline import PondPipeline
 POND = ASSETS / "pond"
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 OFFLOADS = ("none", "model", "group", "sequential")
+SIBLINGS: dict[tuple[str, str | None], str] = {
+    ("WanPipeline", "video"): "WanVideoToVideoPipeline",
+    ("CogVideoXPipeline", "video"): "CogVideoXVideoToVideoPipeline",
+    ("LTXPipeline", "image"): "LTXImageToVideoPipeline",
+    ("LTXPipeline", "video"): "LTXConditionPipeline",
+}
+"""Pipelines that begin with a picture or video, by what they share all components with."""
 RESERVE = 1.1  # activations and the CUDA context take some memory too
 
 
 def load_pipeline(
-    model: str = "pond", device: str = "auto", dtype: str = "auto", offload: str = "none"
+    model: str = "pond", device: str = "auto", dtype: str = "auto", offload: str = "none", takes: str | None = None
 ) -> DiffusionPipeline:
     """A pipeline that is ready to generate.
 
@@ -29,8 +37,10 @@ def load_pipeline(
     "auto" is the GPU where there is one. dtype: of the denoiser and text encoders, "auto", "bfloat16", "float16" or
     "float32"; auto is bfloat16 where the device multiplies in it and float32 elsewhere; the autoencoder stays in
     float32. offload: what waits in the memory of the host: "none"; "model", the components that are not at work;
-    "group", blocks of the denoiser too; "sequential", all but the layer at work. Raises ValueError, one sentence, for
-    what is missing, gated, no video pipeline, or larger than the memory, which is found out before anything is loaded.
+    "group", blocks of the denoiser too; "sequential", all but the layer at work. takes: "image" or "video", what is to
+    begin with, where the same weights serve another pipeline for that, see `SIBLINGS`. Raises ValueError, one sentence,
+    for what is missing, gated, no video pipeline, or larger than the memory, which is found out before anything is
+    loaded.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     precision = _precision(dtype, device)
@@ -54,6 +64,9 @@ def load_pipeline(
         raise ValueError(f"The model {model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if not any(family_of(part) for part in pipeline.components.values() if isinstance(part, ModelMixin)):
         raise ValueError(f"{model} is a {type(pipeline).__name__}, in which no video transformer was found.")
+    sibling = SIBLINGS.get((type(pipeline).__name__, takes))
+    if sibling is not None:
+        pipeline = getattr(diffusers, sibling).from_pipe(pipeline)
     _place(pipeline, device, offload)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -113,8 +126,6 @@ def _empty(library: str, kind: str, folder: str | Path, name: str) -> nn.Module:
 
         config = transformers.AutoConfig.from_pretrained(folder, subfolder=name)
         return getattr(transformers, kind)._from_config(config)
-    import diffusers
-
     part = getattr(diffusers, kind)
     return part.from_config(part.load_config(folder, subfolder=name))
 

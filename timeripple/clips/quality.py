@@ -1,19 +1,65 @@
-"""How close two clips are: PSNR, SSIM and VMAF of raw frames, never of coded video."""
+"""How close two clips are: PSNR, SSIM and VMAF of raw frames, never of coded video; whether a clip shows anything."""
 
 import json
 import math
 import subprocess
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-import imageio_ffmpeg
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from timeripple.clips.video import enlarge
+from timeripple.clips.video import enlarge, ffmpeg
 
 PSNR_CAP = 100.0
 """What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""
+ONE_COLOUR = 2
+"""Levels of 255 within which the values of a channel are one colour."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A clip against the reference, by "psnr", "ssim" and "vmaf", None for what could not be measured.
+
+    scores: of the whole clip, PSNR in dB, at most `PSNR_CAP`; per_frame: of each frame; missing: why, by metric.
+    """
+
+    scores: dict[str, float | None]
+    per_frame: dict[str, list[float] | None]
+    missing: dict[str, str]
+
+
+def judge(clip: np.ndarray, reference: np.ndarray) -> Quality:
+    """Every metric of a clip, uint8 [F, H, W, 3] like the reference. One that fails is left out, with the reason."""
+    whole: dict[str, Callable[[np.ndarray], float]] = {"psnr": lambda _: min(psnr(clip, reference), PSNR_CAP)}
+    quality = Quality({}, {}, {})
+    for name, frames in (("psnr", psnr_per_frame), ("ssim", ssim_per_frame), ("vmaf", vmaf_per_frame)):
+        try:
+            values = frames(clip, reference)
+            quality.scores[name] = float(whole.get(name, np.mean)(values))
+            quality.per_frame[name] = np.minimum(values, PSNR_CAP).tolist()
+        except Exception as error:  # whatever keeps a metric from being measured, the clips are there
+            quality.scores[name] = quality.per_frame[name] = None
+            quality.missing[name] = str(error) or type(error).__name__
+    return quality
+
+
+def frames_of_one_colour(clip: np.ndarray) -> np.ndarray:
+    """Which frames of a clip, uint8 [F, H, W, 3], show one colour and nothing else: bool [F]."""
+    pixels = clip.reshape(len(clip), -1, clip.shape[-1])
+    return (np.ptp(pixels, axis=1) <= ONE_COLOUR).all(axis=1)
+
+
+def flaw(clip: np.ndarray) -> str | None:
+    """One clause on frames that show nothing, such as "all 16 frames are black"; None where there are none."""
+    empty = frames_of_one_colour(clip)
+    if not empty.any():
+        return None
+    colour = "black" if clip[empty].max() <= ONE_COLOUR else "one colour"
+    number = f"all {len(clip)}" if empty.all() else f"{empty.sum()} of {len(clip)}"
+    return f"{number} frames are {colour}"
 
 
 def psnr_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -50,12 +96,15 @@ def ssim(clip: np.ndarray, reference: np.ndarray) -> float:
 def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """VMAF of each frame, 0 to 100, by libvmaf's default model (v0.6.1), [F] float64; clips are uint8 [F, H, W, 3].
 
-    Small clips are enlarged first, as they are shown. Raises OSError, one sentence, if ffmpeg cannot measure.
+    Small clips are enlarged first, as they are shown. Raises OSError, one sentence, if ffmpeg cannot measure, and
+    ValueError for clips with frames of one colour: VMAF compares textures, and gives 97 for black against white.
     """
     _difference(clip, reference)
+    if frames_of_one_colour(clip).any() or frames_of_one_colour(reference).any():
+        raise ValueError("VMAF says nothing of frames that show one colour.")
     clips = {"clip.rgb": enlarge(clip), "reference.rgb": enlarge(reference)}
     height, width = clips["clip.rgb"].shape[1:3]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error"]
+    command = [ffmpeg(), "-loglevel", "error"]
     for name in clips:
         command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-i", name]
     luma = "scale=out_color_matrix=bt709:out_range=tv,format=yuv444p"
@@ -67,17 +116,8 @@ def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
         if result.returncode:
             reason = result.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise OSError(f"VMAF cannot be measured: {reason or 'ffmpeg failed'}.")
-        log = json.loads((Path(folder) / "vmaf.json").read_text())
+        log = json.loads((Path(folder) / "vmaf.json").read_text(encoding="utf-8"))
     return np.array([frame["metrics"]["vmaf"] for frame in log["frames"]])
-
-
-def per_frame(clip: np.ndarray, reference: np.ndarray) -> dict[str, list[float]]:
-    """`{"psnr", "ssim", "vmaf"}` of each frame as reports hold them: PSNR in dB, at most `PSNR_CAP`."""
-    return {
-        "psnr": np.minimum(psnr_per_frame(clip, reference), PSNR_CAP).tolist(),
-        "ssim": ssim_per_frame(clip, reference).tolist(),
-        "vmaf": vmaf_per_frame(clip, reference).tolist(),
-    }
 
 
 def measure(clip: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -31,8 +31,11 @@ def html_report(report: dict[str, Any], folder: Path) -> str:
         drawn.append(figures.saving_per_step(curves))
     drawn += [figures.saving_heatmap(row["saving_by_head"], text, row["saving"]["kind"]) for text, row in reused]
     videos = "".join(_video(folder / f"{row['label']}.mp4", text) for text, row in zip(texts, rows, strict=True))
-    size = f"{report['num_frames']} frames of {report['width']} × {report['height']}"
-    settings = {name: value for name, value in report.items() if name not in ("methods", "environment", "versions")}
+    made = report.get("made", report)
+    size = f"{made['num_frames']} frames of {made['width']} × {made['height']}"
+    said = ("methods", "environment", "versions", "remarks", "broken", "made")
+    settings = {name: value for name, value in report.items() if name not in said}
+    remarks = "".join(f"<p><strong>{escape(remark)}</strong></p>" for remark in report.get("remarks", ()))
     machine = report["environment"] | {"versions": report["versions"]}
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -40,6 +43,7 @@ def html_report(report: dict[str, Any], folder: Path) -> str:
 <h1>“{escape(report["prompt"])}”</h1>
 <p>{size}, {report["steps"]} steps, seed {report["seed"]}. Seconds, speed-up and quality are measured on the machine
 named below; quality is against {escape(texts[0])}.</p>
+{remarks}
 {_table(rows)}
 <h2>Videos</h2><div class="videos">{videos}</div>
 <h2>Figures</h2>{"".join(figures.fragments(drawn))}
@@ -57,11 +61,15 @@ def _table(rows: list[dict[str, Any]]) -> str:
     body = ""
     for row in rows:
         cells = [row["method"], f"{row['seconds']['total']:.2f}", f"{row['speedup']:.2f}×"]
-        cells += [f"{row['quality'][name]:.3f}" if row["quality"] else "–" for name in quality]
+        cells += [_number((row["quality"] or {}).get(name)) for name in quality]
         saving = row["saving"] or {"kind": None}
         cells += [f"{saving['reuse_steps']:.1%}" if saving["kind"] == kind else "–" for kind in kinds]
         body += "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
     return f"<table><tr>{''.join(f'<th>{escape(head)}</th>' for head in heads)}</tr>{body}</table>"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _video(path: Path, caption: str) -> str:

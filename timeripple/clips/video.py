@@ -19,6 +19,16 @@ CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
 
 
+def ffmpeg() -> str:
+    """The program. Raises OSError, one sentence, where there is none."""
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        raise OSError(
+            "There is no ffmpeg to write videos with; install imageio-ffmpeg anew, or set IMAGEIO_FFMPEG_EXE to one."
+        ) from None
+
+
 def enlarge(frames: np.ndarray) -> np.ndarray:
     """Small clips 2, 3 or 4 times as large (Lanczos), as far as the longer side stays within 512 pixels."""
     height, width = frames.shape[1:3]
@@ -88,7 +98,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
     frames = enlarge(frames)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
     height, width = frames.shape[1:3]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-y"]
+    command = [ffmpeg(), "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
     colour = "colorspace=bt709:color_primaries=bt709:color_trc=bt709"
     command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={colour}", "-pix_fmt", "yuv420p"]
@@ -106,7 +116,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_mp4` kept as metadata. Raises ValueError, one sentence, for a file that holds none."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
+    command = [ffmpeg(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
     command += ["-i", str(path), "-f", "ffmetadata", "-"]
     text = subprocess.run(command, capture_output=True, timeout=30).stdout.decode(errors="replace")
     lines = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
@@ -136,8 +146,13 @@ def read_clip(
     by what is in the file, so that no playlist can point elsewhere. Raises ValueError, one sentence, for files that
     are no such video, larger than max_pixels per frame or longer than max_seconds.
     """
-    with open(path, "rb") as file:
-        head = file.read(16)
+    try:
+        with open(path, "rb") as file:
+            head = file.read(16)
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}; give a video file."
+        ) from None
     container = next((name for name, (at, mark) in CONTAINERS.items() if head[at : at + len(mark)] == mark), None)
     if container is None:
         raise ValueError("This file is no video that can be read; give an MP4, WebM, MKV, AVI or GIF file.")
@@ -162,6 +177,11 @@ def read_clip(
     if len(frames) < 2:
         raise ValueError(f"This video holds no moving picture: {len(frames)} frames could be read; give at least 2.")
     return np.stack(frames)
+
+
+def count_frames(path: str | Path, most: int) -> int:
+    """How many frames `read_clip` finds in a video, at most `most`. Raises ValueError, one sentence."""
+    return len(read_clip(path, most, 32, 32))
 
 
 def read_mp4(path: str | Path) -> np.ndarray:

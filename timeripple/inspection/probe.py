@@ -19,6 +19,7 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.timing import environment
 from timeripple.attention.torch_backend import dense_attention
+from timeripple.clips import pipelines
 from timeripple.clips.generate import Cancelled, Request, freed, to_frames
 from timeripple.hooks import disable, enable, family_of
 from timeripple.inspection import attention_maps as maps
@@ -170,8 +171,14 @@ def _capture(
         return tensors
 
     video = None
-    with _enabled(pipeline, config), suppress(_Seen), freed(pipeline):
-        video = pipeline(**request.arguments(pipeline), callback_on_step_end=after_step).frames
+    with (
+        _enabled(pipeline, config),
+        suppress(_Seen),
+        freed(pipeline),
+        pipelines.prepared(pipeline, request.guidance_scale),
+        pipelines.followed(pipeline, after_step) as follow,
+    ):
+        video = pipeline(**request.arguments(pipeline), **follow).frames
     return config.captures, video
 
 

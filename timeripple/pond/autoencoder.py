@@ -256,5 +256,5 @@ def train(out: Path, minutes: float, device: str) -> None:
 def note(log: Path, row: dict) -> None:
     """Print a row and append it to a log of JSON lines."""
     print(json.dumps(row), flush=True)
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

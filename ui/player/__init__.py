@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 def player(**options) -> gr.HTML:
     """The component; it takes what `played` gives and shows nothing before."""
-    html, css, js = ((HERE / f"player.{ending}").read_text() for ending in ("html", "css", "js"))
+    html, css, js = ((HERE / f"player.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js"))
     return gr.HTML(html_template=html, css_template=css, js_on_load=js, apply_default_css=False, **options)
 
 
@@ -26,5 +26,5 @@ def played(path: Path, names: list[str], row: dict, kind: str = "measured here")
     per_frame, amplification = row["per_frame"], row["amplification"]
     return {
         "video": video, "fps": FPS, "seam": SEAM, "names": names, "amplification": amplification, "kind": kind,
-        "per_frame": {name: [round(value, 4) for value in values] for name, values in per_frame.items()},
+        "per_frame": {name: [round(value, 4) for value in values] for name, values in per_frame.items() if values},
     }  # fmt: skip

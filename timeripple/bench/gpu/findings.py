@@ -98,7 +98,7 @@ def gpu_environment(device: str) -> dict:
 def _driver() -> str | None:
     command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        lines = subprocess.run(command, capture_output=True, text=True, timeout=20).stdout.splitlines()
+        lines = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired):
         return None
     return lines[0].strip() if lines else None

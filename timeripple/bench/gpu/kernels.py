@@ -67,7 +67,7 @@ def _run_build(findings: Findings, dtype: str, head_dim: int, device: str, small
     command = [sys.executable, "-m", __name__, dtype, str(head_dim), device, *(["--small"] if small else [])]
     cases = []
     with tempfile.TemporaryFile() as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8")
         alarm = threading.Timer(max(findings.left - STARTUP, 0), child.kill)
         alarm.start()
         for line in child.stdout:
