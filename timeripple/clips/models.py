@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from timeripple import ASSETS
+from timeripple.clips.solvers import DEFAULT_SOLVER, solver
 from timeripple.hooks import family_of
 from timeripple.pond.pipeline import PondPipeline
 
@@ -54,6 +55,8 @@ def load_pipeline(
         raise ValueError(f"The model {model} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
     if not any(family_of(part) for part in pipeline.components.values() if isinstance(part, ModelMixin)):
         raise ValueError(f"{model} is a {type(pipeline).__name__}, in which no video transformer was found.")
+    if is_pond:
+        pipeline.scheduler = solver(DEFAULT_SOLVER, pipeline.scheduler)
     _place(pipeline, device, offload)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, DiffusionPipeline, FlowMatchEulerDiscreteScheduler, WanTransformer3DModel
+from diffusers import AutoencoderTiny, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -20,7 +20,7 @@ class PondPipeline(DiffusionPipeline):
     """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
 
     Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderTiny, one latent frame per
-    video frame) and `scheduler` (flow matching, Euler).
+    video frame) and `scheduler` (of flow matching).
     """
 
     model_cpu_offload_seq = "prompt_encoder->transformer->vae"
@@ -30,7 +30,7 @@ class PondPipeline(DiffusionPipeline):
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
         vae: AutoencoderTiny,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
     ):
         super().__init__()
         self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
@@ -106,6 +106,8 @@ class PondPipeline(DiffusionPipeline):
                 "latent" for the latents.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may return
                 replaced latents and may set `pipeline._interrupt = True` to stop.
+            callback_on_step_end_tensor_inputs: what it is given, of latents, velocity (guided, as predicted at this
+                step), prompt_embeds and negative_embeds.
 
         Raises: PromptError for prompts, ValueError for sizes and step counts.
         """
@@ -129,7 +131,12 @@ class PondPipeline(DiffusionPipeline):
                 velocity = self._predict(latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    available = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_embeds": negative_embeds}
+                    available = {
+                        "latents": latents,
+                        "velocity": velocity,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_embeds": negative_embeds,
+                    }
                     tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
                     latents = (callback_on_step_end(self, step, timestep, tensors) or tensors).get("latents", latents)
                 progress_bar.update()
