@@ -19,12 +19,17 @@ NAMES = {
     "re-ttention": "Re-ttention",
     "token-merge": "Token merging",
     "output-cache": "Output cache (PAB)",
+    "attention-forecast": "Attention forecast",
     "pab": "Pyramid Attention Broadcast",
     "faster-cache": "FasterCache",
     "first-block-cache": "First-block cache",
     "mag-cache": "MagCache",
     "taylorseer": "TaylorSeer",
     "delta-dit": "Δ-DiT",
+    "forecast": "Block-stack forecast",
+    "spectrum": "Spectrum",
+    "easycache": "EasyCache",
+    "teacache": "TeaCache",
 }
 STACKS = [
     ("Nothing", ""),

@@ -71,7 +71,7 @@ def test_gone_after_an_error(tiny_pipeline):
 
 @pytest.mark.parametrize("text", ["", "wan", "Dense", "tokens:0.5"])
 def test_unknown_names_list_the_known_ones(text):
-    with pytest.raises(ConfigError, match="choose from dense, channel, token, tile, output-cache, skip"):
+    with pytest.raises(ConfigError, match="choose from dense, channel, token, tile, output-cache, attention-forecast"):
         parse_method(text)
 
 

@@ -16,6 +16,7 @@ from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
 from timeripple.attention.method import AttentionMethod, ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, StepCache, ThinnedConfig
+from timeripple.baselines.step_cache import counting_bytes
 from timeripple.clips.solvers import SOLVERS, evaluations, solving
 from timeripple.hooks import disable, enable, summary
 
@@ -72,22 +73,24 @@ class Method:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
         num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
-        Its method is `label`; with a step cache held_bytes is None: what caches hold is not known. Raises
+        Its method is `label`, and held_bytes the most that attention held and the most that a step cache did. Raises
         ConfigError where the pipeline does not suit the method.
         """
         final = None
+        cached: Callable[[], int] = int  # nothing
         count = evaluations(self.solver, num_inference_steps)
         enable(pipeline, self._attention(count), num_inference_steps=count)
 
         def summarise() -> dict[str, Any]:
             numbers = summary(pipeline)
-            return numbers | {"method": self.label} | ({"held_bytes": None} if self.cache else {})
+            return numbers | {"method": self.label, "held_bytes": numbers["held_bytes"] + cached()}
 
         try:
             with ExitStack() as stack:
                 stack.enter_context(solving(pipeline, self.solver))
                 if self.cache:
                     stack.enter_context(self.cache.applied(pipeline, count))
+                    cached = stack.enter_context(counting_bytes(pipeline))
                 yield lambda: final or summarise()
         finally:
             final = summarise()
