@@ -15,6 +15,7 @@ NAMES = {
     "skip": "Skip (SpargeAttn)",
     "svg": "Sparse VideoGen",
     "compact": "Compact Attention",
+    "sliding-window": "3-D sliding window",
     "ditfastattn": "DiTFastAttn",
     "re-ttention": "Re-ttention",
     "token-merge": "Token merging",

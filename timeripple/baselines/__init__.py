@@ -19,6 +19,7 @@ from timeripple.baselines.output_cache import OutputCacheConfig
 from timeripple.baselines.pab import PabConfig
 from timeripple.baselines.rettention import RettentionConfig
 from timeripple.baselines.skip import SkipConfig
+from timeripple.baselines.sliding_window import SlidingWindowConfig
 from timeripple.baselines.spectrum import SpectrumConfig
 from timeripple.baselines.stacked import StackedConfig
 from timeripple.baselines.step_cache import CountedConfig, StepCache
@@ -45,6 +46,7 @@ ATTENTION: dict[str, Any] = {
     "skip": SkipConfig,
     "svg": SvgConfig,
     "compact": CompactConfig,
+    "sliding-window": SlidingWindowConfig,
     "ditfastattn": DitFastAttnConfig,
     "re-ttention": RettentionConfig,
     "token-merge": TokenMergeConfig,
