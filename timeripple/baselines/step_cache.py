@@ -6,7 +6,7 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.records import Records, summarise_saving
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.hooks import transformers
+from timeripple.hooks import HOOK, transformers
 
 PASSES_HOOK = "timeripple-passes"
 
@@ -92,6 +92,44 @@ class PassesHook(ModelHook):
         return module
 
 
+@contextmanager
+def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
+    """Yields what returns the most bytes that caches of the transformers held after a forward pass inside."""
+    models: list[Any] = transformers(pipeline)
+    most = 0
+    modules: list[Any] = [module for model in models for module in model.modules()]
+    registries = [m._diffusers_hook for m in modules if hasattr(m, "_diffusers_hook")]
+    hooks = [hook for registry in registries for name, hook in registry.hooks.items() if name != HOOK]
+
+    def count(*_: Any) -> None:
+        nonlocal most
+        held = tensors_in(hooks)
+        most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
+
+    handles = [model.register_forward_hook(count) for model in models]
+    try:
+        yield lambda: most
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
+    """Tensors that an object holds in its fields and containers, modules and functions passed over."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [value]
+    if id(value) in seen or isinstance(value, nn.Module | type) or callable(value) or isinstance(value, str | int):
+        return []
+    seen.add(id(value))
+    inside = (
+        vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
+    )
+    if not isinstance(inside, Iterable):
+        return []
+    return [tensor for part in list(inside) for tensor in tensors_in(part, seen)]
+
+
 @dataclass(frozen=True)
 class CountedConfig:
     """What `hooks.enable` takes with a step cache alone: dense attention, of which the calls are counted."""
@@ -136,7 +174,7 @@ class CountedRun:
 
     @property
     def held_bytes(self) -> int:
-        """Of attention none; what caches hold is not known here."""
+        """Of attention none; for what caches hold see `counting_bytes`."""
         return 0
 
     @property

@@ -85,7 +85,10 @@ def compare(
         comparing.check(pipeline, request, chosen)
 
     with one_sentence(ValueError), progress_bars() as progress:
-        tasks = {method.label: progress.add_task(method.label, total=request.steps, start=False) for method in chosen}
+        tasks = {
+            method.label: progress.add_task(method.label, total=method.evaluations(request.steps), start=False)
+            for method in chosen
+        }
 
         def show(event: "StepEvent") -> None:
             progress.start_task(tasks[event.method])

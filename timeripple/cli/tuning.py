@@ -70,10 +70,11 @@ def magnitudes(
     model: PondModel = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
 ) -> None:
-    """Measure what mag-cache has to know of a model: how the magnitude of its residual moves from step to step."""
+    """Measure what mag-cache and teacache have to know of a model: how its residual and its output move by step."""
     with one_sentence(ValueError, OSError):
         from timeripple.attention.timing import environment
         from timeripple.baselines.mag_cache import magnitude_ratios
+        from timeripple.baselines.teacache import coefficients
         from timeripple.bench.quality import QualityBench
         from timeripple.clips.models import load_pond
 
@@ -81,10 +82,13 @@ def magnitudes(
         check_file(out)
         pipeline = load_pond(model)
         bench.check(pipeline)
-    runs = [magnitude_ratios(pipeline, **request.arguments(pipeline)) for request in bench.requests()]
+    requests = bench.requests()
+    runs = [magnitude_ratios(pipeline, **request.arguments(pipeline)) for request in requests]
+    polynomial = coefficients(pipeline, [request.arguments(pipeline) for request in requests])
     ratios = [round(sum(step) / len(runs), 4) for step in zip(*runs, strict=True)]
     result = {
         "ratios": ratios,
+        "tea_coefficients": polynomial,
         "prompts": prompts,
         "size": [bench.num_frames, bench.height, bench.width],
         "environment": environment(pipeline),

@@ -15,7 +15,8 @@ from PIL import Image, UnidentifiedImageError
 
 from timeripple.clips.video import count_frames, read_clip
 from timeripple.hooks import transformers
-from timeripple.pond.pipeline import SPATIAL_FACTOR, PondPipeline
+from timeripple.pond.autoencoder import SPATIAL_FACTOR
+from timeripple.pond.pipeline import PondPipeline
 
 Size = tuple[int, int, int]
 """Frames, height and width."""
