@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
@@ -62,20 +63,19 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
 class OutputCacheRun(CountedRun):
     """`CountedRun` that returns outputs of earlier steps."""
 
-    any_batch = False  # outputs are of whole batches
-
     def __init__(self, steps: tuple[Step, ...]):
         super().__init__(steps)
-        self._outputs: dict[tuple[str, str], Tensor] = {}
+        self._outputs: dict[tuple[str, str], tuple[torch.Size, Tensor]] = {}
 
-    def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
+    def module(self, layer: str, shape: torch.Size, forward: Callable[[], Tensor]) -> Tensor:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
-        if self._step.kind == "reuse" and (self._name, layer) in self._outputs:
-            return self._outputs[self._name, layer]
-        self._outputs[self._name, layer] = output = forward()
+        kept_shape, output = self._outputs.get((self._name, layer), (None, None))
+        if self._step.kind != "reuse" or output is None or kept_shape != shape:
+            output = forward()
+            self._outputs[self._name, layer] = shape, output
         return output
 
     @property
     def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
-        return sum(output.nbytes for output in self._outputs.values())
+        return sum(output.nbytes for _, output in self._outputs.values())

@@ -148,8 +148,6 @@ class CountedConfig:
 class CountedRun:
     """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
 
-    any_batch = True  # a cache may leave samples of the batch out
-
     def __init__(self, steps: tuple[Step, ...]):
         self.steps, self._records, self._batch = steps, Records(), 1
 
