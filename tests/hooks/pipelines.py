@@ -124,7 +124,8 @@ def hunyuan_video():
 def cogvideox():
     transformer = model(
         "CogVideoXTransformer3DModel", **HEADS | {"attention_head_dim": 16}, text_embed_dim=DIM, num_layers=2,
-        sample_width=6, sample_height=4, sample_frames=9, max_text_seq_length=TEXT, time_embed_dim=8, use_rotary_positional_embeddings=True,
+        sample_width=6, sample_height=4, sample_frames=9, max_text_seq_length=TEXT, time_embed_dim=8,
+        use_rotary_positional_embeddings=True,
     )  # fmt: skip
     vae = model(
         "AutoencoderKLCogVideoX", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
@@ -211,7 +212,7 @@ def build(name, scheduler):
 
 
 def transformers(pipe):
-    return [part for name, part in pipe.components.items() if name.startswith("transformer")]
+    return [part for name, part in pipe.components.items() if name.startswith("transformer") and part is not None]
 
 
 def in_precision(pipe, inputs, dtype):

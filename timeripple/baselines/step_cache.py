@@ -18,7 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from timeripple.attention.call import AttentionCall
-from timeripple.attention.method import Kind, Step, dense_steps
+from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
 from timeripple.attention.records import Records, summarise_saving
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
@@ -41,16 +41,47 @@ class StepCache(Protocol):
 
 @contextmanager
 def caching(pipeline: DiffusionPipeline, config: Callable[[], object]) -> Iterator[None]:
-    """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own."""
+    """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own. Raises
+    ConfigError, before anything has run, where diffusers does not know the transformer or it has another cache."""
     models: list[Any] = transformers(pipeline)  # of diffusers
+    for model in models:
+        if getattr(model, "is_cache_enabled", False):
+            raise ConfigError(f"{type(model).__name__} has a cache already; call disable_cache() on it.")
+    with unhooked_after(models):
+        try:
+            for model in models:
+                try:
+                    model.enable_cache(config())
+                except (ValueError, AttributeError) as error:
+                    raise ConfigError(f"This cache does not suit {type(model).__name__}: {error}") from error
+            yield
+        finally:
+            for model in models:
+                if getattr(model, "is_cache_enabled", False):
+                    model.disable_cache()
+
+
+@contextmanager
+def unhooked_after(models: list[Any]) -> Iterator[None]:
+    """After the block, hooks of diffusers that were put on inside it are off these models, also those of a cache that
+    failed half-way."""
+    before = {module: [*registry.hooks] for model in models for module, registry in _registries(model)}
     try:
-        for model in models:
-            model.enable_cache(config())
         yield
     finally:
         for model in models:
-            if model.is_cache_enabled:
-                model.disable_cache()
+            for module, registry in _registries(model):
+                for name in [name for name in reversed(registry._hook_order) if name not in before.get(module, [])]:
+                    registry.remove_hook(name, recurse=False)
+                if vars(module).get("forward") == type(module).forward.__get__(module):
+                    del module.forward  # diffusers leaves the class's own method on the instance
+                registry.invalidate_child_registries_cache()
+                if not registry.hooks:
+                    del module._diffusers_hook
+
+
+def _registries(model: Any) -> list[tuple[Any, HookRegistry]]:
+    return [(module, module._diffusers_hook) for module in model.modules() if hasattr(module, "_diffusers_hook")]
 
 
 @contextmanager
@@ -58,8 +89,7 @@ def state_per_pass(pipeline: DiffusionPipeline, hook_name: str) -> Iterator[None
     """Inside, hooks of this name have a state for each guidance pass; as they are, passes read each other's caches."""
     models: list[Any] = transformers(pipeline)
     for model in models:
-        registries = [m._diffusers_hook for m in model.modules() if hasattr(m, "_diffusers_hook")]
-        hooks = [hook for registry in registries if (hook := registry.get_hook(hook_name))]
+        hooks = [hook for _, registry in _registries(model) if (hook := registry.get_hook(hook_name))]
         registry = HookRegistry.check_if_exists_or_initialize(model)
         registry.register_hook(PassesHook(hooks), PASSES_HOOK)
         registry.invalidate_child_registries_cache()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, HookFunctionReference, StateManager
+from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager, _set_cache_context
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -112,10 +112,16 @@ class TransformerHook(ModelHook):
         """Opens a forward pass of the run, or leaves attention dense."""
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         self._wrap()
+        self.names_pass = self.states._context is None
         self.begin(arguments)
+        if self.names_pass:  # for caches, which want to know it, too
+            name = self.passes[-1] if self.active else "outside"
+            _set_cache_context(module, CacheContext(name))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """Closes it. output: None after an exception."""
+        if self.names_pass:
+            _set_cache_context(module, None)
         if not self.active:
             return
         if output is None:
