@@ -31,6 +31,7 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
+    whole_modules = True  # see `OutputCacheRun.module`
     kind: ClassVar[Kind] = "realised"
     theta = None
 

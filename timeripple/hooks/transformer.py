@@ -22,6 +22,7 @@ from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import AttentionMethod
 from timeripple.attention.timing import now
 from timeripple.hooks.clock import StepClock
+from timeripple.hooks.compiled import handle, traced_begin
 from timeripple.hooks.families import GENERIC, Family
 from timeripple.hooks.masks import MaskReader
 from timeripple.hooks.processor import ReuseProcessor
@@ -51,21 +52,24 @@ class TransformerHook(ModelHook):
         self.layers = list(family.attention_modules(transformer))
         self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
         self.warned: set[str] = set()
+        self.whole_modules = getattr(config, "whole_modules", False)
         self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
         self._clear()
 
     def _clear(self) -> None:
         """Nothing has run."""
         self.run: Any = None
-        self.active, self.number, self.last_summary, self.grid = False, None, None, None
+        self.active, self.names_pass = False, False
+        self.number, self.last_summary, self.grid = None, None, None
         self.heads: dict[str, int] = {}  # of the layers, once seen
         self.arguments: dict[str, Any] = {}
         self.masks = MaskReader()
+        self.handle, self.token = handle(self), torch.zeros((), dtype=torch.int64)  # see `compiled`
 
     # --- In and out ---------------------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        self._handles = [
+        self._hooks = [
             self.transformer.register_forward_pre_hook(self.before, with_kwargs=True),
             self.transformer.register_forward_hook(self.after, with_kwargs=True, always_call=True),
         ]
@@ -77,8 +81,8 @@ class TransformerHook(ModelHook):
         self._wrap()
 
     def detach(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+        for hook in self._hooks:
+            hook.remove()
         registry = self.transformer._diffusers_hook
         place = registry._hook_order.index(HOOK)
         del registry.hooks[HOOK], registry._hook_order[place], registry._fn_refs[place]
@@ -88,7 +92,7 @@ class TransformerHook(ModelHook):
         for module in self.family.attention_modules(self.transformer).values():
             if isinstance(module.processor, ReuseProcessor):
                 module.processor = module.processor.processor
-        self.active = False  # for processors that somebody has kept
+        self.active, self.run = False, None  # for processors that somebody has kept
 
     def _wrap(self) -> None:
         """Every self-attention module has a processor of ours around its own, also if it was given another since."""
@@ -98,7 +102,7 @@ class TransformerHook(ModelHook):
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a run, nothing is copied or pickled."""
-        left_out = ("run", "arguments", "masks", "states", "last_summary", "heads")
+        left_out = ("run", "arguments", "masks", "states", "last_summary", "heads", "handle", "token")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -111,6 +115,10 @@ class TransformerHook(ModelHook):
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Opens a forward pass of the run, or leaves attention dense."""
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                traced_begin(self, arguments)
+            return
         self._wrap()
         self.names_pass = self.states._context is None
         self.begin(arguments)
@@ -119,20 +127,19 @@ class TransformerHook(ModelHook):
             _set_cache_context(module, CacheContext(name))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Closes it. output: None after an exception."""
+        """Closes it. output: None after an exception. A compiled pass is closed when the next one is opened."""
+        if torch.compiler.is_compiling():
+            return
         if self.names_pass:
             _set_cache_context(module, None)
-        if not self.active:
-            return
-        if output is None:
+        if self.active and output is None:
+            self.active = False
             self.reset_state(module)
-        else:
-            self._end()
-        self.active, self.arguments = False, {}  # and with them the tensors of this pass
-        self.masks.forget()
+        self._close()
 
     def begin(self, arguments: dict[str, Any]) -> None:
         """arguments: of the forward pass, by name."""
+        self._close()
         try:
             self.active = self._begin(arguments)
         except BaseException:
@@ -170,6 +177,13 @@ class TransformerHook(ModelHook):
         self.held_bytes, self.choosing_seconds = 0, 0.0
         self.computed: set[tuple[str, str]] = set()  # (pass, layer)
 
+    def _close(self) -> None:
+        """Ends the forward pass that is open, if one is."""
+        if self.active:
+            self._end()
+        self.active, self.arguments = False, {}  # and with them the tensors of this pass
+        self.masks.forget()
+
     def _end(self) -> None:
         start, name = now(), self.passes[-1]
         for layer in self.layers:
@@ -177,12 +191,15 @@ class TransformerHook(ModelHook):
                 self.computed.add((name, layer))
             elif (name, layer) in self.computed:  # a cache stood in for it; what guidance leaves out is never computed
                 self.run.skipped(layer, self.heads.get(layer, 1))
+        if not self.computed:
+            self._warn("no call of attention was seen in the self-attention modules")
         self.run.end_forward()
         self.choosing_seconds += now() - start
         self.held_bytes = max(self.held_bytes, self.run.held_bytes)
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Ends the run: its numbers stay, its tensors go. Pipelines call this through maybe_free_model_hooks."""
+        self._close()
         self.last_summary = self.summary()
         self.run = None
         self.clock.reset()
