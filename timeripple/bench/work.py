@@ -4,7 +4,7 @@ number of steps as the curve to beat."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +28,7 @@ from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import measure, vmaf_per_frame
 from timeripple.clips.solvers import solver_name
 from timeripple.hooks import transformers
+from timeripple.pond.pipeline import PondPipeline
 
 CONVERGED_STEPS = 100
 TOKENS = (4096, 9216)
@@ -168,9 +169,10 @@ def machine(pipeline: DiffusionPipeline) -> str:
 
 
 def converged(pipeline: DiffusionPipeline, request: Request, steps: int = CONVERGED_STEPS) -> np.ndarray:
-    """The clip that solvers come to with more and more steps, of the same noise: UniPC in float32, uint8 frames."""
+    """The clip that solvers come to with more and more steps, of the same noise, uint8 frames: UniPC, in float32 of
+    Pond and in their own precision of models that may not fit in it."""
     method = parse_method(f"dense:steps={steps}:solver=unipc")
-    with in_float32(pipeline):
+    with in_float32(pipeline) if isinstance(pipeline, PondPipeline) else nullcontext():
         return generate(pipeline, request, method).frames
 
 
