@@ -109,7 +109,7 @@ def test_settings_come_along(installed, tmp_path):
 
 def test_benchmarks_that_need_more_say_so(installed, tmp_path):
     result = subprocess.run(
-        [installed / "bin" / "timeripple", "pareto"], cwd=tmp_path, env=CLEAN, capture_output=True, text=True
+        [installed / "bin" / "timeripple", "bench", "work"], cwd=tmp_path, env=CLEAN, capture_output=True, text=True
     )
     assert result.returncode == 2 and "plotly" in result.stderr and result.stderr.count("\n") == 1
 

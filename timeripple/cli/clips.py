@@ -42,7 +42,7 @@ def compare(
     ] = None,
     theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="Settings saved by calibrate, as one more method; reads a JSON file.")
+        Path | None, typer.Option(help="Settings that tune found, as one more method; reads a JSON file.")
     ] = None,
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the pipeline's, Pond's 20.")] = None,

@@ -155,18 +155,21 @@ RUN: dict[str, Callable[[str], Any]] = {"steps": _read_steps, "solver": _read_so
 
 
 def load_method(path: str | Path) -> Method:
-    """The method whose settings `ReuseConfig.save` wrote to a JSON file.
+    """The method that `tune` or `ReuseConfig.save` wrote to a JSON file.
 
     Raises ConfigError, one sentence, for a file that holds no such settings, and OSError where it cannot be read.
     """
     try:
-        config = ReuseConfig.load(path)
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if "method" in values:
+            return parse_method(values["method"])
+        config = ReuseConfig.from_dict(values)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} holds no settings of reuse: {error}; give a file that calibrate wrote.") from None
+        raise ConfigError(f"{path} holds no settings of a method: {error}; give a file that tune wrote.") from None
     return Method(config.text, config)
 
 
 def calibrated_methods() -> dict[int, Method]:
-    """Settings found for Pond by `calibrate --psnr`, by the PSNR in dB they were to keep, the highest first."""
+    """Settings found for Pond, by the PSNR in dB they were to keep, the highest first."""
     files = {int(path.stem.removeprefix("pond-").removesuffix("dB")): path for path in SETTINGS.glob("pond-*dB.json")}
     return {psnr: load_method(files[psnr]) for psnr in sorted(files, reverse=True)}

@@ -43,6 +43,17 @@ def solver(name: str, scheduler: Any) -> Any:
     return multistep(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
 
 
+def solver_name(scheduler: Any) -> str:
+    """The name of a scheduler in `SOLVERS`, or its class if it has none."""
+    names = {
+        UniPCMultistepScheduler: "unipc",
+        DPMSolverMultistepScheduler: "dpm++",
+        FlowMatchEulerDiscreteScheduler: "euler",
+        FlowMatchHeunDiscreteScheduler: "heun",
+    }
+    return names.get(type(scheduler), type(scheduler).__name__)
+
+
 def evaluations(name: str | None, steps: int) -> int:
     """How often the denoiser is asked, each guidance pass by itself: Heun's second order asks twice but at the end."""
     return 2 * steps - 1 if name == "heun" else steps
