@@ -124,6 +124,27 @@ def hunyuan_video():
     }
 
 
+def hunyuan_video_15():
+    """Its guidance is a component of its own, and it has no callback."""
+    transformer = model(
+        "HunyuanVideo15Transformer3DModel", **HEADS | {"in_channels": 9}, text_embed_dim=DIM, text_embed_2_dim=8,
+        image_embed_dim=8, num_layers=2, num_refiner_layers=1, rope_axes_dim=(4, 10, 10), patch_size=1,
+    )  # fmt: skip
+    vae = model(
+        "AutoencoderKLHunyuanVideo15", latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1,
+        spatial_compression_ratio=16, temporal_compression_ratio=4,
+    )  # fmt: skip
+    pipe = diffusers.HunyuanVideo15Pipeline(
+        text_encoder=None, tokenizer=None, transformer=transformer, vae=vae, scheduler=None, text_encoder_2=None,
+        tokenizer_2=None, guider=diffusers.ClassifierFreeGuidance(guidance_scale=3.0),
+    )  # fmt: skip
+    pipe.vision_num_semantic_tokens = 2
+    masks = {f"{negative}prompt_embeds_mask": text_mask() for negative in ("", "negative_")}
+    masks |= {f"{negative}prompt_embeds_mask_2": torch.ones(1, 3) for negative in ("", "negative_")}
+    second = {"prompt_embeds_2": randn(3, 1, 3, 8), "negative_prompt_embeds_2": randn(4, 1, 3, 8)}
+    return pipe, texts(**masks, **second, height=64, width=96)
+
+
 def cogvideox():
     transformer = model(
         "CogVideoXTransformer3DModel", **HEADS | {"attention_head_dim": 16}, text_embed_dim=DIM, num_layers=2,
@@ -181,7 +202,7 @@ PIPELINES = {
     made.__name__: made
     for made in (
         wan, wan_two_experts, wan_image_to_video, wan_video_to_video, wan_vace, skyreels, skyreels_forcing,
-        hunyuan_video, cogvideox, ltx, mochi, allegro,
+        hunyuan_video, hunyuan_video_15, cogvideox, ltx, mochi, allegro,
     )
 }  # fmt: skip
 
@@ -201,12 +222,18 @@ NOISE_SCHEDULERS = {
 SCHEDULERS = tuple(FLOW_SCHEDULERS)
 
 
+def can_build(name, scheduler):
+    """Whether diffusers itself takes them together."""
+    if name in ("hunyuan_video", "hunyuan_video_15", "ltx", "mochi"):  # these give sigmas of their own
+        return scheduler not in ("heun", "dpm++")
+    return name != "skyreels_forcing" or scheduler not in ("euler", "heun")  # it gives timesteps as whole numbers
+
+
+COMBINATIONS = [(name, scheduler) for name in PIPELINES for scheduler in SCHEDULERS if can_build(name, scheduler)]
+
+
 def build(name, scheduler):
-    """The pipeline and its inputs; None where diffusers itself does not take them together."""
-    if name in ("hunyuan_video", "ltx", "mochi") and scheduler in ("heun", "dpm++"):
-        return None  # these give sigmas of their own, which the schedulers refuse
-    if name == "skyreels_forcing" and scheduler in ("euler", "heun"):
-        return None  # it gives timesteps as whole numbers
+    """The pipeline and its inputs."""
     pipe, inputs = PIPELINES[name]()
     kinds = NOISE_SCHEDULERS if name in ("cogvideox", "allegro") else FLOW_SCHEDULERS
     pipe.register_modules(scheduler=kinds[scheduler]())
@@ -222,7 +249,7 @@ def in_precision(pipe, inputs, dtype):
     """The denoiser and what it is given beside the latents in this dtype; the inputs."""
     for transformer in transformers(pipe):
         transformer.to(dtype)
-    floats = {name: x for name, x in inputs.items() if name.endswith("_embeds")}
+    floats = {name: x for name, x in inputs.items() if name.endswith(("_embeds", "_embeds_2"))}
     return inputs | {name: x.to(dtype) for name, x in floats.items()}
 
 

@@ -17,8 +17,11 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 from tests.hooks.pipelines import WAN, build, generate, model
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import ConfigError
 from timeripple.clips.methods import parse_method
+from timeripple.hooks.masks import read_mask
 from timeripple.hooks.processor import ReuseProcessor
 
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
@@ -239,6 +242,30 @@ def test_layers_that_guidance_leaves_out_are_not_saved(skip, monkeypatch):
     layers = {name: {r["layer"] for r in records if r["pass"] == name} for name in ("pred_cond", "pred_cond_skip")}
     assert layers == {"pred_cond": {"blocks.0.attn1", "blocks.1.attn1"}, "pred_cond_skip": {"blocks.0.attn1"}}
     assert summary(transformer)["saving"]["all_steps"] == 0
+
+
+def test_a_mask_is_looked_into_once_for_all_layers(monkeypatch):
+    """Every look makes the host wait for the device."""
+    pipe, inputs = build("hunyuan_video", "euler")
+    looks = []
+
+    def look(*arguments):
+        looks.append(None)
+        return read_mask(*arguments)
+
+    monkeypatch.setattr("timeripple.hooks.masks.read_mask", look)
+    enable(pipe, TOKEN)
+    generate(pipe, inputs)
+    assert len(looks) == pipe.num_timesteps and summary(pipe)["layers"] == 2
+
+
+def test_a_mask_that_is_known_is_not_looked_into():
+    grid = TokenGrid(1, 2, 2, text_after=3)
+    query = torch.zeros(1, 1, 7, 4, device="meta")
+    mask = torch.ones(1, 7, dtype=torch.bool, device="meta")  # without values
+    assert AttentionCall(query, query, query, grid, None, mask, mask_is_known=True).key_mask is mask
+    with pytest.raises(RuntimeError, match="meta"):
+        AttentionCall(query, query, query, grid, None, mask)
 
 
 # --- What is refused, and when ----------------------------------------------------------------------------------------

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
 from timeripple.attention.method import ConfigError, Kind, Step
@@ -66,9 +65,9 @@ class OutputCacheRun(CountedRun):
 
     def __init__(self, steps: tuple[Step, ...]):
         super().__init__(steps)
-        self._outputs: dict[tuple[str, str], tuple[torch.Size, Tensor]] = {}
+        self._outputs: dict[tuple[str, str], tuple[torch.Size, Any]] = {}
 
-    def module(self, layer: str, shape: torch.Size, forward: Callable[[], Tensor]) -> Tensor:
+    def module(self, layer: str, shape: torch.Size, forward: Callable[[], Any]) -> Any:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
         kept_shape, output = self._outputs.get((self._name, layer), (None, None))
         if self._step.kind != "reuse" or output is None or kept_shape != shape:
@@ -79,4 +78,5 @@ class OutputCacheRun(CountedRun):
     @property
     def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
-        return sum(output.nbytes for _, output in self._outputs.values())
+        outputs = [output for _, output in self._outputs.values()]  # of joint attention, text beside video
+        return sum(part.nbytes for output in outputs for part in (output if isinstance(output, tuple) else (output,)))
