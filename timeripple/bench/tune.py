@@ -1,5 +1,6 @@
 """The best of all methods for a model, a machine and a quality, found by successive halving (Jamieson and Talwalkar,
-2016): everything on one prompt, the better half on two, the better half of that on all."""
+2016): every method at one number of steps on one prompt, the best third of them at several, the best third of those
+on two prompts, and so on until the last few are measured on all."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from timeripple.attention.method import ConfigError
 from timeripple.attention.timing import environment
 from timeripple.bench.front import interval
 from timeripple.bench.sweep import Job, fingerprint, sweep
-from timeripple.bench.work import converged, machine
+from timeripple.bench.work import converged, family, machine
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
@@ -26,8 +27,10 @@ from timeripple.clips.quality import measure
 from timeripple.clips.solvers import solver_name
 
 DENSE_STEPS = (4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 24, 28)
-STRETCH = (1.0, 1.2, 1.4, 1.7, 2.0)
-"""Numbers of steps at which methods are tried, as multiples of those that dense needs."""
+FIRST_STRETCH, STRETCH = 1.4, (1.0, 1.2, 1.4, 1.7, 2.0)
+"""Numbers of steps at which methods are tried, at first and then, as multiples of those that dense needs."""
+KEPT = 3  # one in so many goes on after a round, but never fewer than `FEWEST`
+FEWEST = 4
 FAMILIES = (
     "dense:solver=euler",
     "dense:solver=dpm++",
@@ -150,20 +153,27 @@ def tune(
     generate_once(pipeline, requests[0])
     search = Search(run, requests)
     needed, limit = dense_curve(search, target, requests[0].steps)
-    candidates = candidates_near(needed, families, requests[0].steps)
+
+    def best(methods: list[str], prompts: int) -> list[str]:
+        """The better part of methods that are measured on so many prompts."""
+        search.measure(methods, prompts)
+        able = [text for text in methods if text not in search.refused]
+        able.sort(key=lambda text: score(search, text, target, limit))
+        return able if prompts == len(requests) else able[: max(FEWEST, math.ceil(len(able) / KEPT))]
+
+    own_steps = requests[0].steps
+    first = best(candidates_near(needed, families, own_steps, (FIRST_STRETCH,)), 1)
+    candidates = candidates_near(needed, [family(text) for text in first], own_steps, STRETCH)
     yardsticks = [f"dense:steps={steps}" for steps in DENSE_STEPS if needed / 1.5 <= steps <= needed * 1.5]
     for prompts in rounds(len(requests)):
-        search.measure([*yardsticks, *candidates], prompts)
-        candidates = [text for text in candidates if text not in search.refused]
-        if prompts < len(requests):
-            candidates = sorted(candidates, key=lambda text: score(search, text, target, limit))
-            candidates = candidates[: max(4, math.ceil(len(candidates) / 2))]
+        search.measure(yardsticks, prompts)
+        candidates = best(candidates, prompts)
     rows = sorted((row(search, pipeline, text) for text in (*yardsticks, *candidates)), key=lambda row: row["seconds"])
-    best = choose(rows, target, limit)
+    chosen = choose(rows, target, limit)
     return {
-        **{name: best[name] for name in ("method", "steps", "solver", "seconds", "seconds_interval")},
-        "psnr": best["psnr_converged"],
-        "psnr_interval": best["psnr_converged_interval"],
+        **{name: chosen[name] for name in ("method", "steps", "solver", "seconds", "seconds_interval")},
+        "psnr": chosen["psnr_converged"],
+        "psnr_interval": chosen["psnr_converged_interval"],
         "target": {name: value for name, value in asdict(target).items() if value is not None},
         "rows": rows,
         "left_out": search.refused,
@@ -202,10 +212,12 @@ def dense_curve(search: Search, target: Target, own_steps: int) -> tuple[int, fl
     return needed, limit
 
 
-def candidates_near(needed: int, families: Sequence[str], requested: int) -> list[str]:
+def candidates_near(
+    needed: int, families: Sequence[str], requested: int, factors: Sequence[float] = STRETCH
+) -> list[str]:
     """Every family at the numbers of steps in question, where its settings fit them."""
-    counts = sorted({round(needed * factor) for factor in STRETCH})
-    return [text for family in families for steps in counts if fits(text := f"{family}:steps={steps}", requested)]
+    counts = sorted({round(needed * factor) for factor in factors})
+    return [text for name in families for steps in counts if fits(text := f"{name}:steps={steps}", requested)]
 
 
 def fits(text: str, requested: int) -> bool:
@@ -226,13 +238,16 @@ def rounds(prompts: int) -> Iterator[int]:
 
 
 def score(search: Search, text: str, target: Target, limit: float) -> float:
-    """What a method costs, in log seconds, the lower the better. What it lacks to the target is bought at the price at
-    which dense gets dB for more steps, on the same prompts."""
+    """What a method costs, in log seconds, the lower the better.
+
+    dB are worth what dense pays for them in steps, on the same prompts. What is lacking to the target, in dB or in
+    time, costs twice as much: at that price itself, all numbers of steps of a family would be alike.
+    """
     rate = price(search, len(search.runs[text]))
     seconds, psnr = math.log(search.mean(text, "seconds")), search.mean(text, "psnr_converged")
     if target.psnr is not None:
-        return seconds + rate * max(0.0, target.psnr - psnr)
-    return max(0.0, seconds - math.log(limit)) - rate * psnr
+        return seconds + 2 * rate * max(0.0, target.psnr - psnr)
+    return 2 * max(0.0, seconds - math.log(limit)) - rate * psnr
 
 
 def price(search: Search, prompts: int) -> float:

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
@@ -178,16 +177,16 @@ def converged(pipeline: DiffusionPipeline, request: Request, steps: int = CONVER
 
 @contextmanager
 def in_float32(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """Inside, the transformers compute in float32; their weights are afterwards what they were."""
-    models: list[Any] = transformers(pipeline)
-    dtypes = [model.dtype for model in models]
+    """Inside, the transformers compute in float32; their weights are afterwards what they were, each in its dtype."""
+    weights = [weight for model in transformers(pipeline) for weight in (*model.parameters(), *model.buffers())]
+    own = [weight.data for weight in weights]
     try:
-        for model in models:
-            model.to(torch.float32)
+        for weight in weights:
+            weight.data = weight.data.float() if weight.is_floating_point() else weight.data
         yield
     finally:
-        for model, dtype in zip(models, dtypes, strict=True):
-            model.to(dtype)
+        for weight, data in zip(weights, own, strict=True):
+            weight.data = data
 
 
 @contextmanager
