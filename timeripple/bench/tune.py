@@ -49,6 +49,7 @@ FAMILIES = (
     "first-block-cache:0.1",
     "easycache:0.1",
     "mag-cache:0.06",
+    "cache-dit:0.08",
     "pab:2",
     "svg:0.5",
     "skip:0.5",
