@@ -31,6 +31,7 @@ NAMES = {
     "spectrum": "Spectrum",
     "easycache": "EasyCache",
     "teacache": "TeaCache",
+    "cache-dit": "cache-dit",
 }
 STACKS = [
     ("Nothing", ""),

@@ -7,6 +7,7 @@ more than attention is a step cache, see `step_cache`.
 from typing import Any
 
 from timeripple.baselines.attention_forecast import AttentionForecastConfig
+from timeripple.baselines.cache_dit import CacheDitConfig
 from timeripple.baselines.compact import CompactConfig
 from timeripple.baselines.delta_dit import DeltaDitConfig
 from timeripple.baselines.ditfastattn import DitFastAttnConfig
@@ -64,5 +65,6 @@ STEP_CACHES: dict[str, Any] = {
     "spectrum": SpectrumConfig,
     "easycache": EasyCacheConfig,
     "teacache": TeaCacheConfig,
+    "cache-dit": CacheDitConfig,
 }
 """Configs that leave modules out at some steps, by name."""

@@ -49,6 +49,7 @@ FAMILIES = (
     "first-block-cache:0.1",
     "easycache:0.1",
     "mag-cache:0.06",
+    "cache-dit:0.08",
     "pab:2",
     "svg:0.5",
     "skip:0.5",
@@ -238,13 +239,16 @@ def rounds(prompts: int) -> Iterator[int]:
 
 
 def score(search: Search, text: str, target: Target, limit: float) -> float:
-    """What a method costs, in log seconds, the lower the better. What it lacks to the target costs twice the price at
-    which dense gets dB for more steps, on the same prompts: at that price itself, all steps of a family are alike."""
-    rate = 2 * price(search, len(search.runs[text]))
+    """What a method costs, in log seconds, the lower the better.
+
+    dB are worth what dense pays for them in steps, on the same prompts. What is lacking to the target, in dB or in
+    time, costs twice as much: at that price itself, all numbers of steps of a family would be alike.
+    """
+    rate = price(search, len(search.runs[text]))
     seconds, psnr = math.log(search.mean(text, "seconds")), search.mean(text, "psnr_converged")
     if target.psnr is not None:
-        return seconds + rate * max(0.0, target.psnr - psnr)
-    return max(0.0, seconds - math.log(limit)) - rate * psnr
+        return seconds + 2 * rate * max(0.0, target.psnr - psnr)
+    return 2 * max(0.0, seconds - math.log(limit)) - rate * psnr
 
 
 def price(search: Search, prompts: int) -> float:
