@@ -71,7 +71,7 @@ def families(points: list[Point], ours: bool) -> dict[str, list[Point]]:
 
 
 def ahead(points: list[Point], levels: Sequence[float] = LEVELS) -> list[dict[str, Any]]:
-    """`[{psnr, ours, best_other, ratio, interval}]` for every level that both sides reach.
+    """`[{psnr, ours, best_other, ratio, interval}]` for every level that both sides reach, in some resamples too.
 
     ratio: seconds of the best of the others over those of our best family, at equal mean dB; interval: 95 % bootstrap
     over prompts, the same prompts for all, in which the others' best is chosen anew every time and ours is not.
@@ -90,13 +90,15 @@ def ahead(points: list[Point], levels: Sequence[float] = LEVELS) -> list[dict[st
         rivals = np.stack([seconds_at(each, psnr, drawn) for each in others.values()]).min(0)
         ratios = rivals / seconds_at(mine[best], psnr, drawn)
         ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+        if not len(ratios):
+            continue
         rows.append(
             {
                 "psnr": psnr,
                 "ours": best,
                 "best_other": other,
                 "ratio": cost[other] / cost[best],
-                "interval": bounds(ratios) if len(ratios) else None,
+                "interval": bounds(ratios),
             }
         )
     return rows
