@@ -77,7 +77,7 @@ def test_there_is_no_slope_over_no_steps_or_from_errors_of_another_size():
     residuals.keep("layer", 2, second[:, :, :32])
     assert torch.equal(residuals.at("layer", 4), second[:, :, :32])
     assert residuals.at("layer", 4, like=second) is None
-    assert residuals.at("layer", 4, like=second[:, :, :32].bfloat16()) is None
+    assert residuals.at("layer", 4, like=second[:, :, :32].bfloat16()) is not None  # values under autocast
 
 
 def test_layers_without_room_are_computed_densely():

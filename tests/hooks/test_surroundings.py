@@ -72,6 +72,23 @@ def test_autocast(model):
         differs_and_returns(model)
 
 
+@pytest.mark.parametrize("config", ["token:0.5", "tile:0.3", "channel:0.5"])
+def test_autocast_gives_attention_one_precision(model, config):
+    """Queries and keys are normalised in float32 and values are not; attention itself is in bfloat16."""
+    seen = []
+    enable(model, config)
+
+    def watch(config, call):
+        seen.append((call.query.dtype, call.key.dtype, call.value.dtype, torch.is_autocast_enabled("cpu")))
+        return measured(config, call)
+
+    measured = ReuseConfig.measure
+    with torch.autocast("cpu", dtype=torch.bfloat16), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ReuseConfig, "measure", watch)
+        reused = denoise(model)
+    assert reused.isfinite().all() and {*seen} == {(torch.bfloat16,) * 3 + (False,)}
+
+
 def test_batched_guidance_is_one_pass(model):
     two = differs_and_returns(model, passes=("pass",), batch=2)
     assert torch.equal(two[:, :1], two[:, 1:])  # both samples alike

@@ -101,9 +101,8 @@ class Residual:
     dtype: torch.dtype
 
     def fits(self, output: Tensor) -> bool:
-        """Whether it is of as many samples, heads and tokens, and of this precision."""
-        kind = self.value.value.shape, self.dtype, self.device
-        return kind == (output.shape, output.dtype, output.device)
+        """Whether it is of as many samples, heads and tokens, and on the same device."""
+        return (self.value.value.shape, self.device) == (output.shape, output.device)
 
 
 class Residuals:
@@ -124,7 +123,7 @@ class Residuals:
         self._layers[layer] = Residual(step, Packed.of(error, self.storage), slope, error.device, error.dtype)
 
     def at(self, layer: str, step: int, like: Tensor | None = None) -> Tensor | None:
-        """The error to expect at a later step, None where nothing is kept, or nothing like this output."""
+        """The error to expect at a later step, None where nothing is kept, or nothing of this size."""
         kept = self._layers.get(layer)
         if kept is None or (like is not None and not kept.fits(like)):
             return None

@@ -23,6 +23,7 @@ from timeripple.attention.records import Records, summarise_saving
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.hooks import HOOK, transformers
+from timeripple.hooks.registry import listen, listen_no_more
 
 PASSES_HOOK = "timeripple-passes"
 
@@ -88,16 +89,17 @@ def _registries(model: Any) -> list[tuple[Any, HookRegistry]]:
 def state_per_pass(pipeline: DiffusionPipeline, hook_name: str) -> Iterator[None]:
     """Inside, hooks of this name have a state for each guidance pass; as they are, passes read each other's caches."""
     models: list[Any] = transformers(pipeline)
+    handles = []
     for model in models:
-        hooks = [hook for _, registry in _registries(model) if (hook := registry.get_hook(hook_name))]
-        registry = HookRegistry.check_if_exists_or_initialize(model)
-        registry.register_hook(PassesHook(hooks), PASSES_HOOK)
-        registry.invalidate_child_registries_cache()
+        passes = PassesHook([hook for _, registry in _registries(model) if (hook := registry.get_hook(hook_name))])
+        listen(model, passes, PASSES_HOOK)
+        handles.append(model.register_forward_pre_hook(passes.before))
     try:
         yield
     finally:
-        for model in models:
-            model._diffusers_hook.remove_hook(PASSES_HOOK, recurse=False)
+        for model, handle in zip(models, handles, strict=True):
+            handle.remove()
+            listen_no_more(model, PASSES_HOOK)
 
 
 class PassesHook(ModelHook):
@@ -111,11 +113,10 @@ class PassesHook(ModelHook):
         self.states: dict[tuple[str, ModelHook], BaseState] = {}
         self.contexts = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
 
-    def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def before(self, module: nn.Module, args: Any) -> None:
         name = self.contexts.context.name
         for hook in self.hooks:
             hook.state = self.states.setdefault((name, hook), type(hook.state)())
-        return args, kwargs
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         self.states.clear()

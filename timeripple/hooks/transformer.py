@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.hooks import HookRegistry, ModelHook
-from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager, _set_cache_context
+from diffusers.hooks import ModelHook
+from diffusers.hooks.hooks import BaseState, CacheContext, StateManager, _set_cache_context
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -26,6 +26,7 @@ from timeripple.hooks.compiled import handle, traced_begin
 from timeripple.hooks.families import GENERIC, Family
 from timeripple.hooks.masks import MaskReader
 from timeripple.hooks.processor import ReuseProcessor
+from timeripple.hooks.registry import listen, listen_no_more
 
 HOOK = "timeripple"
 
@@ -73,22 +74,13 @@ class TransformerHook(ModelHook):
             self.transformer.register_forward_pre_hook(self.before, with_kwargs=True),
             self.transformer.register_forward_hook(self.after, with_kwargs=True, always_call=True),
         ]
-        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
-        # Not by register_hook, which would replace the model's forward.
-        registry.hooks[HOOK] = self
-        registry._hook_order.insert(0, HOOK)
-        registry._fn_refs.insert(0, HookFunctionReference())
+        listen(self.transformer, self, HOOK)
         self._wrap()
 
     def detach(self) -> None:
         for hook in self._hooks:
             hook.remove()
-        registry = self.transformer._diffusers_hook
-        place = registry._hook_order.index(HOOK)
-        del registry.hooks[HOOK], registry._hook_order[place], registry._fn_refs[place]
-        registry.invalidate_child_registries_cache()
-        if not registry.hooks:
-            del self.transformer._diffusers_hook
+        listen_no_more(self.transformer, HOOK)
         for module in self.family.attention_modules(self.transformer).values():
             if isinstance(module.processor, ReuseProcessor):
                 module.processor = module.processor.processor
@@ -239,6 +231,10 @@ class TransformerHook(ModelHook):
     ) -> Tensor:
         """In place of scaled_dot_product_attention, with its signature."""
         call = self.calls[layer] = self.calls.get(layer, 0) + 1
+        device = query.device.type
+        if torch.is_autocast_enabled(device):  # what it does to scaled_dot_product_attention
+            dtype = torch.get_autocast_dtype(device)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         try:
             if query.shape[2] != key.shape[2] or dropout_p or is_causal or enable_gqa:
                 raise ValueError("attention is causal, grouped, across sequences or with dropout")
@@ -252,7 +248,9 @@ class TransformerHook(ModelHook):
             )
         self.grid, self.heads[layer] = list(grid.shape), query.shape[1]
         name = layer if call == 1 else f"{layer}[{call - 1}]"  # samples computed apart keep their errors apart
-        return self.run.attention(name, asked)
+        with torch.autocast(device, enabled=False):  # planning has a precision of its own
+            output: Tensor = self.run.attention(name, asked)
+        return output
 
     # --- Numbers ------------------------------------------------------------------------------------------------------
 
