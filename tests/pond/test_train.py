@@ -92,7 +92,7 @@ def test_clips_become_latents_and_are_drawn_several_times(tiny):
     assert latents.kept[tiny[0]].seen == 3 + 1 + 1  # a whole batch first, then one in eight anew
 
 
-def test_a_run_trains_both_parts_goes_on_and_exports(tiny, tmp_path):
+def test_a_run_trains_both_parts_goes_on_and_leaves_a_pipeline(tiny, tmp_path):
     out = tmp_path / "run"
     train.train(out, 0, "cpu", None, None, 1.0)
     assert json.loads((out / "vae.jsonl").read_text().splitlines()[-1])["held_out_psnr"] > 0
@@ -102,8 +102,7 @@ def test_a_run_trains_both_parts_goes_on_and_exports(tiny, tmp_path):
     rows = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     assert rows[-1]["stage"] == "all" and rows[-1]["iteration"] > first[-1]["iteration"]
 
-    train.export(out, tmp_path / "exported")
-    pipeline = PondPipeline.from_pretrained(tmp_path / "exported", torch_dtype=torch.float32)
+    pipeline = PondPipeline.from_pretrained(out / "pipeline", torch_dtype=torch.float32)
     frames = pipeline("a red ball spinning", None, 5, 32, 32, 2).frames
     assert frames.shape == (1, 5, 32, 32, 3)
     averaged = torch.load(out / "checkpoint.pt", weights_only=True)["ema"]["prompt_encoder.embedding.weight"]

@@ -2,12 +2,12 @@
 
     python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond
     python -m timeripple.pond.train --minutes 100 --out runs/pond --init assets/pond --start whole --rate 0.3
-    python -m timeripple.pond.train --out runs/pond --export assets/pond                # write the pipeline and stop
+    python -m timeripple.pond.train --out runs/pond --sheet runs/pond/samples.png       # what it can do by now
 
 The autoencoder first, where there is none; then the denoiser, on small clips first, Standard ones then, at last clips
 of all sizes. Clips are rendered as they are needed, the autoencoder turns them into latents, and each is drawn a few
 times. A run lasts the minutes it is given, in which the learning rate warms up, stays, and falls to zero; a later one
-goes on from `out/checkpoint.pt`, or from a pipeline's weights.
+goes on from `out/checkpoint.pt`, or from a pipeline's weights. What is shipped is left in `out/pipeline`.
 Muon trains the matrices of the blocks, AdamW the rest; an exponential moving average of the weights is what is shipped.
 """
 
@@ -47,7 +47,7 @@ STAGES = (
     Stage("whole", 0.5, (0.1, 0.9, 0.0)),
     Stage("all", 0.23, (0.1, 0.75, 0.15)),
 )
-AUTOENCODER_SHARE = 0.38  # of the minutes of a run that begins without one
+AUTOENCODER_SHARE = 0.45  # of the minutes of a run that begins without one
 TOKENS = {"cuda": 83_000, "cpu": 10_400}  # in a batch
 CAPACITY = {"cuda": (60_000, 20_000, 2_000), "cpu": (2_000, 1_000, 100)}  # clips kept, of each size
 AT_ONCE = 16  # clips rendered and encoded together
@@ -262,6 +262,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
             saved = seconds
             save()
     save()
+    export(out, out / "pipeline")
 
 
 def main(
@@ -271,14 +272,11 @@ def main(
     start: Annotated[str | None, typer.Option(help="Begin with this stage.")] = None,
     rate: Annotated[float, typer.Option(help="Learning rate, times the usual.")] = 1.0,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this pipeline folder.")] = None,
-    export_to: Annotated[Path | None, typer.Option("--export", help="Write the pipeline here and stop.")] = None,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of --init, or of --out, and stop.")] = None,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of OUT/pipeline and stop.")] = None,
 ) -> None:
     """Train Pond."""
     if sheet is not None:
-        contact_sheet(PondPipeline.from_pretrained(init).to(device), sheet)
-    elif export_to is not None:
-        export(out, export_to)
+        contact_sheet(PondPipeline.from_pretrained(out / "pipeline").to(device), sheet)
     else:
         train(out, minutes, device, init, start, rate)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from timeripple.bench.gpu.findings import Findings
 
-AFTER = 5  # seconds to close the files
+AFTER = 30  # seconds to measure, save and export
 
 
 def run(findings: Findings, device: str, small: bool) -> None:
