@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,10 @@ class AttentionCall:
             object.__setattr__(self, "key_mask", None)
         elif not mask[:, self.grid.video].all():
             raise ValueError("key_mask hides video tokens, but reuse needs the whole grid; mask text tokens only.")
+
+    def to(self, dtype: torch.dtype) -> AttentionCall:
+        """The same in another dtype."""
+        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), value=self.value.to(dtype))
 
     @property
     def batch(self) -> int:

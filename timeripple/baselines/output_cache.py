@@ -18,6 +18,9 @@ from timeripple.attention.method import ConfigError, Kind, Step
 from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import CountedRun
 
+Output = Tensor | tuple[Tensor | None, ...]
+"""Of video tokens, or of video and text where both attend jointly."""
+
 
 @dataclass(frozen=True)
 class OutputCacheConfig(NamedSettings, name="output-cache"):
@@ -66,9 +69,9 @@ class OutputCacheRun(CountedRun):
 
     def __init__(self, steps: tuple[Step, ...]):
         super().__init__(steps)
-        self._outputs: dict[tuple[str, str], Tensor] = {}
+        self._outputs: dict[tuple[str, str], Output] = {}
 
-    def module(self, layer: str, forward: Callable[[], Tensor]) -> Tensor:
+    def module(self, layer: str, forward: Callable[[], Output]) -> Output:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
         if self._step.kind == "reuse" and (self._name, layer) in self._outputs:
             return self._outputs[self._name, layer]
@@ -78,4 +81,5 @@ class OutputCacheRun(CountedRun):
     @property
     def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
-        return sum(output.nbytes for output in self._outputs.values())
+        outputs = (output if isinstance(output, tuple) else (output,) for output in self._outputs.values())
+        return sum(tensor.nbytes for parts in outputs for tensor in parts if tensor is not None)
