@@ -25,7 +25,7 @@ venv: .venv/dev-ready
 	$(VENV)/pip install --quiet -r requirements.txt
 	@touch $@
 
-.venv/dev-ready: requirements.txt requirements-models.txt requirements-ray.txt requirements-dev.txt
+.venv/dev-ready: requirements.txt requirements-models.txt requirements-ray.txt requirements-peers.txt requirements-dev.txt
 	@echo "Preparing .venv with runtime and development needs (a few minutes the first time)"
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(VENV)/pip install --quiet -r requirements-dev.txt

@@ -4,13 +4,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-__all__ = ["ASSETS", "ReuseConfig", "disable", "enable", "summary"]
+__all__ = ["ASSETS", "ReuseConfig", "disable", "enable", "load", "summary"]
 
 _HERE = Path(__file__).resolve().parent
 ASSETS = _HERE / "assets" if (_HERE / "assets").is_dir() else _HERE.parent / "assets"
 """Where the bundled Pond and its settings are: inside the package when it is installed, beside it in the repository."""
 
-_HOMES = {"ReuseConfig": "timeripple.attention.config"} | dict.fromkeys(
+_HOMES = {"ReuseConfig": "timeripple.attention.config", "load": "timeripple.clips.tuned"} | dict.fromkeys(
     ("disable", "enable", "summary"), "timeripple.hooks"
 )
 

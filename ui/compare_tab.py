@@ -144,7 +144,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
             try:
                 method = read_method(chosen, int(steps))
                 if method.config is not None and method.cache is None:
-                    drawn.append((f"{side} · {title(method)}", method.config.schedule(int(steps))))
+                    drawn.append((f"{side} · {title(method)}", method.config.schedule(method.evaluations(int(steps)))))
             except ValueError as error:
                 notes.append(f"{side}: {error}")
         return figures.schedule_curve(drawn), markup.facts(notes)
@@ -203,7 +203,8 @@ def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: di
 def submit(pipeline, works: Works, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
     check(pipeline, request, methods)
-    runs.limits.check(pipeline, request)
+    for method in methods:
+        runs.limits.check(pipeline, request.by(method))
 
     def work(run: Run) -> dict:
         comparison = works.compare(run, request, methods)
@@ -243,8 +244,10 @@ def present(run: Run) -> list:
     names = [f"{side} · {title(method)}" for side, method in zip("AB", methods, strict=True)]
     size = run.result.get("made", run.result)
     detail = f"{size['num_frames']} frames of {size['width']} × {size['height']} · {request.steps} steps"
-    dense = {"kind": "no reuse", "per_step": [0] * request.steps}
-    savings = [row["saving"] or dense for row in rows]
+    steps = [method.evaluations(request.steps) for method in methods]
+    savings = [
+        row["saving"] or {"kind": "no reuse", "per_step": [0] * count} for row, count in zip(rows, steps, strict=True)
+    ]
     curves = [(f"{name} ({saving['kind']})", saving["per_step"]) for name, saving in zip(names, savings, strict=True)]
     return [
         markup.heading(request.prompt, f"{detail} · seed {request.seed}", permalink(run)),

@@ -42,7 +42,7 @@ class Works(NamedTuple):
 
 def works(pipeline) -> Works:
     def of_methods(request: Request, methods: Sequence[Method]) -> int:
-        return seconds_needed(pipeline, request, len(methods))
+        return seconds_needed(pipeline, request, sum(method.evaluations(request.steps) for method in methods))
 
     def of_one(request: Request, *_) -> int:
         return seconds_needed(pipeline, request)
@@ -91,13 +91,13 @@ def lent(work: Callable, seconds: Callable[..., int]) -> Callable:
     return follow
 
 
-def seconds_needed(pipeline, request: Request, methods: int = 1) -> int:
+def seconds_needed(pipeline, request: Request, steps: int | None = None) -> int:
     """Estimate of the time on a GPU: two guidance passes of dense attention and linear layers, 4 N^2 d and 24 N d^2
-    floating-point operations a layer, at every step of every method."""
+    floating-point operations a layer, at every step. steps: of all methods together, or None for the request's."""
     config = pipeline.transformer.config
     tokens, width = request.tokens(pipeline), config.num_attention_heads * config.attention_head_dim
     layer = 4 * tokens**2 * width + 24 * tokens * width**2
-    total = 2 * config.num_layers * layer * request.steps * methods
+    total = 2 * config.num_layers * layer * (steps or request.steps)
     return round(FIXED_SECONDS + SECONDS_PER_TERAFLOP * total / 1e12)
 
 

@@ -4,7 +4,7 @@ import gradio as gr
 
 from timeripple.attention.config import DEFAULT_BUDGET
 from timeripple.baselines import STEP_CACHES
-from timeripple.clips.methods import Method, calibrated_methods, parse_method
+from timeripple.clips.methods import RUN, Method, calibrated_methods, parse_method, split_stack
 from ui.form import QUIET
 
 NAMES = {
@@ -15,16 +15,23 @@ NAMES = {
     "skip": "Skip (SpargeAttn)",
     "svg": "Sparse VideoGen",
     "compact": "Compact Attention",
+    "sliding-window": "3-D sliding window",
     "ditfastattn": "DiTFastAttn",
     "re-ttention": "Re-ttention",
     "token-merge": "Token merging",
     "output-cache": "Output cache (PAB)",
+    "attention-forecast": "Attention forecast",
     "pab": "Pyramid Attention Broadcast",
     "faster-cache": "FasterCache",
     "first-block-cache": "First-block cache",
     "mag-cache": "MagCache",
     "taylorseer": "TaylorSeer",
     "delta-dit": "Δ-DiT",
+    "forecast": "Block-stack forecast",
+    "spectrum": "Spectrum",
+    "easycache": "EasyCache",
+    "teacache": "TeaCache",
+    "cache-dit": "cache-dit",
 }
 STACKS = [
     ("Nothing", ""),
@@ -75,7 +82,7 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
                 ramp = gr.Dropdown(STEPS, value="auto", label=f"Ramp, {side}", filterable=False)
                 refresh = gr.Dropdown(REFRESH, value="auto", label=f"Feedback refresh, {side}", filterable=False)
             others = gr.Textbox(
-                "", label=f"Other settings, {side}", max_lines=1, placeholder="metric=rms:extrapolate=no",
+                "", label=f"Other settings, {side}", max_lines=1, placeholder="steps=14:solver=euler",
                 info="As on the command line, with colons between",
             )  # fmt: skip
             stack = gr.Dropdown(
@@ -110,9 +117,9 @@ def visible(name: str, by: str) -> dict[str, bool]:
         "budget": reuses and by == BUDGET and name not in STEP_CACHES,
         "theta": reuses and by == THETA,
         "target": reuses and not free,
-        "more": reuses and free,
+        "more": not reuses or free,
         "axes": name in OURS,
-        "dense": name not in STEP_CACHES,
+        "dense": reuses and name not in STEP_CACHES,
     }
 
 
@@ -120,12 +127,10 @@ def read_method(values: list, steps: int) -> Method:
     """The method the controls ask for, of a run of so many steps. Raises ConfigError, one sentence."""
     given = dict(zip(VALUES, values, strict=True))
     name, by = given["name"], given["by"]
-    if name == "dense":
-        return parse_method("dense")
     if by == TARGET and name == "token":
         return calibrated_methods()[int(given["target"])]
     others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
-    if name in STEP_CACHES:
+    if name == "dense" or name in STEP_CACHES:
         return parse_method(":".join([name, *others]))
     parts = [name, f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"]
     if name in OURS:
@@ -141,17 +146,15 @@ def read_method(values: list, steps: int) -> Method:
 
 def fill_method(method: Method, steps: int) -> list:
     """The values of the controls from which `read_method` makes this method again."""
-    text, _, stack = method.text.partition("+")
+    text, *stack = split_stack(method.text)
     name, _, settings = text.partition(":")
     values = dict.fromkeys(VALUES, "auto") | {
         "name": name, "by": BUDGET, "budget": DEFAULT_BUDGET, "theta": 0.3, "target": str(min(calibrated_methods())),
-        "axes": list("tyx"), "others": "", "stack": stack,
+        "axes": list("tyx"), "others": "", "stack": "+".join(stack),
     }  # fmt: skip
-    if name in STEP_CACHES:
+    if name == "dense" or name in STEP_CACHES:
         return list((values | {"others": settings}).values())
     config = getattr(method.config, "reuse", method.config)  # of a stack of two, the first
-    if config is None:
-        return list(values.values())
     if config.budget is not None:
         values["budget"] = config.budget
     else:
@@ -173,11 +176,12 @@ def fill_method(method: Method, steps: int) -> list:
 def title(method: Method) -> str:
     """What the page calls a method, for example "Token reuse · 75%"."""
     parts = []
-    for text in method.text.split("+"):
+    for text in split_stack(method.text):
         name, config = NAMES[text.split(":")[0]], parse_method(text)
         amount = config.cache and next(iter(vars(config.cache).values()))
         if config.config is not None:
             budget, theta = config.config.budget, config.config.theta
             amount = f"{budget:.0%}" if budget is not None else f"θ {theta:g}"
-        parts.append(name if amount is None else f"{name} · {amount}")
+        own = [f"{key} {value}" for key in RUN if (value := getattr(config, key)) is not None]
+        parts.append(" · ".join([name, *([] if amount is None else [str(amount)]), *own]))
     return " + ".join(parts)

@@ -68,6 +68,18 @@ def test_errors_go_on_changing_as_they_did():
         torch.testing.assert_close(residuals.at("layer", 7), expected(first, second))
 
 
+def test_there_is_no_slope_over_no_steps_or_from_errors_of_another_size():
+    residuals = Residuals(Storage(None, 1, 2))
+    first, second = errors(0), errors(1)
+    residuals.keep("layer", 1, first)
+    residuals.keep("layer", 1, second)  # the same step again
+    assert torch.equal(residuals.at("layer", 3), second)
+    residuals.keep("layer", 2, second[:, :, :32])
+    assert torch.equal(residuals.at("layer", 4), second[:, :, :32])
+    assert residuals.at("layer", 4, like=second) is None
+    assert residuals.at("layer", 4, like=second[:, :, :32].bfloat16()) is None
+
+
 def test_layers_without_room_are_computed_densely():
     from timeripple.attention import AttentionCall, ReuseRun
 

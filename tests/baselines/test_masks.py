@@ -16,7 +16,7 @@ from timeripple.clips.methods import parse_method
 
 GRID = TokenGrid(4, 6, 6, text_before=1, text_after=3)
 TILE = (2, 2, 2)
-MASKS = ("svg", "compact", "ditfastattn", "re-ttention")
+MASKS = ("svg", "compact", "sliding-window", "ditfastattn", "re-ttention")
 STEPS = 8
 
 
@@ -90,6 +90,20 @@ def test_ditfastattn_sees_neighbours_in_the_sequence():
         distance = (middles - index[plan.tile == tile].mean()).abs()
         seen = plan.computed[0, tile]
         assert distance[seen].max() <= distance[~seen].min() and seen.sum() == len(seen) // 2
+
+
+def test_a_sliding_window_is_a_box_in_the_proportions_of_the_grid():
+    grid = TokenGrid(4, 8, 16)
+    call = AttentionCall(*tensors(grid=grid), grid)
+    plan = config_of("sliding-window").measure(call).plan(call, 0.6)
+    place = coordinates(grid).double()
+    middle = {name: [place[index == n].mean(0) for n in range(int(index.max()) + 1)]
+              for name, index in (("tile", plan.tile), ("window", plan.window))}  # fmt: skip
+    for number, own in enumerate(middle["tile"]):
+        apart = torch.stack([((own - other).abs() / torch.tensor(grid.shape)).max() for other in middle["window"]])
+        seen = plan.computed[:, number]
+        assert (seen == seen[0]).all() and apart[seen[0]].max() <= apart[~seen[0]].min()
+        assert seen[0].sum() == plan.computed[0, 0].sum()  # as many for every tile, so borders move the box inwards
 
 
 def test_compact_sees_the_same_offsets_from_every_tile():

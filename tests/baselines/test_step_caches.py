@@ -8,7 +8,7 @@ from diffusers.hooks import HookRegistry
 
 from timeripple import summary
 from timeripple.attention.method import ConfigError
-from timeripple.baselines import STEP_CACHES, mag_cache
+from timeripple.baselines import STEP_CACHES, cache_dit, mag_cache, teacache
 from timeripple.baselines.delta_dit import DeltaDitConfig, blocks_of
 from timeripple.baselines.mag_cache import magnitude_ratios
 from timeripple.clips.methods import parse_method
@@ -21,6 +21,11 @@ TEXTS = {  # settings that leave something out in a tiny random model
     "mag-cache": "mag-cache:0.5",
     "taylorseer": "taylorseer:3",
     "delta-dit": "delta-dit:2",
+    "forecast": "forecast:0.5",
+    "spectrum": "spectrum:0.75:start=3",
+    "easycache": "easycache:0.5",
+    "teacache": "teacache:0.5",
+    "cache-dit": "cache-dit:0.5",
 }
 SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS}
 LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]
@@ -30,8 +35,9 @@ LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]
 def ratios(monkeypatch, tmp_path):
     """Magnitudes that hardly move, so that steps can be left out."""
     path = tmp_path / "ratios.json"
-    path.write_text(json.dumps({"ratios": [1.0] * STEPS}))
-    monkeypatch.setattr(mag_cache, "RATIOS", path)
+    path.write_text(json.dumps({"ratios": [1.0] * STEPS, "tea_coefficients": [0.0, 0.0, 0.0, 1.0, 0.0]}))
+    for module in (mag_cache, teacache):
+        monkeypatch.setattr(module, "RATIOS", path)
 
 
 def generate(pipeline, **changes):
@@ -66,7 +72,7 @@ def test_changes_the_clip_is_counted_and_leaves_nothing_behind(tiny_pipeline, na
     assert hooks_of(tiny_pipeline) == {} and tiny_pipeline.transformer._cache_config is None
     assert torch.equal(generate(tiny_pipeline), dense)
     records = numbers["records"]
-    assert numbers["method"] == method.label and numbers["held_bytes"] is None
+    assert numbers["method"] == method.label and numbers["held_bytes"] > 0
     mean = sum(sum(r["saving"]) / len(r["saving"]) for r in records) / len(records)
     assert numbers["saving"]["all_steps"] == pytest.approx(mean) and 0 < mean < 1
     assert numbers["saving"]["kind"] == "realised" and len(numbers["saving"]["per_step"]) == STEPS
@@ -131,6 +137,25 @@ def test_mag_cache_keeps_the_first_steps_and_skips_at_most_so_many_in_a_row(tiny
         _, left_out = computed(summarise)
     kinds = "".join("." if any(s == step for s, _, _ in left_out) else "d" for step in range(STEPS))
     assert kinds == "ddd..d..d."
+
+
+def test_cache_dit_leaves_out_what_its_mask_says(tiny_pipeline):
+    for guidance in (3.0, 1.0):
+        with parse_method("cache-dit:share=0.5:warmup=0.1").applied(tiny_pipeline, STEPS) as summarise:
+            generate(tiny_pipeline, guidance_scale=guidance)
+            _, left_out = computed(summarise)
+        mask = parse_method("cache-dit:share=0.5").cache.mask(STEPS)
+        passes = ("cond", "uncond") if guidance > 1 else ("cond",)
+        late = guidance <= 1  # where the library starts anew at the second step
+        skipped = {step for step, wanted in enumerate(mask) if not wanted} - ({1} if late else set())
+        assert left_out == {(step, name, LAYERS[1]) for step in skipped for name in passes}, guidance
+
+
+def test_cache_dit_says_what_is_missing(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(cache_dit, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="not installed"), parse_method("cache-dit").applied(tiny_pipeline, STEPS):
+        pass
+    assert hooks_of(tiny_pipeline) == {}
 
 
 def test_mag_cache_needs_magnitudes():
@@ -265,6 +290,16 @@ def test_parse_and_label(name):
         ("delta-dit:0", "interval 0"),
         ("delta-dit:2:share=0", "share 0"),
         ("delta-dit:2:boundary=2", "boundary 2"),
+        ("taylorseer:2:spacing=odd", "spacing 'odd'"),
+        ("forecast:0", "share 0"),
+        ("forecast:order=3", "order 3"),
+        ("spectrum:ridge=0", "ridge 0"),
+        ("spectrum:start=0", "start 0"),
+        ("easycache:-1", "threshold -1"),
+        ("easycache:retention=2", "retention 2"),
+        ("teacache:-1", "threshold -1"),
+        ("cache-dit:-1", "threshold -1"),
+        ("cache-dit:first=2", "first 2"),
         ("taylorseer:2:3", "given twice"),
         ("taylorseer:speed=2", "'speed'"),
         ("token:0.7+pab+taylorseer", "stacks too much"),

@@ -10,7 +10,7 @@ import pytest
 from timeripple import cli
 from timeripple.attention.config import ReuseConfig
 from timeripple.bench import quality as bench
-from timeripple.bench.calibrate import BUDGETS
+from timeripple.bench import tune as tuning
 from timeripple.clips import compare
 
 SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
@@ -163,33 +163,45 @@ def test_help_needs_no_torch():
     assert result.returncode == 0 and "--methods" in result.stdout
 
 
-def test_calibrated_settings_are_compared(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("timeripple.bench.calibrate.DENSE_FIRST", (0.2,))
-    code, out, err = run("calibrate", "--psnr", "15", "--prompts", "1", *SMALL, "--out", "found.json")
+def test_tuned_settings_are_compared(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("timeripple.bench.work.converged.__defaults__", (12,))
+    monkeypatch.setattr("timeripple.bench.tune.DENSE_STEPS", (3, 4))
+    monkeypatch.setattr("timeripple.bench.tune.FAMILIES", ("token:0.5",))
+    monkeypatch.setattr("timeripple.bench.tune.tune.__defaults__", (("token:0.5",), *tuning.tune.__defaults__[1:]))
+    (tmp_path / "prompts.txt").write_text("a red ball\n\na blue cube\n")
+    arguments = ("--prompts", "prompts.txt", "--steps", "5", "--frames", "2", "--size", "40x32")
+    code, out, err = run("tune", "--seconds", "60", *arguments, "--out", "found.json")
     assert code == 0, err
-    assert "of all steps" in out and "found.json" in out
-    config = ReuseConfig.load(tmp_path / "found.json")
-    assert config.granularity == "token" and config.budget in BUDGETS
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert "Best: " in out and found["method"] in out and found["prompts"] == ["a red ball", "a blue cube"]
+    assert "token:0.5" in (tmp_path / "found.html").read_text() and found["size"] == [2, 32, 40]
     assert compare_with(run, settings="found.json")[0] == 0
     methods = json.loads((tmp_path / "run" / "report.json").read_text())["methods"]
-    assert [method["label"] for method in methods] == ["dense", config.label]
-    assert ReuseConfig.parse(methods[1]["method"]) == config
+    assert [method["method"] for method in methods] == ["dense", found["method"]]
+    assert methods[1]["steps"] == found["steps"]
+
+
+def test_settings_of_a_config_are_compared_too(run, tmp_path):
+    ReuseConfig(budget=0.6).save(tmp_path / "saved.json")
+    assert compare_with(run, settings="saved.json")[0] == 0
+    methods = json.loads((tmp_path / "run" / "report.json").read_text())["methods"]
+    assert [method["label"] for method in methods] == ["dense", "token-0.6"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "Give one target"),
-        (["--psnr", "33", "--saving", "0.5"], "Give one target"),
-        (["--psnr", "33", "--granularity", "pixel"], "'pixel' is unknown"),
-        (["--psnr", "33", "--prompts", "0"], "number of prompts is 0"),
-        (["--psnr", "33", "--out", "missing/settings.json"], "missing/settings.json"),
+        (["--psnr", "33", "--speedup", "2"], "Give one target"),
+        (["--psnr", "-3"], "The target is -3"),
+        (["--psnr", "33", "--prompts", "nowhere.txt"], "nowhere.txt"),
+        (["--psnr", "33", "--size", "50"], "multiple of 8"),
+        (["--psnr", "33", "--out", "missing/tuned.json"], "missing/tuned.json"),
     ],
 )
-def test_bad_input_of_calibrate(run, tmp_path, arguments, message):
-    code, out, err = run("calibrate", *arguments)
-    assert code == 2 and out == "" and message in err and len(err.splitlines()) == 1
-    assert not list(tmp_path.rglob("*.json"))
+def test_bad_input_of_tune(run, tmp_path, arguments, message):
+    code, out, err = run("tune", *arguments)
+    assert code == 2 and out == "" and message in err and len(err.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"granularity": "token", "taste": 1}', "\udcff"])

@@ -3,11 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+from timeripple.attention.method import ConfigError
 from timeripple.clips import generate as generating
 from timeripple.clips.generate import Cancelled, Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
+from timeripple.clips.solvers import SOLVERS, evaluations, solver
 
 REQUEST = Request("a red ball rolling left", steps=5, num_frames=3, height=32, width=40)
 
@@ -61,11 +64,51 @@ def test_events_count_up_and_the_last_preview_is_the_middle_frame(tiny_pipeline,
     assert np.array_equal(generation.frames, dense.frames)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_method_takes_steps_and_solver_of_its_own_from_the_same_noise(tiny_pipeline, solver):
+    method, events, own = parse_method(f"token:0.5:steps=4:solver={solver}"), [], tiny_pipeline.scheduler
+    generation = generate(tiny_pipeline, REQUEST, method, on_step=events.append)
+    asked = 7 if solver == "heun" else 4  # Heun asks twice a step, but for the last
+    assert [(event.step, event.steps) for event in events] == [(i, asked) for i in range(1, asked + 1)]
+    assert len(generation.saving["per_step"]) == asked and tiny_pipeline.scheduler is own
+    assert np.abs(events[-1].preview.astype(int) - generation.frames[1]).max() <= 1
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_follows_a_straight_flow_to_its_end_exactly(name):
+    """Where the velocity does not change, one way of solving is as good as another: latents end at the clean clip."""
+    scheduler = solver(name, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    clean, noise = torch.randn(2, 1, 4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64).float()
+    scheduler.set_timesteps(6)
+    assert len(scheduler.timesteps) == evaluations(name, 6) and scheduler.sigmas[-1] == 0
+    latents = torch.lerp(clean, noise, float(scheduler.sigmas[0]))
+    for index, timestep in enumerate(scheduler.timesteps):
+        torch.testing.assert_close(latents, torch.lerp(clean, noise, float(scheduler.sigmas[index])), atol=1e-4, rtol=0)
+        latents = scheduler.step(noise - clean, timestep, latents, return_dict=False)[0]
+    torch.testing.assert_close(latents, clean, atol=1e-4, rtol=0)
+
+
+def test_solvers_have_the_shift_of_the_model():
+    """sigma' = shift * sigma / (1 + (shift - 1) * sigma) of evenly spaced sigma, for every solver."""
+    for name in SOLVERS:
+        again = solver(name, solver("unipc", FlowMatchEulerDiscreteScheduler(shift=5.0)))
+        again.set_timesteps(6)
+        sigma = torch.unique(again.sigmas[again.sigmas > 0]).double()
+        gaps = (sigma / (5 - 4 * sigma)).diff()
+        torch.testing.assert_close(gaps, gaps.mean().expand(len(sigma) - 1), atol=1e-3, rtol=0)
+
+
+def test_a_solver_needs_a_flow(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr(tiny_pipeline, "scheduler", CogVideoXDDIMScheduler())
+    with pytest.raises(ConfigError, match="solver=euler needs flow matching with a fixed shift, which CogVideoXDDIM"):
+        generate(tiny_pipeline, REQUEST, parse_method("dense:solver=euler"))
+
+
 def test_preview_is_the_clean_clip_of_an_exact_velocity(tiny_pipeline):
     tiny_pipeline.scheduler.set_timesteps(5)
     clean, noise = torch.randn(2, 1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    before, after = (clean + sigma * (noise - clean) for sigma in tiny_pipeline.scheduler.sigmas[1:3])
-    preview = generating._preview(tiny_pipeline, 1, before, after)
+    before = clean + tiny_pipeline.scheduler.sigmas[1] * (noise - clean)
+    preview = generating._preview(tiny_pipeline, 1, before, noise - clean)
     expected = generating.to_frames(tiny_pipeline.decode(clean[:, :, 1:2]))[0]
     assert np.abs(preview.astype(int) - expected).max() <= 1
 

@@ -59,10 +59,6 @@ def modes(generation, layer_of=None):
     return {(record["step"], record["pass"], record["kind"]) for record in generation.summary["records"]}
 
 
-CLOCK = "the run of a pass, model or section is begun by the hooks, which are being designed anew"
-
-
-@pytest.mark.xfail(strict=True, reason=f"the second expert begins without a refresh: {CLOCK}")
 def test_the_second_expert_begins_with_attention_computed_in_full(files):
     pipeline = tiny("WanPipeline")
     begun = []
@@ -82,14 +78,12 @@ def test_the_second_expert_begins_with_attention_computed_in_full(files):
     assert kinds <= {"dense", "refresh"}
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason=f"TaylorSeer computes anew for each expert: {CLOCK}")
 def test_reuse_stacks_on_taylorseer_with_two_experts(files):
     pipeline = tiny("WanPipeline")
     generation = generate(pipeline, small_request(pipeline, files), parse_method("token:0.5+taylorseer:2"))
     assert generation.saving["all_steps"] > 0
 
 
-@pytest.mark.xfail(strict=True, reason=f"a pass that begins late begins without a refresh: {CLOCK}")
 def test_guidance_that_begins_late_begins_with_attention_computed_in_full(files):
     pipeline = tiny("HunyuanVideo15Pipeline")
     pipeline.guider = diffusers.ClassifierFreeGuidance(guidance_scale=6.0, start=0.5)
@@ -99,7 +93,7 @@ def test_guidance_that_begins_late_begins_with_attention_computed_in_full(files)
     assert first == 4 and late <= {"dense", "refresh"}
 
 
-@pytest.mark.xfail(strict=True, reason=f"the summary is of the last section only: {CLOCK}")
+@pytest.mark.xfail(strict=True, reason="the hooks keep the summary of the last section only")
 def test_the_account_is_of_all_sections(files):
     pipeline = tiny("HunyuanVideoFramepackPipeline")
     events = []

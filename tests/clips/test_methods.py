@@ -24,6 +24,8 @@ TEXTS = {
     "token-merge:0.5": "token-merge-0.5",
     "channel:0.5+skip:0.5": "channel-0.5+skip-0.5",
     "token:0.5+first-block-cache:0.1": "token-0.5+first-block-cache-0.1",
+    "dense:steps=10": "dense-steps=10",
+    "token:0.5:solver=dpm++:steps=10+taylorseer:3": "token-0.5+taylorseer-3-steps=10-solver=dpm++",
 }
 
 
@@ -54,8 +56,9 @@ def test_applied_and_gone(tiny_pipeline, text):
         frames = generate(tiny_pipeline)
         inside = summarise()
     assert summarise() == inside and inside["method"] == method.label
-    assert (inside["saving"] is None) == (text == "dense") and len(inside["records"]) == 10 * 2 * 2
-    assert torch.equal(frames, dense) == (text == "dense")
+    plain = text.startswith("dense")
+    assert (inside["saving"] is None) == plain and len(inside["records"]) == 10 * 2 * 2
+    assert torch.equal(frames, dense) == plain
     assert torch.equal(generate(tiny_pipeline), dense)
     assert not tiny_pipeline.transformer._diffusers_hook.hooks
 
@@ -68,13 +71,34 @@ def test_gone_after_an_error(tiny_pipeline):
 
 @pytest.mark.parametrize("text", ["", "wan", "Dense", "tokens:0.5"])
 def test_unknown_names_list_the_known_ones(text):
-    with pytest.raises(ConfigError, match="choose from dense, channel, token, tile, output-cache, skip"):
+    with pytest.raises(ConfigError, match="choose from dense, channel, token, tile, output-cache, attention-forecast"):
         parse_method(text)
 
 
 def test_dense_has_no_settings():
     with pytest.raises(ConfigError, match="dense has no settings"):
         parse_method("dense:0.5")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dense:steps=0", "steps=0 is not a number of steps"),
+        ("token:0.5:steps=2.5", "steps=2.5"),
+        ("dense:solver=rk4", "solver 'rk4' is unknown; choose from unipc, euler"),
+        ("token:0.5:steps=3+taylorseer:3:steps=4", "'steps' is given twice"),
+        ("token:0.97:refresh=1:steps=4", "out of reach"),
+    ],
+)
+def test_steps_and_solvers_that_cannot_be(text, message):
+    with pytest.raises(ConfigError, match=message):
+        parse_method(text).check(20)
+
+
+def test_own_steps_count_in_the_schedule():
+    method = parse_method("token:0.5:steps=14")
+    assert (method.evaluations(20), parse_method("token").evaluations(20)) == (14, 20)
+    assert parse_method("token:0.5:steps=7:solver=heun").evaluations(20) == 13
 
 
 def test_shipped_settings_save_more_as_they_keep_less():

@@ -14,6 +14,7 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import ConfigError
 from timeripple.hooks import FAMILIES
 from timeripple.hooks.families import _patches
+from timeripple.hooks.processor import ReuseProcessor
 
 STEPS = 4
 SHAPE = (1, 4, 3, 8, 12)  # 3 x 4 x 6 tokens
@@ -106,7 +107,15 @@ class Spy:
 
 
 def hooked_modules(transformer):
-    return [n for n, m in transformer.named_modules() if hasattr(m, "_diffusers_hook") or "forward" in vars(m)]
+    return [
+        name
+        for name, module in transformer.named_modules()
+        if hasattr(module, "_diffusers_hook")
+        or "forward" in vars(module)
+        or module._forward_pre_hooks
+        or module._forward_hooks
+        or isinstance(getattr(module, "processor", None), ReuseProcessor)
+    ]
 
 
 def test_disable_restores_the_model_exactly(transformer):

@@ -11,8 +11,8 @@ from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import ConfigError
 from timeripple.hooks import FAMILIES, family_of
-from timeripple.hooks.apply import read_mask
 from timeripple.hooks.families import GENERIC
+from timeripple.hooks.masks import read_mask
 
 STEPS = 4
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)

@@ -83,28 +83,28 @@ def main() -> None:
             open_tab(page, "Method")
             keep("method")
             context.close()
-        front = ROOT / "assets" / "benchmarks" / "pareto.json"
-        if front.is_file():
-            front_picture(browser, front)
+        for path in (ROOT / "assets" / "benchmarks").glob("work*.json"):
+            work_pictures(browser, path)
         browser.close()
     app.close()
 
 
-def front_picture(browser, path: Path) -> None:
-    """The front of speed and quality on white, as it stands in the README."""
+def work_pictures(browser, path: Path) -> None:
+    """Quality over seconds at every number of tokens on white, as it stands in the README."""
     import json
 
     from timeripple.bench import figures
 
     result = json.loads(path.read_text())
     where = result["environment"]
-    title = f"Speed and quality (recorded on {where['cpu']}, {where['threads']} threads, {where['dtype']})"
-    page = browser.new_page(viewport={"width": 1100, "height": 640})
-    figure = figures.speed_and_quality(result["rows"], title)
-    page.set_content(figure.to_html(include_plotlyjs=True, default_height=620))
-    page.wait_for_timeout(2000)
-    page.screenshot(path=PICTURES / "pareto.png")
-    page.close()
+    for tokens in dict.fromkeys(row["tokens"] for row in result["rows"]):
+        title = f"{tokens} tokens (recorded on {where['cpu']}, {where['threads']} threads, {where['dtype']})"
+        page = browser.new_page(viewport={"width": 1100, "height": 640})
+        figure = figures.quality_over_seconds([row for row in result["rows"] if row["tokens"] == tokens], title)
+        page.set_content(figure.to_html(include_plotlyjs=True, default_height=620))
+        page.wait_for_timeout(2000)
+        page.screenshot(path=PICTURES / f"{path.stem}-{tokens}.png")
+        page.close()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ class AttentionCall:
     query, key, value: [batch, heads, tokens, d] of one floating-point dtype, as the model hands them to attention
     (after RoPE). grid: where the video tokens are among them. scale: of the logits; None is 1/sqrt(d). key_mask: bool
     [batch, tokens], False for text keys that no query sees; None, also once it is made, where all are seen.
+    mask_is_known: that it hides text keys, and nothing else; looking makes the host wait for the device.
 
     Raises ValueError, one sentence, for shapes that do not fit the grid and for a mask that hides video tokens.
     """
@@ -27,8 +28,9 @@ class AttentionCall:
     grid: TokenGrid
     scale: float | None = None
     key_mask: Tensor | None = None
+    mask_is_known: InitVar[bool] = False
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, mask_is_known: bool) -> None:
         tokens, mask = self.grid.tokens, self.key_mask
         for name, x in (("query", self.query), ("key", self.key), ("value", self.value)):
             if x.ndim != 4 or x.shape[2] != tokens:
@@ -42,6 +44,8 @@ class AttentionCall:
                 f"key_mask of shape {tuple(mask.shape)} and {mask.dtype} does not fit; give bool "
                 f"[{self.batch}, {tokens}]."
             )
+        if mask_is_known:
+            return
         if mask.all():
             object.__setattr__(self, "key_mask", None)
         elif not mask[:, self.grid.video].all():
@@ -49,7 +53,8 @@ class AttentionCall:
 
     def to(self, dtype: torch.dtype) -> AttentionCall:
         """The same in another dtype."""
-        return replace(self, query=self.query.to(dtype), key=self.key.to(dtype), value=self.value.to(dtype))
+        query, key, value = (x.to(dtype) for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, mask_is_known=True)
 
     @property
     def batch(self) -> int:

@@ -100,6 +100,11 @@ class Residual:
     device: torch.device
     dtype: torch.dtype
 
+    def fits(self, output: Tensor) -> bool:
+        """Whether it is of as many samples, heads and tokens, and of this precision."""
+        kind = self.value.value.shape, self.dtype, self.device
+        return kind == (output.shape, output.dtype, output.device)
+
 
 class Residuals:
     """The errors of the layers in one guidance pass."""
@@ -113,15 +118,15 @@ class Residuals:
         if not self.storage.admit(layer, error):
             return
         last, slope = self._layers.get(layer), None
-        if last is not None and self.storage.tensors == 2:
+        if last is not None and last.fits(error) and last.step < step and self.storage.tensors == 2:
             change = error - last.value.tensor(error.device, error.dtype)
             slope = Packed.of(change / (step - last.step), self.storage)
         self._layers[layer] = Residual(step, Packed.of(error, self.storage), slope, error.device, error.dtype)
 
-    def at(self, layer: str, step: int) -> Tensor | None:
-        """The error to expect at a later step, None where nothing is kept."""
+    def at(self, layer: str, step: int, like: Tensor | None = None) -> Tensor | None:
+        """The error to expect at a later step, None where nothing is kept, or nothing like this output."""
         kept = self._layers.get(layer)
-        if kept is None:
+        if kept is None or (like is not None and not kept.fits(like)):
             return None
         value = kept.value.tensor(kept.device, kept.dtype)
         return value if kept.slope is None else value + (step - kept.step) * kept.slope.tensor(kept.device, kept.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -25,6 +25,7 @@ class Kept:
     plan: Plan
     theta: float | Tensor | None
     step: Step
+    shape: torch.Size  # of the query
 
 
 @dataclass
@@ -92,21 +93,24 @@ class ReuseRun:
 
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
         """Output of one layer, [batch, heads, tokens, d] like the query; errors as in `ripple_attention`."""
-        residual = self._pass.residuals.at(layer, self._step.index) if self._step.kind == "reuse" else None
-        no_room = self.config.feedback and self.storage.full(layer)
-        if self._step.kind == "dense" or no_room:
+        step, residual = self._step, None
+        if step.kind == "dense" or (self.config.feedback and self.storage.full(layer)):
             return self._dense(layer, call)
-        output, statistics = self._reuse(layer, call, self._kept(layer, call.batch), residual)
+        if step.kind == "reuse" and self.config.feedback:
+            residual = self._pass.residuals.at(layer, step.index, call.value)
+            if residual is None:  # a pass, a layer or a size that was not there at the refresh
+                step = replace(step, kind="refresh")
+        output, statistics = self._reuse(layer, call, self._kept(layer, call), residual)
         if statistics.curve is not None:
             self._curves.append(statistics.curve)
-            self._keep_plan(layer, statistics)
+            self._keep_plan(layer, call, statistics)
         saving = statistics.saving
-        if self._step.kind == "refresh":
+        if step.kind == "refresh":
             dense = dense_attention(call)
-            self._pass.residuals.keep(layer, self._step.index, dense - output)
+            self._pass.residuals.keep(layer, step.index, dense - output)
             output, saving = dense, saving - 1
         marks = (*statistics.marks[:2], mark(call.device))
-        self._records.add(self._step, self._name, layer, statistics.theta, saving, marks)
+        self._records.add(step, self._name, layer, statistics.theta, saving, marks)
         return output
 
     def skipped(self, layer: str, heads: int) -> None:
@@ -136,23 +140,23 @@ class ReuseRun:
         if not self.config.feedback and self._name == next(reversed(self._passes)):
             self._plans.clear()
 
-    def _kept(self, layer: str, batch: int) -> Kept | None:
-        """The plan to carry out once more, if there is one for this step and for as many heads."""
+    def _kept(self, layer: str, call: AttentionCall) -> Kept | None:
+        """The plan to carry out once more, if there is one for this step and for a call of this size."""
         kept = self._plans.get(layer)
-        if kept is None or kept.plan.batch != batch:
+        if kept is None or kept.shape != call.query.shape:
             return None
         if self._follows and kept.step.index == self._step.index:
             return kept
         asked = (self._step.saving_target, self._step.theta) == (kept.step.saving_target, kept.step.theta)
         return kept if self.config.feedback and self._step.kind == "reuse" and asked else None
 
-    def _keep_plan(self, layer: str, statistics: AttentionStatistics) -> None:
+    def _keep_plan(self, layer: str, call: AttentionCall, statistics: AttentionStatistics) -> None:
         if statistics.plan is None:
             return
         self._backend = statistics.backend
         wanted = self.config.feedback or len(self._passes) > 1
         if wanted and not self._follows and self.config.plans_last:
-            self._plans[layer] = Kept(statistics.plan, statistics.theta, self._step)
+            self._plans[layer] = Kept(statistics.plan, statistics.theta, self._step, call.query.shape)
 
     @property
     def records(self) -> list[dict[str, Any]]:

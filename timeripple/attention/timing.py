@@ -85,7 +85,8 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int
 
 
 def environment(pipeline: Any = None) -> dict[str, Any]:
-    """The machine as reports name it: device, cpu, threads, platform, torch, date (UTC, ISO 8601).
+    """The machine as reports name it: device, cpu, amx (whether it multiplies matrices in
+    hardware), threads, platform, torch, date (UTC, ISO 8601).
 
     Of a diffusers pipeline with a transformer, the device it is on and the dtype in which it denoises.
     """
@@ -93,6 +94,7 @@ def environment(pipeline: Any = None) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu_model(),
+        "amx": bool(torch.cpu.get_capabilities().get("amx_bf16", False)),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),

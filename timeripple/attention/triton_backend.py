@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -35,13 +36,32 @@ class Blocks:
     stages: int
 
 
-def attend_blocks(head_dim: int, dtype: torch.dtype, amd: bool = torch.version.hip is not None) -> Blocks:
-    """Blocks that spill no registers and fit the shared memory of every target (`python -m timeripple kernels`)."""
+def attend_blocks(head_dim: int, dtype: torch.dtype, architecture: str, tiled: bool) -> Blocks:
+    """Blocks that spill no registers and fit the shared memory of every target (`python -m timeripple kernels`).
+
+    architecture: "sm_90" and the like, "gfx942" and the like. tiled: with a fine pass over chosen windows, which needs
+    more registers. On Hopper they are the fastest of ten tried on an H200 (assets/benchmarks/gpu).
+    """
     if dtype == torch.float32:  # no tensor cores at full precision
         return Blocks(16, 32 if head_dim <= 64 else 16, 4, 1)
-    if amd:
+    if architecture.startswith("gfx"):
         return Blocks(64, 32, 4, 1)
+    if architecture == "sm_90" and 64 < head_dim <= 128:
+        return Blocks(64, 64, 4, 2)
+    if architecture == "sm_90" and head_dim <= 64 and not tiled:
+        return Blocks(128, 64, 4, 3)
     return Blocks(64 if head_dim > 128 else 128, 64 if head_dim <= 64 else 32, 8, 2)
+
+
+@lru_cache
+def architecture_of(device: torch.device) -> str:
+    """Of a GPU, as compilers name it; "" for the CPU, where kernels are interpreted."""
+    if device.type != "cuda":
+        return ""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        return str(properties.gcnArchName)
+    return f"sm_{properties.major}{properties.minor}"
 
 
 def attention(call: AttentionCall, plan: Plan, *, residual: Tensor | None = None) -> Tensor:
@@ -88,7 +108,7 @@ def tile_attention(call: AttentionCall, plan: TilePlan, residual: Tensor | None 
     if call.key_mask is not None:
         bias[:, windows:] += _hidden(call.key_mask, call.heads)[:, text]
     keys = _merged(call, row_table, bias, counts, row_table.shape[1])
-    block = attend_blocks(call.head_dim, call.query.dtype).query_rows
+    block = attend_blocks(call.head_dim, call.query.dtype, architecture_of(call.device), tiled=True).query_rows
     tile_rows = -(-plan.tile_tokens // block) * block
     table = row_members(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
     queries = QueryRows(table, torch.full_like(counts, table.shape[1]))
@@ -144,7 +164,7 @@ def _attend(
     output = torch.empty_like(query) if output is None else output
     if residual is not None and residual.stride() != output.stride():
         residual = torch.empty_like(output, dtype=residual.dtype).copy_(residual)
-    blocks = attend_blocks(head_dim, query.dtype)
+    blocks = attend_blocks(head_dim, query.dtype, architecture_of(query.device), tiled=choice is not None)
     rows = tokens if queries is None else queries.table.shape[1]
     nothing = query.new_empty(0, dtype=torch.int32)
     query_table, query_counts = nothing, nothing

@@ -6,20 +6,27 @@ more than attention is a step cache, see `step_cache`.
 
 from typing import Any
 
+from timeripple.baselines.attention_forecast import AttentionForecastConfig
+from timeripple.baselines.cache_dit import CacheDitConfig
 from timeripple.baselines.compact import CompactConfig
 from timeripple.baselines.delta_dit import DeltaDitConfig
 from timeripple.baselines.ditfastattn import DitFastAttnConfig
+from timeripple.baselines.easycache import EasyCacheConfig
 from timeripple.baselines.faster_cache import FasterCacheConfig
 from timeripple.baselines.first_block_cache import FirstBlockCacheConfig
+from timeripple.baselines.forecast import ForecastConfig
 from timeripple.baselines.mag_cache import MagCacheConfig
 from timeripple.baselines.output_cache import OutputCacheConfig
 from timeripple.baselines.pab import PabConfig
 from timeripple.baselines.rettention import RettentionConfig
 from timeripple.baselines.skip import SkipConfig
+from timeripple.baselines.sliding_window import SlidingWindowConfig
+from timeripple.baselines.spectrum import SpectrumConfig
 from timeripple.baselines.stacked import StackedConfig
 from timeripple.baselines.step_cache import CountedConfig, StepCache
 from timeripple.baselines.svg import SvgConfig
 from timeripple.baselines.taylorseer import TaylorSeerConfig
+from timeripple.baselines.teacache import TeaCacheConfig
 from timeripple.baselines.thinned import ThinnedConfig
 from timeripple.baselines.token_merge import TokenMergeConfig
 
@@ -36,9 +43,11 @@ __all__ = [
 
 ATTENTION: dict[str, Any] = {
     "output-cache": OutputCacheConfig,
+    "attention-forecast": AttentionForecastConfig,
     "skip": SkipConfig,
     "svg": SvgConfig,
     "compact": CompactConfig,
+    "sliding-window": SlidingWindowConfig,
     "ditfastattn": DitFastAttnConfig,
     "re-ttention": RettentionConfig,
     "token-merge": TokenMergeConfig,
@@ -52,5 +61,10 @@ STEP_CACHES: dict[str, Any] = {
     "mag-cache": MagCacheConfig,
     "taylorseer": TaylorSeerConfig,
     "delta-dit": DeltaDitConfig,
+    "forecast": ForecastConfig,
+    "spectrum": SpectrumConfig,
+    "easycache": EasyCacheConfig,
+    "teacache": TeaCacheConfig,
+    "cache-dit": CacheDitConfig,
 }
 """Configs that leave modules out at some steps, by name."""

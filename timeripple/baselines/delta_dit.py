@@ -18,6 +18,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-delta-dit"
@@ -41,9 +42,9 @@ class DeltaDitConfig(NamedSettings, name="delta-dit"):
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
-        hooked: list[Any] = []
-        try:
-            for model in transformers(pipeline):
+        models = transformers(pipeline)
+        with unhooked_after(models):
+            for model in models:
                 blocks = blocks_of(model)
                 kept = max(1, round(self.share * len(blocks)))
                 rear, front = range(len(blocks) - kept, len(blocks)), range(kept)
@@ -54,12 +55,8 @@ class DeltaDitConfig(NamedSettings, name="delta-dit"):
                 for number, block in enumerate(blocks):
                     registry = HookRegistry.check_if_exists_or_initialize(block)
                     registry.register_hook(DeltaHook(states, spans, self.interval, number), HOOK)
-                    hooked.append(block)
                 HookRegistry.check_if_exists_or_initialize(model).invalidate_child_registries_cache()
             yield
-        finally:
-            for block in hooked:
-                block._diffusers_hook.remove_hook(HOOK, recurse=False)
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

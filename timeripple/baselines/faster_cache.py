@@ -37,11 +37,16 @@ class FasterCacheConfig(NamedSettings, name="faster-cache"):
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
-        """Raises ConfigError for pipelines that guide in two passes."""
+        """Raises ConfigError for pipelines that guide in two passes or are offloaded model by model."""
         can_batch = hasattr(pipeline, "batched_guidance")
         if not can_batch and type(pipeline).__name__ not in BATCHED:
             raise ConfigError(
                 f"faster-cache needs guidance in one batch, and {type(pipeline).__name__} makes two passes."
+            )
+        if getattr(pipeline, "_all_hooks", None):  # of enable_model_cpu_offload
+            raise ConfigError(
+                "faster-cache replaces the transformer's forward, which model offloading takes back after every run; "
+                "use group or sequential offloading."
             )
         kind = type(transformers(pipeline)[0]).__name__
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from torch import Tensor
+import torch
 
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
 from timeripple.attention.method import ConfigError, Kind, Step
 from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import CountedRun
-
-Output = Tensor | tuple[Tensor | None, ...]
-"""Of video tokens, or of video and text where both attend jointly."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,7 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
+    whole_modules = True  # see `OutputCacheRun.module`
     kind: ClassVar[Kind] = "realised"
     theta = None
 
@@ -65,21 +63,20 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
 class OutputCacheRun(CountedRun):
     """`CountedRun` that returns outputs of earlier steps."""
 
-    any_batch = False  # outputs are of whole batches
-
     def __init__(self, steps: tuple[Step, ...]):
         super().__init__(steps)
-        self._outputs: dict[tuple[str, str], Output] = {}
+        self._outputs: dict[tuple[str, str], tuple[torch.Size, Any]] = {}
 
-    def module(self, layer: str, forward: Callable[[], Output]) -> Output:
+    def module(self, layer: str, shape: torch.Size, forward: Callable[[], Any]) -> Any:
         """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
-        if self._step.kind == "reuse" and (self._name, layer) in self._outputs:
-            return self._outputs[self._name, layer]
-        self._outputs[self._name, layer] = output = forward()
+        kept_shape, output = self._outputs.get((self._name, layer), (None, None))
+        if self._step.kind != "reuse" or output is None or kept_shape != shape:
+            output = forward()
+            self._outputs[self._name, layer] = shape, output
         return output
 
     @property
     def held_bytes(self) -> int:
         """Memory held by the outputs of all passes."""
-        outputs = (output if isinstance(output, tuple) else (output,) for output in self._outputs.values())
-        return sum(tensor.nbytes for parts in outputs for tensor in parts if tensor is not None)
+        outputs = [output for _, output in self._outputs.values()]  # of joint attention, text beside video
+        return sum(part.nbytes for output in outputs for part in (output if isinstance(output, tuple) else (output,)))

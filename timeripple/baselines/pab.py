@@ -34,7 +34,7 @@ class PabConfig(NamedSettings, name="pab"):
             return PyramidAttentionBroadcastConfig(
                 spatial_attention_block_skip_range=self.skip_range,
                 spatial_attention_timestep_skip_range=(self.start, self.end),
-                current_timestep_callback=lambda: pipeline.current_timestep,
+                current_timestep_callback=lambda: pipeline.current_timestep.max(),  # of frames that have one each
             )
 
         with caching(pipeline, config), state_per_pass(pipeline, _PYRAMID_ATTENTION_BROADCAST_HOOK):

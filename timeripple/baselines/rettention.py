@@ -43,10 +43,10 @@ class RettentionRun(ReuseRun):
         """The masked attention times the share of the softmax that it had at the last refresh, and the error."""
         output, statistics = super()._reuse(layer, call, kept, None)
         place = self._name, layer
-        if self._step.kind == "refresh" or place not in self._shares:  # a pass or model may begin after the refresh
+        if residual is None:  # a refresh
             assert isinstance(statistics.plan, TilePlan)  # as a mask makes them
             self._shares[place] = softmax_share(call, statistics.plan)
-        output = self._shares[place] * output
+        output = self._shares[place].to(output.dtype) * output
         return output if residual is None else output + residual, statistics
 
     @property

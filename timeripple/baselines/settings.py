@@ -11,7 +11,7 @@ from timeripple.attention.method import ConfigError
 class NamedSettings:
     """What a frozen dataclass of numbers needs to be a baseline: a name, a label, and settings read from text.
 
-    `class PabConfig(NamedSettings, name="pab")`; fields are int or float by their defaults.
+    `class PabConfig(NamedSettings, name="pab")`; fields are int, float or str by their defaults.
     """
 
     name: ClassVar[str]
@@ -23,7 +23,7 @@ class NamedSettings:
     def label(self) -> str:
         """The name, the first setting and those that are not the defaults, e.g. "pab-2-start=200"."""
         first, *others = fields(cast(Any, self))
-        values = {field.name: f"{getattr(self, field.name):g}" for field in (first, *others)}
+        values = {field.name: _written(getattr(self, field.name)) for field in (first, *others)}
         changed = [f"{f.name}={values[f.name]}" for f in others if getattr(self, f.name) != f.default]
         return "-".join([self.name, values[first.name], *changed])
 
@@ -44,6 +44,10 @@ class NamedSettings:
                 number = "a whole number" if known[name] is int else "a number"
                 raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; give {number}.") from None
         return cls(**values)
+
+
+def _written(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:

@@ -6,7 +6,7 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,11 +18,11 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from timeripple.attention.call import AttentionCall
-from timeripple.attention.method import Kind, Step, dense_steps
+from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
 from timeripple.attention.records import Records, summarise_saving
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.hooks import transformers
+from timeripple.hooks import HOOK, transformers
 
 PASSES_HOOK = "timeripple-passes"
 
@@ -41,16 +41,47 @@ class StepCache(Protocol):
 
 @contextmanager
 def caching(pipeline: DiffusionPipeline, config: Callable[[], object]) -> Iterator[None]:
-    """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own."""
+    """Inside, every transformer of the pipeline has a cache of diffusers, each with a config of its own. Raises
+    ConfigError, before anything has run, where diffusers does not know the transformer or it has another cache."""
     models: list[Any] = transformers(pipeline)  # of diffusers
+    for model in models:
+        if getattr(model, "is_cache_enabled", False):
+            raise ConfigError(f"{type(model).__name__} has a cache already; call disable_cache() on it.")
+    with unhooked_after(models):
+        try:
+            for model in models:
+                try:
+                    model.enable_cache(config())
+                except (ValueError, AttributeError) as error:
+                    raise ConfigError(f"This cache does not suit {type(model).__name__}: {error}") from error
+            yield
+        finally:
+            for model in models:
+                if getattr(model, "is_cache_enabled", False):
+                    model.disable_cache()
+
+
+@contextmanager
+def unhooked_after(models: list[Any]) -> Iterator[None]:
+    """After the block, hooks of diffusers that were put on inside it are off these models, also those of a cache that
+    failed half-way."""
+    before = {module: [*registry.hooks] for model in models for module, registry in _registries(model)}
     try:
-        for model in models:
-            model.enable_cache(config())
         yield
     finally:
         for model in models:
-            if model.is_cache_enabled:
-                model.disable_cache()
+            for module, registry in _registries(model):
+                for name in [name for name in reversed(registry._hook_order) if name not in before.get(module, [])]:
+                    registry.remove_hook(name, recurse=False)
+                if vars(module).get("forward") == type(module).forward.__get__(module):
+                    del module.forward  # diffusers leaves the class's own method on the instance
+                registry.invalidate_child_registries_cache()
+                if not registry.hooks:
+                    del module._diffusers_hook
+
+
+def _registries(model: Any) -> list[tuple[Any, HookRegistry]]:
+    return [(module, module._diffusers_hook) for module in model.modules() if hasattr(module, "_diffusers_hook")]
 
 
 @contextmanager
@@ -58,8 +89,7 @@ def state_per_pass(pipeline: DiffusionPipeline, hook_name: str) -> Iterator[None
     """Inside, hooks of this name have a state for each guidance pass; as they are, passes read each other's caches."""
     models: list[Any] = transformers(pipeline)
     for model in models:
-        registries = [m._diffusers_hook for m in model.modules() if hasattr(m, "_diffusers_hook")]
-        hooks = [hook for registry in registries if (hook := registry.get_hook(hook_name))]
+        hooks = [hook for _, registry in _registries(model) if (hook := registry.get_hook(hook_name))]
         registry = HookRegistry.check_if_exists_or_initialize(model)
         registry.register_hook(PassesHook(hooks), PASSES_HOOK)
         registry.invalidate_child_registries_cache()
@@ -92,6 +122,44 @@ class PassesHook(ModelHook):
         return module
 
 
+@contextmanager
+def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
+    """Yields what returns the most bytes that caches of the transformers held after a forward pass inside."""
+    models: list[Any] = transformers(pipeline)
+    most = 0
+    modules: list[Any] = [module for model in models for module in model.modules()]
+    registries = [m._diffusers_hook for m in modules if hasattr(m, "_diffusers_hook")]
+    hooks = [hook for registry in registries for name, hook in registry.hooks.items() if name != HOOK]
+
+    def count(*_: Any) -> None:
+        nonlocal most
+        held = tensors_in(hooks)
+        most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
+
+    handles = [model.register_forward_hook(count) for model in models]
+    try:
+        yield lambda: most
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
+    """Tensors that an object holds in its fields and containers, modules and functions passed over."""
+    seen = set() if seen is None else seen
+    if isinstance(value, Tensor):
+        return [value]
+    if id(value) in seen or isinstance(value, nn.Module | type) or callable(value) or isinstance(value, str | int):
+        return []
+    seen.add(id(value))
+    inside = (
+        vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
+    )
+    if not isinstance(inside, Iterable):
+        return []
+    return [tensor for part in list(inside) for tensor in tensors_in(part, seen)]
+
+
 @dataclass(frozen=True)
 class CountedConfig:
     """What `hooks.enable` takes with a step cache alone: dense attention, of which the calls are counted."""
@@ -109,8 +177,6 @@ class CountedConfig:
 
 class CountedRun:
     """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
-
-    any_batch = True  # a cache may leave samples of the batch out
 
     def __init__(self, steps: tuple[Step, ...]):
         self.steps, self._records, self._batch = steps, Records(), 1
@@ -136,7 +202,7 @@ class CountedRun:
 
     @property
     def held_bytes(self) -> int:
-        """Of attention none; what caches hold is not known here."""
+        """Of attention none; for what caches hold see `counting_bytes`."""
         return 0
 
     @property

@@ -1,12 +1,13 @@
 """Plotly figures of benchmarks, in the look of `clips.figures`."""
 
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import plotly.graph_objects as go
 
+from timeripple.bench.work import family, is_ours
 from timeripple.clips.figures import DASHES, INK, PALETTE, SYMBOLS, styled
+
+FAINT = "rgba(128, 128, 128, 0.7)"
 
 
 def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
@@ -53,60 +54,35 @@ def roofline(rows: list[dict[str, Any]], roofs: dict[str, float], kind: str) -> 
     return styled(figure, f"Roofline ({kind})")
 
 
-def speed_and_quality(rows: list[dict[str, Any]], title: str) -> go.Figure:
-    """PSNR against dense over the speed-up, a point a method, and the front that no point beats in both.
+def quality_over_seconds(rows: list[dict[str, Any]], title: str) -> go.Figure:
+    """PSNR to the converged clip over seconds, log scale: dense at every number of steps as lines, one for a solver,
+    every other method as a line through its numbers of steps, ours in colour.
 
-    rows: as `bench.pareto` gives them: method, ours, speedup, psnr, front.
+    rows: as `bench.work` gives them, of one number of tokens.
     """
-    front = sorted((row for row in rows if row["front"]), key=lambda row: row["speedup"])
-    shown = [row for row in rows if row["psnr"] is not None]
-    places = dict(zip((row["method"] for row in shown), _label_places(shown), strict=True))
     figure = go.Figure()
-    figure.add_scatter(
-        x=[row["speedup"] for row in front], y=[row["psnr"] for row in front], name="front", mode="lines",
-        line={"color": INK, "dash": "dot", "shape": "vh"}, hoverinfo="skip",
-    )  # fmt: skip
-    groups: dict[str, Callable[[dict[str, Any]], bool]] = {
-        "TimeRipple": lambda row: row["ours"] and "+" not in row["method"],
-        "TimeRipple and a step cache": lambda row: row["ours"] and "+" in row["method"],
-        "peers": lambda row: not row["ours"],
-    }
-    for (name, belongs), colour, symbol in zip(groups.items(), PALETTE, ("circle", "star", "square"), strict=False):
-        part = [row for row in shown if belongs(row)]
+    families: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["steps"]):
+        families.setdefault(family(row["method"]), []).append(row)
+    counts = {"dense": 0, "ours": 0, "peers": 0}
+    for name, own in families.items():
+        group = "dense" if name.startswith("dense") else "ours" if is_ours(name) else "peers"
+        index, counts[group] = counts[group], counts[group] + 1
+        colour = {"dense": INK, "ours": PALETTE[index % len(PALETTE)], "peers": FAINT}[group]
+        low, high = zip(*(row["psnr_converged_interval"] for row in own), strict=True)
+        level = [row["psnr_converged"] for row in own]
         figure.add_scatter(
-            x=[row["speedup"] for row in part], y=[row["psnr"] for row in part], name=name, mode="markers+text",
-            text=[row["method"] for row in part], textfont={"size": 10},
-            textposition=[places[row["method"]] for row in part],
-            marker={"color": colour, "size": 11, "symbol": symbol},
-            hovertemplate="%{text}: %{x:.2f}×, %{y:.1f} dB<extra></extra>",
+            x=[row["seconds"] for row in own], y=level, name=name, mode="lines+markers", legendgroup=group,
+            line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 3 if group == "ours" else 1.5},
+            marker={"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 9},
+            error_y={
+                "array": [b - y for b, y in zip(high, level, strict=True)],
+                "arrayminus": [y - a for a, y in zip(low, level, strict=True)],
+                "thickness": 1, "visible": group == "ours",
+            },
+            text=[f"{row['steps']} steps" for row in own],
+            hovertemplate="%{text}: %{x:.2f} s, %{y:.1f} dB<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="speed-up of whole generations")
-    figure.update_yaxes(title="PSNR against dense, dB")
+    figure.update_xaxes(title="seconds of whole generations", type="log")
+    figure.update_yaxes(title="PSNR to the converged clip, dB")
     return styled(figure, title)
-
-
-def _label_places(rows: list[dict[str, Any]]) -> list[str]:
-    """Where each point's label goes, so that labels keep off points and off each other where they can.
-
-    Sizes are shares of a plot of about 1000 x 450 pixels, with letters of 5.5 x 12.
-    """
-    points = np.array([[row["speedup"], row["psnr"]] for row in rows], dtype=float)
-    points = (points - points.min(0)) / np.maximum(np.ptp(points, axis=0), 1e-9)
-    taken = [(x - 0.007, y - 0.015, x + 0.007, y + 0.015) for x, y in points]
-    places = []
-    for (x, y), row in zip(points, rows, strict=True):
-        width, height = 0.0055 * len(row["method"]), 0.03
-        boxes = {
-            f"{v} {h}": (x + dx, y + dy, x + dx + width, y + dy + height)
-            for v, dy in (("top", 0.018), ("bottom", -0.018 - height), ("middle", -height / 2))
-            for h, dx in (("center", -width / 2), ("right", 0.01), ("left", -0.01 - width))
-            if (v, h) != ("middle", "center")
-        }
-
-        def overlaps(box: tuple[Any, ...]) -> int:
-            return sum(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken)
-
-        place = min(boxes, key=lambda name: overlaps(boxes[name]))
-        taken.append(boxes[place])
-        places.append(place)
-    return places

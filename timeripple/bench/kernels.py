@@ -84,13 +84,12 @@ class Build:
 
 def builds(target: Target) -> Iterator[Build]:
     """Every kernel in every configuration the backend launches there, for the head sizes of real models."""
-    amd = target.gpu.backend == "hip"
     for dtype, torch_dtype in DTYPES.items():
         for head_dim in HEAD_DIMS:
             size = {"HEAD_DIM": head_dim, "BLOCK_D": padded(head_dim)}
-            blocks = attend_blocks(head_dim, torch_dtype, amd)
-            cut = {"BLOCK_M": blocks.query_rows, "BLOCK_N": blocks.key_rows, "UPCAST": False}
             for mode, constants in MODES.items():
+                blocks = attend_blocks(head_dim, torch_dtype, target.name, bool(constants["TILED"]))
+                cut = {"BLOCK_M": blocks.query_rows, "BLOCK_N": blocks.key_rows, "UPCAST": False}
                 yield Build("attend", mode, dtype, head_dim, size | cut | constants, blocks.warps, blocks.stages)
             merging = {"MEMBERS": WINDOW, "BLOCK_ROWS": small_block(head_dim)}
             yield Build("merge_rows", "", dtype, head_dim, size | merging, 4, 1)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from diffusers import DiffusionPipeline
@@ -27,6 +27,12 @@ class Job:
 
     request: Request
     method: str
+
+
+class JobRunner(Protocol):
+    """What a sweep has at every machine: made with what loads a pipeline."""
+
+    def run(self, job: Job) -> dict[str, Any]: ...
 
 
 class Worker:
@@ -69,23 +75,25 @@ def sweep(
     engine: str = "local",
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
+    kind: Callable[[Callable[[], DiffusionPipeline]], JobRunner] = Worker,
+    machine: str = "",
 ) -> dict[Job, dict[str, Any]]:
-    """What `Worker.run` gives for every job; jobs of the same request belong together, one after the other.
+    """What `kind(load).run` gives for every job; jobs of the same request belong together, one after the other.
 
-    log: a JSON-lines file to which finished jobs are added, and from which those of the same weights are taken; delete
-    it after changing code. engine: "local" runs with `pipeline`; "ray" on every machine of the cluster that Ray finds
-    (or starts here), one job at a time on each so that times are clean, with pipelines that `load` makes there; a job
-    whose machine fails is tried elsewhere. on_run(finished, all) is called after every job. Raises ValueError for
-    unknown engines and where Ray is not installed.
+    log: a JSON-lines file to which finished jobs are added, and from which those of the same weights and, if it is
+    named, of the same machine are taken; delete it after changing code. engine: "local" runs with `pipeline`; "ray" on
+    every machine of the cluster that Ray finds (or starts here), one job at a time on each so that times are clean,
+    with pipelines that `load` makes there; a job whose machine fails is tried elsewhere. on_run(finished, all) is
+    called after every job. Raises ValueError for unknown engines and where Ray is not installed.
     """
     if engine not in ENGINES:
         raise ValueError(f"The engine is {engine!r}; choose from {', '.join(ENGINES)}.")
     weights = fingerprint(pipeline)
-    keys = {job: _key(job, weights) for job in jobs}
+    keys = {job: _key(job, weights, machine) for job in jobs}
     finished = _read(log)
     left = [job for job in jobs if keys[job] not in finished]
     done = len(jobs) - len(left)
-    for job, result in _locally(left, pipeline) if engine == "local" else _with_ray(left, load):
+    for job, result in _locally(left, pipeline, kind) if engine == "local" else _with_ray(left, load, kind):
         finished[keys[job]] = result
         if log is not None:
             with log.open("a", encoding="utf-8") as file:
@@ -111,17 +119,22 @@ def means(results: list[dict[str, Any]]) -> dict[str, float | None]:
     return dict.fromkeys(names) | {name: float(np.mean([result[name] for result in results])) for name in known}
 
 
-def _key(job: Job, weights: str) -> str:
-    return json.dumps({**asdict(job.request), "method": job.method, "weights": weights}, sort_keys=True)
+def _key(job: Job, weights: str, machine: str) -> str:
+    known = {"method": job.method, "weights": weights} | ({"machine": machine} if machine else {})
+    return json.dumps({**asdict(job.request), **known}, sort_keys=True)
 
 
-def _locally(jobs: list[Job], pipeline: DiffusionPipeline) -> Iterator[tuple[Job, dict[str, Any]]]:
-    worker = Worker(lambda: pipeline)
+def _locally(
+    jobs: list[Job], pipeline: DiffusionPipeline, kind: Callable[..., JobRunner]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
+    worker = kind(lambda: pipeline)
     for job in jobs:
         yield job, worker.run(job)
 
 
-def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterator[tuple[Job, dict[str, Any]]]:
+def _with_ray(
+    jobs: list[Job], load: Callable[[], DiffusionPipeline], kind: Callable[..., JobRunner]
+) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs as they finish, one worker a machine; those of a request stay with one worker while there are others."""
     if not jobs:
         return
@@ -136,7 +149,7 @@ def _with_ray(jobs: list[Job], load: Callable[[], DiffusionPipeline]) -> Iterato
     if started_here:
         ray.init(log_to_driver=False, include_dashboard=False)
     machines = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    remote = ray.remote(num_cpus=min(machines), scheduling_strategy="SPREAD")(Worker)
+    remote = ray.remote(num_cpus=min(machines), scheduling_strategy="SPREAD")(kind)
     groups = [[job for job in jobs if job.request == request] for request in dict.fromkeys(job.request for job in jobs)]
     tries, running = dict.fromkeys(jobs, 0), {}
 

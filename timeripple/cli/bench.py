@@ -1,4 +1,4 @@
-"""`bench …`, `pareto` and `kernels`: benchmarks, with the same progress and the same tables."""
+"""`bench …`, `kernels` and `gpu`: benchmarks, with the same progress and the same tables."""
 
 import json
 from collections.abc import Callable
@@ -38,6 +38,7 @@ Count = Callable[[int, int], None]
 def add_to(app: typer.Typer) -> None:
     bench = typer.Typer(no_args_is_help=True, help="Benchmarks.")
     for name, command in (
+        ("work", work),
         ("quality", quality),
         ("attention", attention),
         ("end-to-end", end_to_end),
@@ -47,7 +48,6 @@ def add_to(app: typer.Typer) -> None:
     ):
         bench.command(name)(command)
     app.add_typer(bench, name="bench")
-    app.command()(pareto)
     app.command()(support)
     app.command()(kernels)
     app.command()(gpu)
@@ -177,6 +177,59 @@ def roofline(
         console().print(peak.format(**result["roofs"]))
 
 
+def work(
+    prompts: Prompts = 8,
+    tokens: Tokens = "4096,9216",
+    methods: Annotated[
+        str, typer.Option(help="As in compare, each with steps of its own; by default dense, ours and every peer.")
+    ] = "",
+    model: PondModel = "pond",
+    engine: Engine = "local",
+    out: Annotated[
+        Path, typer.Option(help="Folder for work.json, work.html and runs.jsonl, from which a later call takes up.")
+    ] = Path("outputs/work"),
+    as_json: AsJson = False,
+) -> None:
+    """Seconds and quality of every method in its own number of steps, against the converged clip (a day on two cores).
+
+    Dense at every number of steps is the curve to beat; who is ahead is said at equal dB, with its interval.
+    """
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench import work as bench
+        from timeripple.clips.compare import can_draw, check_folder
+        from timeripple.clips.models import load_pond
+
+        if not can_draw():
+            raise ValueError("work.html is drawn with plotly, which is not installed: pip install 'timeripple[app]'.")
+        from timeripple.bench.figures import quality_over_seconds
+        from timeripple.clips.figures import fragments
+
+        chosen = parse_names(methods) if methods else bench.METHODS
+        requests = [request for count in parse_counts(tokens) for request in bench.requests_at(count, prompts)]
+        check_folder(out)
+        out.mkdir(parents=True, exist_ok=True)
+        pipeline = load_pond(model)
+    log, load = out / "runs.jsonl", partial(load_pond, model)
+    result = _run("generations", lambda count: bench.work(pipeline, requests, chosen, log, engine, count, load))
+    (out / "work.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    figures = [
+        quality_over_seconds(
+            [row for row in result["rows"] if row["tokens"] == count], f"{count} tokens (measured here)"
+        )
+        for count in dict.fromkeys(row["tokens"] for row in result["rows"])
+    ]
+    (out / "work.html").write_text("<!doctype html>" + "".join(fragments(figures)), encoding="utf-8")
+    columns = ("tokens", "method", "solver", "seconds", "attention_share", "psnr_converged", "psnr_dense")
+    _print(result, as_json, (*columns, "ssim_converged", "vmaf_converged"))
+    if not as_json:
+        for lead in result["ahead"]:
+            low, high = lead["interval"]
+            say(
+                f"{lead['tokens']} tokens, {lead['psnr']} dB: {lead['ours']} is {lead['ratio']:.2f}x as fast as "
+                f"{lead['best_other']} ({low:.2f} to {high:.2f})"
+            )
+
+
 def ui(
     repeats: Annotated[int, typer.Option(min=1, help="Visits, and picks of each kind.")] = 5,
     as_json: AsJson = False,
@@ -185,46 +238,6 @@ def ui(
     with one_sentence(ValueError):
         from timeripple.bench.ui import page_speed
     _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
-
-
-def pareto(
-    prompts: Prompts = 4,
-    methods: Annotated[str, typer.Option(help="As in compare, without dense; by default one of every kind.")] = "",
-    steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "128",
-    model: PondModel = "pond",
-    engine: Engine = "local",
-    out: Annotated[
-        Path, typer.Option(help="Folder for pareto.json, pareto.html and runs.jsonl, from which a later call takes up.")
-    ] = Path("outputs/pareto"),
-    as_json: AsJson = False,
-) -> None:
-    """Seconds, PSNR and SSIM of our methods and their peers, and the front of speed and quality (half an hour)."""
-    with one_sentence(ValueError, OSError):
-        from timeripple.bench import pareto as bench
-        from timeripple.clips.compare import can_draw, check_folder
-        from timeripple.clips.models import load_pond
-
-        if not can_draw():
-            raise ValueError("pareto.html is drawn with plotly, which is not installed: pip install 'timeripple[app]'.")
-        from timeripple.bench import figures
-
-        given, chosen = clip_size(steps, frames, size), parse_names(methods) if methods else bench.METHODS
-        check_folder(out)
-        out.mkdir(parents=True, exist_ok=True)
-        pipeline = load_pond(model)
-    log, load = out / "runs.jsonl", partial(load_pond, model)
-
-    def run(count: Count) -> dict[str, Any]:
-        return bench.pareto(pipeline, prompts, chosen, log, engine, count, load, **given)
-
-    result = _run("generations", run)
-    (out / "pareto.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    figure = figures.speed_and_quality(result["rows"], f"Speed and quality ({result['kind']})")
-    figure.write_html(out / "pareto.html", include_plotlyjs=True)
-    columns = ("method", "seconds", "speedup", "psnr", "ssim", "saving_all_steps", "saving_kind", "front")
-    _print(result, as_json, columns)
 
 
 def kernels(

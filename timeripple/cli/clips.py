@@ -42,7 +42,7 @@ def compare(
     ] = None,
     theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
     settings: Annotated[
-        Path | None, typer.Option(help="Settings saved by calibrate, as one more method; reads a JSON file.")
+        Path | None, typer.Option(help="Settings that tune found, as one more method; reads a JSON file.")
     ] = None,
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the pipeline's, Pond's 20.")] = None,
@@ -85,7 +85,10 @@ def compare(
         comparing.check(pipeline, request, chosen)
 
     with one_sentence(ValueError), progress_bars() as progress:
-        tasks = {method.label: progress.add_task(method.label, total=request.steps, start=False) for method in chosen}
+        tasks = {
+            method.label: progress.add_task(method.label, total=method.evaluations(request.steps), start=False)
+            for method in chosen
+        }
 
         def show(event: "StepEvent") -> None:
             progress.start_task(tasks[event.method])

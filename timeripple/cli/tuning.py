@@ -1,13 +1,19 @@
-"""`calibrate` and `magnitudes`: what is found out about a model once and kept in a file."""
+"""`tune` and `magnitudes`: what is found out about a model once and kept in a file."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from timeripple.cli.common import (
+    Device,
+    Dtype,
+    Engine,
     Frames,
+    Model,
+    Offload,
     PondModel,
     Prompts,
     Size,
@@ -15,51 +21,100 @@ from timeripple.cli.common import (
     check_file,
     clip_size,
     console,
+    counted,
     one_sentence,
+    parse_size,
     say,
+    table_of,
 )  # fmt: skip
 
-if TYPE_CHECKING:
-    from timeripple.bench.calibrate import Trial
+PROMPTS = 4  # held-out ones of Pond
 
 
 def add_to(app: typer.Typer) -> None:
-    app.command()(calibrate)
+    app.command()(tune)
     app.command()(magnitudes)
 
 
-def calibrate(
-    psnr: Annotated[float | None, typer.Option(help="Keep this PSNR in dB and save as much as possible.")] = None,
-    saving: Annotated[float | None, typer.Option(help="Save this share over all steps, at the best quality.")] = None,
-    granularity: Annotated[str, typer.Option(help="channel, token or tile.")] = "token",
-    prompts: Prompts = 2,
-    steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
-    model: PondModel = "pond",
-    out: Annotated[Path, typer.Option(help="JSON file for the settings.")] = Path("settings.json"),
+def tune(
+    psnr: Annotated[
+        float | None, typer.Option(help="Keep this PSNR in dB to the converged clip, in least time.")
+    ] = None,
+    speedup: Annotated[
+        float | None, typer.Option(help="Be so much faster than dense in the model's own steps.")
+    ] = None,
+    seconds: Annotated[float | None, typer.Option(help="Take at most this long.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with a prompt a line; Pond has four of its own.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps that speedup is against; by default the model's own.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the model's.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the model's, of Pond 96.")] = None,
+    model: Model = "pond",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Offload = "none",
+    engine: Engine = "local",
+    out: Annotated[Path, typer.Option(help="JSON file for the settings; a picture lies beside it.")] = Path(
+        "tuned.json"
+    ),
 ) -> None:
-    """Find settings that keep a quality or reach a saving; `compare --settings` takes the file they are saved in."""
+    """Find what is best for a model on this machine: steps, solver, method and stack, ours and the peers' alike.
+
+    `compare --settings` takes the file, and timeripple.load puts it into a pipeline. Where dense with fewer steps or a
+    peer wins, that is what it holds.
+    """
     with one_sentence(ValueError, OSError):
-        from timeripple.attention.config import ReuseConfig
-        from timeripple.bench import calibrate as calibrating
-        from timeripple.bench.quality import QualityBench
-        from timeripple.clips.models import load_pond
+        from timeripple.bench import tune as tuning
+        from timeripple.bench.quality import held_out_prompts
+        from timeripple.clips.compare import can_draw
+        from timeripple.clips.generate import Request
+        from timeripple.clips.models import load_pipeline
+        from timeripple.pond.pipeline import PondPipeline
 
-        ReuseConfig(granularity, budget=0)
-        requests = QualityBench(prompts, **clip_size(steps, frames, size)).requests()
-        calibrating.check_targets(psnr, saving)
+        target = tuning.Target(psnr, speedup, seconds)
+        texts = None if prompts is None else read_prompts(prompts)
         check_file(out)
-        pipeline = load_pond(model)
+        load = partial(load_pipeline, model, device, dtype, offload)
+        pipeline = load()
+        if isinstance(pipeline, PondPipeline):
+            texts, size = texts or held_out_prompts(PROMPTS), size or "96"
+        if texts is None:
+            raise ValueError(f"{model} has no prompts of its own; give --prompts, a file with a prompt a line.")
+        width, height = (None, None) if size is None else parse_size(size)
+        given = {"steps": steps, "num_frames": frames, "height": height, "width": width}
+        requests = [Request.for_pipeline(pipeline, text, seed=seed, **given) for seed, text in enumerate(texts)]
+        for request in requests:
+            request.check(pipeline)
     lines = console()
+    with one_sentence(ValueError), counted("generations") as count:
+        found = tuning.tune(pipeline, requests, target, engine=engine, on_run=count, load=load)
+    out.write_text(json.dumps({"model": model, **found}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if can_draw():
+        from timeripple.bench.figures import quality_over_seconds
 
-    def show(trial: "Trial") -> None:
-        lines.print(f"{trial.config.label}: {trial.psnr:.2f} dB, {trial.saving:.1%} of all steps", highlight=False)
+        figure = quality_over_seconds(found["rows"], f"{model}: what was tried (measured here)")
+        figure.write_html(out.with_suffix(".html"), include_plotlyjs=True)
+    table = table_of("Measured here, means over prompts, PSNR to the converged clip", ("method", "seconds", "PSNR dB"),
+                     left=("method",))  # fmt: skip
+    for row in found["rows"]:
+        table.add_row(row["method"], f"{row['seconds']:.2f}", f"{row['psnr_converged']:.2f}")
+    lines.print(table)
+    low, high = found["psnr_interval"]
+    say(
+        f"Best: {found['method']}, {found['seconds']:.2f} s, {found['psnr']:.1f} dB ({low:.1f} to {high:.1f}), "
+        f"saved in {out}"
+    )
 
-    with one_sentence(ValueError):
-        best = calibrating.calibrate(pipeline, requests, psnr=psnr, saving=saving, granularity=granularity, on_run=show)
-    best.config.save(out)
-    lines.print(f"Best: {best.config.label}, saved in {out}", highlight=False, soft_wrap=True)
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a file that are not empty. Raises ValueError, one sentence, where there are none."""
+    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not texts:
+        raise ValueError(f"{path} holds no prompts; give one a line.")
+    return texts
 
 
 def magnitudes(
@@ -70,10 +125,11 @@ def magnitudes(
     model: PondModel = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
 ) -> None:
-    """Measure what mag-cache has to know of a model: how the magnitude of its residual moves from step to step."""
+    """Measure what mag-cache and teacache have to know of a model: how its residual and its output move by step."""
     with one_sentence(ValueError, OSError):
         from timeripple.attention.timing import environment
         from timeripple.baselines.mag_cache import magnitude_ratios
+        from timeripple.baselines.teacache import coefficients
         from timeripple.bench.quality import QualityBench
         from timeripple.clips.models import load_pond
 
@@ -81,10 +137,13 @@ def magnitudes(
         check_file(out)
         pipeline = load_pond(model)
         bench.check(pipeline)
-    runs = [magnitude_ratios(pipeline, **request.arguments(pipeline)) for request in bench.requests()]
+    requests = bench.requests()
+    runs = [magnitude_ratios(pipeline, **request.arguments(pipeline)) for request in requests]
+    polynomial = coefficients(pipeline, [request.arguments(pipeline) for request in requests])
     ratios = [round(sum(step) / len(runs), 4) for step in zip(*runs, strict=True)]
     result = {
         "ratios": ratios,
+        "tea_coefficients": polynomial,
         "prompts": prompts,
         "size": [bench.num_frames, bench.height, bench.width],
         "environment": environment(pipeline),

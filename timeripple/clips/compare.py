@@ -92,6 +92,7 @@ class Comparison:
                     "label": generation.method.label,
                     "budget": getattr(generation.method.config, "budget", None),
                     "theta": getattr(generation.method.config, "theta", None),
+                    "steps": generation.method.evaluations(self.request.steps),
                     "seconds": generation.seconds,
                     "speedup": speedup,
                     "saving": generation.saving,
@@ -143,6 +144,7 @@ def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) 
         if labels.count(label) > 1:
             raise ValueError(f"The method {label} is given twice; give it once.")
     for method in methods:
+        request.by(method).check(pipeline)
         method.check(request.steps)
 
 

@@ -85,6 +85,10 @@ class Request:
             sizes["num_frames"] = request.num_frames
         return replace(request, **sizes)
 
+    def by(self, method: Method) -> "Request":
+        """This request as a method with steps of its own takes it."""
+        return replace(self, steps=method.steps or self.steps)
+
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate.
 
@@ -146,8 +150,9 @@ class Request:
 class StepEvent:
     """Progress after a denoising step.
 
-    step: finished steps, from 1; steps: of a clip that is made in sections, those of the sections begun; seconds: so
-    far, in this method; preview: the middle frame of the clip as the model expects it to become, uint8 [H, W, 3].
+    step: finished steps, from 1, of `steps`: as often as the solver asks the denoiser, in a clip that is made in
+    sections those of the sections begun. seconds: so far, in this method; preview: the middle frame of the clip as the
+    model expects it to become, uint8 [H, W, 3].
     """
 
     method: str
@@ -199,11 +204,12 @@ def generate(
     on_step: Callable[[StepEvent], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Generation:
-    """Generate one clip.
+    """Generate one clip, in the method's own number of steps if it has one.
 
     on_step is called after every denoising step. should_stop is asked before the first and after every step; once it
     says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
     """
+    request = request.by(method)
     request.check(pipeline)
     if should_stop is not None and should_stop():
         raise Cancelled
@@ -230,18 +236,20 @@ def generate(
             if on_step is not None:
                 seconds = watch.seconds
                 eta = seconds / done * (steps - done)
-                preview = _preview(pipe, index, step_input, tensors["latents"])
+                preview = _preview(pipe, index, step_input, tensors.get("velocity"))
                 on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
         denoised_seconds = watch.seconds
-        return tensors
+        return {"latents": tensors["latents"]}
 
     def after_decoding(module: Any, args: Any, output: Any) -> None:
         with watch.paused():
             if not (output[0] if isinstance(output, tuple) else output).isfinite().all():
                 raise _broken(method, "in decoding, after the last step")
 
+    # The pipelines of other models have no velocity to tell, and no preview.
+    seen = {"callback_on_step_end_tensor_inputs": ["latents", "velocity"]} if isinstance(pipeline, PondPipeline) else {}
     hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
     if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
         hooks.append(decoder.register_forward_hook(after_decoding))
@@ -252,7 +260,7 @@ def generate(
                 pipelines.prepared(pipeline, request.guidance_scale),
                 pipelines.followed(pipeline, after_step) as follow,
             ):
-                video = pipeline(**request.arguments(pipeline), **follow).frames
+                video = pipeline(**request.arguments(pipeline), **follow, **seen).frames
             summary = summarise()
     finally:
         for hook in hooks:
@@ -305,19 +313,16 @@ def to_frames(video: torch.Tensor) -> np.ndarray:
 
 
 def _preview(
-    pipe: DiffusionPipeline, index: int, before: torch.Tensor | None, after: torch.Tensor
+    pipe: DiffusionPipeline, index: int, before: torch.Tensor | None, velocity: torch.Tensor | None
 ) -> np.ndarray | None:
-    """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before and after a step; None for
-    models whose latents are not decoded frame by frame.
+    """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before a step and the velocity there;
+    None for models whose latents are not decoded frame by frame.
 
-    Flow matching moves along x = (1 - sigma) * clean + sigma * noise, and an Euler step is x += (change of sigma) * v;
-    so v is the step's slope, and clean = x - sigma * v.
+    Flow matching moves along x = (1 - sigma) * clean + sigma * noise, with velocity noise - clean; so
+    clean = x - sigma * velocity.
     """
-    if not isinstance(pipe, PondPipeline) or before is None:
+    if not isinstance(pipe, PondPipeline) or before is None or velocity is None:
         return None
-    before = before[:, : after.shape[1]]  # without coordinates
-    start, end = pipe.scheduler.sigmas[index : index + 2].tolist()
-    middle = slice(after.shape[2] // 2, after.shape[2] // 2 + 1)
-    before, after = before[:1, :, middle].to(after.dtype), after[:1, :, middle]
-    velocity = (after - before) / (end - start)
-    return to_frames(pipe.decode(after - end * velocity))[0]
+    middle = slice(velocity.shape[2] // 2, velocity.shape[2] // 2 + 1)
+    before = before[:1, : velocity.shape[1], middle].to(velocity.dtype)  # without coordinates
+    return to_frames(pipe.decode(before - float(pipe.scheduler.sigmas[index]) * velocity[:1, :, middle]))[0]

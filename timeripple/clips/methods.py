@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,8 @@ from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
 from timeripple.attention.method import AttentionMethod, ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, StepCache, ThinnedConfig
+from timeripple.baselines.step_cache import counting_bytes
+from timeripple.clips.solvers import SOLVERS, evaluations, solving
 from timeripple.hooks import disable, enable, summary
 
 PARSERS: dict[str, Any] = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
@@ -25,22 +28,31 @@ SETTINGS = ASSETS / "settings"
 @dataclass(frozen=True)
 class Method:
     """A way to denoise. text: as the user wrote it; config: of attention, None for dense; cache: a step cache, or
-    None."""
+    None; steps: of its own, or None for those of the request; solver: one of `SOLVERS`, or None for the pipeline's."""
 
     text: str
     config: AttentionMethod | None
     cache: StepCache | None = None
+    steps: int | None = None
+    solver: str | None = None
 
     @property
     def label(self) -> str:
         """Short name that is safe in file names, e.g. "token-0.75"; settings other than the defaults are named."""
-        return "+".join(part.label for part in (self.config, self.cache) if part) or "dense"
+        parts = "+".join(part.label for part in (self.config, self.cache) if part) or "dense"
+        run = [f"{name}={value}" for name in RUN if (value := getattr(self, name)) is not None]
+        return "-".join([parts, *run])
 
-    def check(self, num_inference_steps: int) -> None:
-        """Raises ConfigError for settings that do not fit so many steps."""
+    def evaluations(self, requested: int) -> int:
+        """How often the denoiser is asked in a run for which so many steps are requested, of one guidance pass."""
+        return evaluations(self.solver, self.steps or requested)
+
+    def check(self, requested: int) -> None:
+        """Raises ConfigError for settings that do not fit a run for which so many steps are requested."""
         if self.config is not None:
-            computed = self._computed(num_inference_steps)
-            self.config.schedule(num_inference_steps if computed is None else len(computed))
+            count = self.evaluations(requested)
+            computed = self._computed(count)
+            self.config.schedule(count if computed is None else len(computed))
 
     def _attention(self, num_inference_steps: int) -> AttentionMethod | None:
         """What `hooks.enable` takes: the config, counted by a step cache, or over the steps it computes."""
@@ -60,18 +72,25 @@ class Method:
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
-        With a step cache method is the label of both, and held_bytes None: what caches hold is not known. Raises
+        num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
+        Its method is `label`, and held_bytes the most that attention held and the most that a step cache did. Raises
         ConfigError where the pipeline does not suit the method.
         """
         final = None
-        enable(pipeline, self._attention(num_inference_steps), num_inference_steps=num_inference_steps)
+        cached: Callable[[], int] = int  # nothing
+        count = evaluations(self.solver, num_inference_steps)
+        enable(pipeline, self._attention(count), num_inference_steps=count)
 
         def summarise() -> dict[str, Any]:
             numbers = summary(pipeline)
-            return numbers | {"method": self.label, "held_bytes": None} if self.cache else numbers
+            return numbers | {"method": self.label, "held_bytes": numbers["held_bytes"] + cached()}
 
         try:
-            with self.cache.applied(pipeline, num_inference_steps) if self.cache else nullcontext():
+            with ExitStack() as stack:
+                stack.enter_context(solving(pipeline, self.solver))
+                if self.cache:
+                    stack.enter_context(self.cache.applied(pipeline, count))
+                    cached = stack.enter_context(counting_bytes(pipeline))
                 yield lambda: final or summarise()
         finally:
             final = summarise()
@@ -80,41 +99,77 @@ class Method:
 
 def parse_method(text: str) -> Method:
     """Reads "dense", `name[:budget][:key=value...]`, e.g. "token:0.75", "skip:0.7:refresh=5", "first-block-cache:0.1",
-    or a stack of two with + between: a method and a step cache, or channel reuse and a mask.
+    or a stack of two with + between: a method and a step cache, or channel reuse and a mask. Any may have steps and a
+    solver of its own, e.g. "dense:steps=10", "token:0.5:steps=14:solver=unipc".
 
     Raises ConfigError, one sentence, for unknown names and settings that cannot work.
     """
     text = text.strip()
     attention: list[Any] = []
     caches: list[StepCache] = []
-    for part in text.split("+"):
-        name, _, settings = part.strip().partition(":")
+    run: dict[str, Any] = {}
+    parts = split_stack(text)
+    for part in parts:
+        name, *settings = part.split(":")
         if name not in METHODS:
             raise ConfigError(f"method {name!r} is unknown; choose from {', '.join(METHODS)}.")
+        own = [setting for setting in settings if setting.split("=")[0] not in RUN]
+        for setting in (setting for setting in settings if setting not in own):
+            key, _, value = setting.partition("=")
+            if key in run:
+                raise ConfigError(f"setting {key!r} is given twice in {text!r}; give it once.")
+            run[key] = RUN[key](value)
         if name == "dense":
-            if settings or "+" in text:
-                raise ConfigError(f"dense has no settings and stacks on nothing, but this is {text!r}; write dense.")
+            if own or len(parts) > 1:
+                raise ConfigError(
+                    f"dense has no settings but steps and solver and stacks on nothing, but this is {text!r}; "
+                    "write dense."
+                )
             continue
-        (caches if name in STEP_CACHES else attention).append(PARSERS[name].parse(part))
+        (caches if name in STEP_CACHES else attention).append(PARSERS[name].parse(":".join([name, *own])))
     if len(attention) + len(caches) > 2 or len(caches) > 1:
         raise ConfigError(f"{text!r} stacks too much; stack two, of which one may be a step cache.")
     config = StackedConfig(*attention) if len(attention) == 2 else next(iter(attention), None)
-    return Method(text, config, next(iter(caches), None))
+    return Method(text, config, next(iter(caches), None), **run)
+
+
+def split_stack(text: str) -> list[str]:
+    """The parts of a stack, "token:0.5+taylorseer:3" to two; the pluses of "dpm++" are none between parts."""
+    return [part.strip() for part in re.split(r"\+(?=\s*[a-zA-Z])", text)]
+
+
+def _read_steps(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ConfigError(f"steps={text} is not a number of steps; give 1 or more, such as steps=14.")
+    return int(text)
+
+
+def _read_solver(text: str) -> str:
+    if text not in SOLVERS:
+        raise ConfigError(f"solver {text!r} is unknown; choose from {', '.join(SOLVERS)}.")
+    return text
+
+
+RUN: dict[str, Callable[[str], Any]] = {"steps": _read_steps, "solver": _read_solver}
+"""Settings of the whole run, which every method may have."""
 
 
 def load_method(path: str | Path) -> Method:
-    """The method whose settings `ReuseConfig.save` wrote to a JSON file.
+    """The method that `tune` or `ReuseConfig.save` wrote to a JSON file.
 
     Raises ConfigError, one sentence, for a file that holds no such settings, and OSError where it cannot be read.
     """
     try:
-        config = ReuseConfig.load(path)
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if "method" in values:
+            return parse_method(values["method"])
+        config = ReuseConfig.from_dict(values)
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} holds no settings of reuse: {error}; give a file that calibrate wrote.") from None
+        raise ConfigError(f"{path} holds no settings of a method: {error}; give a file that tune wrote.") from None
     return Method(config.text, config)
 
 
 def calibrated_methods() -> dict[int, Method]:
-    """Settings found for Pond by `calibrate --psnr`, by the PSNR in dB they were to keep, the highest first."""
+    """Settings found for Pond, by the PSNR in dB they were to keep, the highest first."""
     files = {int(path.stem.removeprefix("pond-").removesuffix("dB")): path for path in SETTINGS.glob("pond-*dB.json")}
     return {psnr: load_method(files[psnr]) for psnr in sorted(files, reverse=True)}

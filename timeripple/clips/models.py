@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from timeripple import ASSETS
+from timeripple.clips.solvers import DEFAULT_SOLVER, solver
 from timeripple.hooks import family_of
 from timeripple.pond.pipeline import PondPipeline
 
@@ -67,6 +68,8 @@ def load_pipeline(
     sibling = SIBLINGS.get((type(pipeline).__name__, takes))
     if sibling is not None:
         pipeline = getattr(diffusers, sibling).from_pipe(pipeline)
+    if is_pond:
+        pipeline.scheduler = solver(DEFAULT_SOLVER, pipeline.scheduler)
     _place(pipeline, device, offload)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -4,14 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from diffusers import (
-    AutoencoderKLWan,
-    AutoencoderTiny,
-    DiffusionPipeline,
-    FlowMatchEulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-    WanTransformer3DModel,
-)
+from diffusers import AutoencoderKLWan, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -38,7 +31,7 @@ class PondPipeline(DiffusionPipeline):
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan | AutoencoderTiny,
-        scheduler: UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler,
+        scheduler: SchedulerMixin,
     ):
         super().__init__()
         self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
@@ -125,6 +118,8 @@ class PondPipeline(DiffusionPipeline):
                 "latent" for the latents.
             callback_on_step_end: called as (pipeline, step, timestep, {"latents": ...}) after every step; may return
                 replaced latents and may set `pipeline._interrupt = True` to stop.
+            callback_on_step_end_tensor_inputs: what it is given, of latents, velocity (guided, as predicted at this
+                step), prompt_embeds and negative_embeds.
 
         Raises: PromptError for prompts, ValueError for sizes and step counts.
         """
@@ -148,7 +143,12 @@ class PondPipeline(DiffusionPipeline):
                 velocity = self._predict(latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale)
                 latents = self.scheduler.step(velocity, timestep, latents, return_dict=False)[0]
                 if callback_on_step_end is not None:
-                    available = {"latents": latents, "prompt_embeds": prompt_embeds, "negative_embeds": negative_embeds}
+                    available = {
+                        "latents": latents,
+                        "velocity": velocity,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_embeds": negative_embeds,
+                    }
                     tensors = {name: available[name] for name in callback_on_step_end_tensor_inputs}
                     latents = (callback_on_step_end(self, step, timestep, tensors) or tensors).get("latents", latents)
                 progress_bar.update()

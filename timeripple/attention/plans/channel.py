@@ -43,7 +43,7 @@ class ChannelPlan:
 
     def snapped(self, call: AttentionCall) -> AttentionCall:
         """The call with query and key as planned."""
-        return replace(call, query=self.query, key=self.key)
+        return replace(call, query=self.query, key=self.key, mask_is_known=True)
 
     def carry_out(self, call: AttentionCall) -> Tensor:
         return dense_attention(self.snapped(call))

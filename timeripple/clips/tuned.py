@@ -1,0 +1,51 @@
+"""Settings that `tune` found, in a pipeline."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from diffusers import DiffusionPipeline
+
+from timeripple.clips.generate import Request
+from timeripple.clips.methods import load_method
+
+
+class Tuned:
+    """A method that is on in a pipeline until `close`, also as a with block.
+
+    method: as `parse_method` reads it; steps: what to call the pipeline with as num_inference_steps.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline, path: str | Path):
+        self.method = load_method(path)
+        self.steps = Request.for_pipeline(pipeline, "any").by(self.method).steps
+        self._stack = ExitStack()
+        self.summary = self._stack.enter_context(self.method.applied(pipeline, self.steps))
+
+    def close(self) -> None:
+        """The pipeline is as it was, to the bit."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def load(pipeline: Any, path: str | Path) -> Tuned:
+    """Switch on in a pipeline what `python -m timeripple tune` wrote to a file, in place of what was enabled before:
+
+        tuned = timeripple.load(pipe, "tuned.json")
+        frames = pipe(prompt, num_inference_steps=tuned.steps).frames
+        tuned.close()
+
+    Raises ConfigError, one sentence, for a file that holds no settings and where the pipeline does not suit them, and
+    OSError where it cannot be read.
+    """
+    return Tuned(pipeline, path)

@@ -1,0 +1,288 @@
+"""What is put into a transformer: hooks of PyTorch at its forward pass, and processors around its self-attention.
+
+Neither replaces a `forward`, as offloading and caches do, so all of them may come and go in any order; and all of it is
+copied and pickled with the model, without the state of a run.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.hooks import HookRegistry, ModelHook
+from diffusers.hooks.hooks import BaseState, CacheContext, HookFunctionReference, StateManager, _set_cache_context
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from timeripple.attention.call import AttentionCall
+from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import AttentionMethod
+from timeripple.attention.timing import now
+from timeripple.hooks.clock import StepClock
+from timeripple.hooks.compiled import handle, traced_begin
+from timeripple.hooks.families import GENERIC, Family
+from timeripple.hooks.masks import MaskReader
+from timeripple.hooks.processor import ReuseProcessor
+
+HOOK = "timeripple"
+
+
+class TransformerHook(ModelHook):
+    """Opens and closes the forward passes of a run; starts a new run when the clock says so.
+
+    It stands in the registry of diffusers' hooks only to be told what `cache_context` says, and when a run is over.
+    """
+
+    _is_stateful = True
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        family: Family,
+        config: AttentionMethod | None,
+        clock: StepClock,
+        memory_limit: int | None,
+    ):
+        super().__init__()
+        self.transformer, self.family, self.config, self.clock = transformer, family, config, clock
+        self.memory_limit = memory_limit
+        self.layers = list(family.attention_modules(transformer))
+        self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
+        self.warned: set[str] = set()
+        self.whole_modules = getattr(config, "whole_modules", False)
+        self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
+        self._clear()
+
+    def _clear(self) -> None:
+        """Nothing has run."""
+        self.run: Any = None
+        self.active, self.names_pass = False, False
+        self.number, self.last_summary, self.grid = None, None, None
+        self.heads: dict[str, int] = {}  # of the layers, once seen
+        self.arguments: dict[str, Any] = {}
+        self.masks = MaskReader()
+        self.handle, self.token = handle(self), torch.zeros((), dtype=torch.int64)  # see `compiled`
+
+    # --- In and out ---------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        self._hooks = [
+            self.transformer.register_forward_pre_hook(self.before, with_kwargs=True),
+            self.transformer.register_forward_hook(self.after, with_kwargs=True, always_call=True),
+        ]
+        registry = HookRegistry.check_if_exists_or_initialize(self.transformer)
+        # Not by register_hook, which would replace the model's forward.
+        registry.hooks[HOOK] = self
+        registry._hook_order.insert(0, HOOK)
+        registry._fn_refs.insert(0, HookFunctionReference())
+        self._wrap()
+
+    def detach(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        registry = self.transformer._diffusers_hook
+        place = registry._hook_order.index(HOOK)
+        del registry.hooks[HOOK], registry._hook_order[place], registry._fn_refs[place]
+        registry.invalidate_child_registries_cache()
+        if not registry.hooks:
+            del self.transformer._diffusers_hook
+        for module in self.family.attention_modules(self.transformer).values():
+            if isinstance(module.processor, ReuseProcessor):
+                module.processor = module.processor.processor
+        self.active, self.run = False, None  # for processors that somebody has kept
+
+    def _wrap(self) -> None:
+        """Every self-attention module has a processor of ours around its own, also if it was given another since."""
+        for name, module in self.family.attention_modules(self.transformer).items():
+            if not isinstance(module.processor, ReuseProcessor):
+                module.processor = ReuseProcessor.around(module.processor, self, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a run, nothing is copied or pickled."""
+        left_out = ("run", "arguments", "masks", "states", "last_summary", "heads", "handle", "token")
+        return {name: value for name, value in vars(self).items() if name not in left_out}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.states = StateManager(BaseState)
+        self._clear()
+
+    # --- A forward pass -----------------------------------------------------------------------------------------------
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Opens a forward pass of the run, or leaves attention dense."""
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        if torch.compiler.is_compiling():
+            if not torch.is_grad_enabled():
+                traced_begin(self, arguments)
+            return
+        self._wrap()
+        self.names_pass = self.states._context is None
+        self.begin(arguments)
+        if self.names_pass:  # for caches, which want to know it, too
+            name = self.passes[-1] if self.active else "outside"
+            _set_cache_context(module, CacheContext(name))
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Closes it. output: None after an exception. A compiled pass is closed when the next one is opened."""
+        if torch.compiler.is_compiling():
+            return
+        if self.names_pass:
+            _set_cache_context(module, None)
+        if self.active and output is None:
+            self.active = False
+            self.reset_state(module)
+        self._close()
+
+    def begin(self, arguments: dict[str, Any]) -> None:
+        """arguments: of the forward pass, by name."""
+        self._close()
+        try:
+            self.active = self._begin(arguments)
+        except BaseException:
+            self.active = False
+            raise
+
+    def _begin(self, arguments: dict[str, Any]) -> bool:
+        if torch.is_grad_enabled():
+            return self._warn("gradients are recorded; generate under torch.no_grad()")
+        if self.transformer.training:
+            return self._warn("the model is in training mode; call eval() on it")
+        if _splits_the_sequence(self.transformer):
+            return self._warn("ring attention gives every rank a part of the grid; use ulysses_degree instead")
+        try:
+            moment = self.clock.moment(self.transformer, self.states._context, arguments.get("timestep"))
+        except ValueError as error:
+            return self._warn(str(error))
+        self.arguments = arguments
+        if self.run is None or moment.run != self.number:
+            self._start(moment.total)
+            self.number, self.step, self.passes = moment.run, moment.step, []
+        self.passes = [*(self.passes if moment.step == self.step else []), moment.name]
+        self.step, self.calls = moment.step, {}
+        start = now()
+        self.run.begin_forward(moment.name, moment.step)
+        self.choosing_seconds += now() - start
+        return True
+
+    def _start(self, total: int) -> None:
+        config = ReuseConfig(budget=0) if self.config is None else self.config
+        self.run = config.start(total)
+        if hasattr(self.run, "limit_memory"):
+            samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
+            self.run.limit_memory(self.memory_limit, samples * len(self.layers))
+        self.held_bytes, self.choosing_seconds = 0, 0.0
+        self.computed: set[tuple[str, str]] = set()  # (pass, layer)
+
+    def _close(self) -> None:
+        """Ends the forward pass that is open, if one is."""
+        if self.active:
+            self._end()
+        self.active, self.arguments = False, {}  # and with them the tensors of this pass
+        self.masks.forget()
+
+    def _end(self) -> None:
+        start, name = now(), self.passes[-1]
+        for layer in self.layers:
+            if self.calls.get(layer):
+                self.computed.add((name, layer))
+            elif (name, layer) in self.computed:  # a cache stood in for it; what guidance leaves out is never computed
+                self.run.skipped(layer, self.heads.get(layer, 1))
+        if not self.computed:
+            self._warn("no call of attention was seen in the self-attention modules")
+        self.run.end_forward()
+        self.choosing_seconds += now() - start
+        self.held_bytes = max(self.held_bytes, self.run.held_bytes)
+
+    def reset_state(self, module: nn.Module) -> nn.Module:
+        """Ends the run: its numbers stay, its tensors go. Pipelines call this through maybe_free_model_hooks."""
+        self._close()
+        self.last_summary = self.summary()
+        self.run = None
+        self.clock.reset()
+        return module
+
+    # --- Attention ----------------------------------------------------------------------------------------------------
+
+    def module(self, layer: str, shape: torch.Size, forward: Callable[[], Any]) -> Any:
+        """Runs the processor of a self-attention module. shape: of its hidden states."""
+        stand_in = getattr(self.run, "module", None)  # a run may stand in for the whole, as caches of its output do
+        return stand_in(layer, shape, forward) if stand_in else forward()
+
+    def check_calls(self, layer: str) -> None:
+        """Raises RuntimeError where attention was not intercepted exactly once for what it had to compute."""
+        calls = self.calls.get(layer, 0)
+        samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
+        if 1 <= calls <= samples:  # fewer where a cache leaves samples of the batch out
+            return
+        remedy = 'call set_attention_backend("native") on the transformer'
+        if self.family is GENERIC:
+            self._warn(f"{layer} calls scaled_dot_product_attention {calls} times; {remedy}")
+            return
+        raise RuntimeError(f"{layer} called scaled_dot_product_attention {calls} times instead of once; {remedy}.")
+
+    def attention(
+        self,
+        layer: str,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        """In place of scaled_dot_product_attention, with its signature."""
+        call = self.calls[layer] = self.calls.get(layer, 0) + 1
+        try:
+            if query.shape[2] != key.shape[2] or dropout_p or is_causal or enable_gqa:
+                raise ValueError("attention is causal, grouped, across sequences or with dropout")
+            grid = self.family.grid(self.transformer, self.arguments, query.shape[2])
+            mask = self.masks.read(attn_mask, len(query), grid)
+            asked = AttentionCall(query, key, value, grid, scale, mask, mask_is_known=True)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._warn(str(error))
+            return scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        self.grid, self.heads[layer] = list(grid.shape), query.shape[1]
+        name = layer if call == 1 else f"{layer}[{call - 1}]"  # samples computed apart keep their errors apart
+        return self.run.attention(name, asked)
+
+    # --- Numbers ------------------------------------------------------------------------------------------------------
+
+    def summary(self) -> dict[str, Any]:
+        """See `hooks.summary`."""
+        if self.run is None and self.last_summary is not None:
+            return self.last_summary
+        records = list(self.run.records) if self.run else []
+        plan = sum(record["plan_seconds"] for record in records) + (self.choosing_seconds if self.run else 0)
+        attention = plan + sum(record["attention_seconds"] for record in records)
+        return {
+            "method": self.config.label if self.config else "dense",
+            "granularity": self.config.granularity if self.config else None,
+            "layers": len(self.layers),
+            "grid": self.grid,
+            "seconds": {"attention": attention, "plan": plan},
+            "saving": self.run.saving() if self.run and self.config else None,
+            "held_bytes": self.held_bytes if self.run else 0,
+            "storage": self.run.storage.report() if hasattr(self.run, "storage") else None,
+            "records": records,
+        }
+
+    def _warn(self, reason: str) -> bool:
+        if reason not in self.warned:
+            warnings.warn(f"Attention stays dense: {reason}.", stacklevel=2)
+        self.warned.add(reason)
+        return False
+
+
+def _splits_the_sequence(transformer: nn.Module) -> bool:
+    """Whether context parallelism leaves a rank less than the whole sequence (`enable_parallelism` of diffusers)."""
+    parallel = getattr(getattr(transformer, "_parallel_config", None), "context_parallel_config", None)
+    return parallel is not None and (parallel.ring_degree or 1) > 1
