@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass
+from dataclasses import InitVar, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ class AttentionCall:
             object.__setattr__(self, "key_mask", None)
         elif not mask[:, self.grid.video].all():
             raise ValueError("key_mask hides video tokens, but reuse needs the whole grid; mask text tokens only.")
+
+    def to(self, dtype: torch.dtype) -> AttentionCall:
+        """The same in another dtype."""
+        query, key, value = (x.to(dtype) for x in (self.query, self.key, self.value))
+        return replace(self, query=query, key=key, value=value, mask_is_known=True)
 
     @property
     def batch(self) -> int:

@@ -62,11 +62,19 @@ def ripple_attention(
 
     theta: the threshold, or saving: the share to save, averaged over heads, from which the threshold of this call
     follows; by default what the method says. curve: of this call, where it has been measured before; plan: one made
-    before, for as many heads on this grid, in place of all these. residual: shaped like the query, is added to the
+    before, in place of all these where it is for as many samples and tokens: guidance may make passes with texts of
+    different lengths. residual: shaped like the query, is added to the
     output. backend: "auto" is Triton on CUDA, with a warning and torch where its kernels do not compile or start, and
     torch elsewhere. Returns the output, shaped like the query, and the statistics. Raises ValueError for both theta and
     saving and for an unknown backend.
     """
+    kind = call.device.type
+    if torch.is_autocast_enabled(kind):  # attention would be given this dtype; what decides what to reuse is not
+        call = call.to(torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
+            return ripple_attention(
+                call, method, theta=theta, saving=saving, curve=curve, plan=plan, residual=residual, backend=backend
+            )
     if theta is not None and saving is not None:
         raise ValueError(f"theta {theta} and saving {saving} exclude each other; give one of them.")
     if theta is None and saving is None:
@@ -75,6 +83,8 @@ def ripple_attention(
         raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")
 
     start, measured = mark(call.device), None
+    if plan is not None and (plan.batch, plan.tokens) != (call.batch, call.grid.tokens):
+        plan = None
     if plan is None:
         measured = method.measure(call) if curve is None else curve
         if theta is None:

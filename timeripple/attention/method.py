@@ -101,12 +101,15 @@ class AttentionRun(Protocol):
 
 
 class Plan(Protocol):
-    """What is computed of one call, and of every other of its shape. saving: [heads], mean over the batch."""
+    """What is computed of one call, and of every other of its shape: batch and tokens, text included. saving: [heads],
+    mean over the batch."""
 
     @property
     def saving(self) -> Tensor: ...
     @property
     def batch(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
 

@@ -46,7 +46,7 @@ class RettentionRun(ReuseRun):
         if residual is None:  # a refresh
             assert isinstance(statistics.plan, TilePlan)  # as a mask makes them
             self._shares[place] = softmax_share(call, statistics.plan)
-        output = self._shares[place] * output
+        output = self._shares[place].to(output.dtype) * output
         return output if residual is None else output + residual, statistics
 
     @property

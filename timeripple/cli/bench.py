@@ -48,6 +48,7 @@ def add_to(app: typer.Typer) -> None:
     ):
         bench.command(name)(command)
     app.add_typer(bench, name="bench")
+    app.command()(support)
     app.command()(kernels)
     app.command()(gpu)
 
@@ -338,6 +339,21 @@ def _print_part(document: dict[str, Any]) -> None:
     said = [f"{what}: {why}" for what, why in list(failures.items())[:15]]
     for sentence in (*said, *document.get("notes", ()), document.get("last_words", "")):
         say(sentence)
+
+
+def support(
+    into: Annotated[Path | None, typer.Option(help="A file whose table, between its marks, becomes this one.")] = None,
+) -> None:
+    """In which pipelines of diffusers reuse works, tried on tiny ones of the real classes (a minute)."""
+    with one_sentence(ValueError, OSError):
+        from timeripple.bench import support as tried
+
+        text = None if into is None else into.read_text(encoding="utf-8")
+        with counted("pipelines") as count:
+            table = tried.table(tried.support(count))
+        say(table)
+        if into is not None and text is not None:
+            into.write_text(tried.replaced(text, table), encoding="utf-8")
 
 
 def _failed(document: dict[str, Any]) -> list[dict[str, Any]]:

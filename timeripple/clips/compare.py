@@ -53,17 +53,17 @@ class Comparison:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on what a reader of the numbers has to know: methods without a clip, clips that show nothing, and
-        metrics that could not be measured."""
+        """Sentences on what a reader of the numbers has to know: methods without a clip, clips that show nothing,
+        budgets that were not met and metrics that could not be measured."""
         sentences = list(self.broken.values())
         for generation, quality in zip(self.generations, self.quality, strict=True):
             label = generation.method.label
-            sentences += [f"{label}: {generation.flaw}."] if generation.flaw else []
+            sentences += [f"{label}: {why}." for why in (generation.flaw, generation.shortfall) if why]
             sentences += [f"{label}: {why}" for why in quality.missing.values()] if quality else []
         made = self.generations[0].frames.shape[:3]
         if made != self.request.size:
-            asked, got = (f"{frames} frames of {width}x{height}" for frames, height, width in (self.request.size, made))
-            sentences.append(f"The clips have {got}, where {asked} were asked for.")
+            made_text, asked = pipelines.size_text(made), pipelines.size_text(self.request.size)
+            sentences.append(f"The clips have {made_text}, where {asked} were asked for.")
         return sentences
 
     def settings(self, pipeline: DiffusionPipeline) -> dict[str, Any]:

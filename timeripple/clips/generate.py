@@ -15,10 +15,10 @@ from timeripple.attention.timing import Stopwatch
 from timeripple.clips import pipelines
 from timeripple.clips.methods import Method
 from timeripple.clips.quality import flaw
-from timeripple.clips.video import count_frames
 from timeripple.hooks import transformers
 from timeripple.pond.pipeline import PondPipeline
 
+NEAR = 0.02  # how far a saving may stay below its budget before it is worth a word
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
 
 
@@ -72,22 +72,18 @@ class Request:
         Sizes that the pipeline cannot make are rounded as it does it, with a warning that says so.
         """
         told = {name: value for name, value in given.items() if value is not None}
-        found = pipelines.defaults(pipeline)
-        if told.get("video") and "num_frames" not in pipelines.parameters(pipeline):
-            found["num_frames"] = count_frames(told["video"], told.get("num_frames", pipelines.MOST_FRAMES))
-        request = cls(prompt, **{**found, **told})
+        by_input = pipelines.sizes_by_input(pipeline, told.get("image"), told.get("video"), told.get("num_frames"))
+        request = cls(prompt, **pipelines.defaults(pipeline) | told | by_input)
         if min(request.size) < 1:
             return request  # which `check` refuses
-        frames, height, width = pipelines.made(pipeline, request.size)
-        rounded = replace(request, num_frames=frames, height=height, width=width)
-        if any(getattr(rounded, name) != told[name] for name in ("num_frames", "height", "width") if name in told):
-            name = pipelines.kind(pipeline)
-            warnings.warn(f"{name} makes {rounded._size_text}, not {request._size_text}.", stacklevel=2)
-        return rounded
-
-    @property
-    def _size_text(self) -> str:
-        return f"{self.num_frames} frames of {self.width}x{self.height}"
+        made = pipelines.made(pipeline, request.size)
+        sizes: dict[str, Any] = dict(zip(("num_frames", "height", "width"), made, strict=True))
+        if others := [f"{name} {told[name]}" for name in sizes if told.get(name, sizes[name]) != sizes[name]]:
+            text = f"{pipelines.size_text(made)}, where {' and '.join(others)} was asked for"
+            warnings.warn(f"{pipelines.kind(pipeline)} makes {text}.", stacklevel=2)
+        if pipelines.made(pipeline, made) != made:  # some make another length than they are asked for
+            sizes["num_frames"] = request.num_frames
+        return replace(request, **sizes)
 
     def by(self, method: Method) -> "Request":
         """This request as a method with steps of its own takes it."""
@@ -183,6 +179,21 @@ class Generation:
     saving: dict[str, Any] | None
     summary: dict[str, Any]
     flaw: str | None = None
+
+    @property
+    def shortfall(self) -> str | None:
+        """One clause on a budget that was not met, with what was reached and why; None where it was."""
+        budget = getattr(self.method.config, "budget", None)
+        if budget is None or self.saving is None or self.saving["reuse_steps"] >= budget - NEAR:
+            return None
+        storage, layers = self.summary.get("storage"), self.summary["layers"]
+        why = "text, a small grid or the refreshes leave no more to save"
+        if not self.summary["records"]:
+            why = "attention stayed dense"
+        elif storage and storage["dtype"] == "float8_e4m3fn" and storage["layers"] < layers:
+            why = f"memory was enough for the errors of {storage['layers']} of {layers} layers"
+        reached = self.saving["reuse_steps"]
+        return f"{budget:.0%} of the attention was to be saved and {reached:.0%} was, as {why}"
 
 
 def generate(

@@ -37,7 +37,7 @@ def kind(pipeline: DiffusionPipeline) -> str:
 def factors(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Frames and pixels to a latent; families call the same thing otherwise."""
     if isinstance(pipeline, PondPipeline):
-        return 1, SPATIAL_FACTOR
+        return pipeline.temporal_factor, SPATIAL_FACTOR
     temporal = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
     spatial = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
     first, second = (
@@ -85,10 +85,10 @@ def defaults(pipeline: DiffusionPipeline) -> dict[str, Any]:
 def made(pipeline: DiffusionPipeline, asked: Size) -> Size:
     """The size that comes of it where a size is asked for: what autoencoder and patches can make, rounded as the
     pipeline does it, or down where it refuses."""
-    if isinstance(pipeline, PondPipeline):
-        return asked
     frames, height, width = asked
     temporal, spatial = factors(pipeline)
+    if isinstance(pipeline, PondPipeline):  # refuses heights and widths itself
+        return (frames - 1) // temporal * temporal + 1, height, width
     if hasattr(pipeline.vae, "kernel"):  # Allegro decodes in tiles, and leaves black what they do not reach
         tiles = zip(asked, pipeline.vae.kernel, pipeline.vae.stride, strict=True)
         frames, height, width = (tile + max(0, size - tile) // stride * stride for size, tile, stride in tiles)
@@ -96,12 +96,35 @@ def made(pipeline: DiffusionPipeline, asked: Size) -> Size:
     if "latent_window_size" in (accepted := parameters(pipeline)):  # FramePack makes whole sections
         window = accepted["latent_window_size"].default
         frames = sections(pipeline, frames) * window * temporal + 1
+    elif getattr(transformers(pipeline)[0].config, "image_condition_type", None) == "latent_concat":
+        frames = (frames - 1) // temporal * temporal + 1 - temporal  # HunyuanVideo drops the picture's own latent
     elif kind(pipeline).startswith(("Wan", "SkyReels")):
         frames = frames if frames % temporal == 1 else frames // temporal * temporal + 1
     else:
         frames = (frames - 1) // temporal * temporal + 1
     edge = math.lcm(spatial * patch_of(pipeline)[1], 16 if kind(pipeline).startswith(SIXTEENS) else 8)
     return max(1, frames), max(edge, height // edge * edge), max(edge, width // edge * edge)
+
+
+def sizes_by_input(
+    pipeline: DiffusionPipeline, image: str | None, video: str | None, num_frames: int | None
+) -> dict[str, int]:
+    """What the pipeline reads off a picture or video: height and width (HunyuanVideo 1.5), the number of frames, of
+    which `num_frames` may be taken. Raises ValueError, one sentence, for files that cannot be read."""
+    accepted = parameters(pipeline)
+    sizes: dict[str, int] = {}
+    if image and "height" not in accepted and hasattr(pipeline, "target_size"):
+        width, height = read_image(image).size
+        size = pipeline.video_processor.calculate_default_height_width(height, width, pipeline.target_size)
+        sizes |= {"height": int(size[0]), "width": int(size[1])}
+    if video and "num_frames" not in accepted:
+        sizes["num_frames"] = count_frames(video, num_frames or MOST_FRAMES)
+    return sizes
+
+
+def size_text(size: Size) -> str:
+    frames, height, width = size
+    return f"{frames} frames of {width}x{height}"
 
 
 def sections(pipeline: DiffusionPipeline, num_frames: int) -> int:
@@ -111,7 +134,10 @@ def sections(pipeline: DiffusionPipeline, num_frames: int) -> int:
 
 
 def denoising_steps(pipeline: DiffusionPipeline, steps: int) -> int:
-    """How many of the steps are made: video to video leaves out the first ones, as it begins with less noise."""
+    """How many of the steps are made: video to video leaves out the first ones, as it begins with less noise, and Mochi
+    has no schedule of one step."""
+    if kind(pipeline) == "MochiPipeline" and steps < 2:
+        return 0
     strength = parameters(pipeline).get("strength")
     return min(int(steps * strength.default), steps) if strength and "VideoToVideo" in kind(pipeline) else steps
 

@@ -34,6 +34,10 @@ class ChannelPlan:
         return len(self.query)
 
     @property
+    def tokens(self) -> int:
+        return self.query.shape[2]
+
+    @property
     def nbytes(self) -> int:
         return self.query.nbytes + self.key.nbytes
 

@@ -69,6 +69,10 @@ class TilePlan(Tiling):
         return self.saving_of(self.computed.double() @ self.window_sizes.double() @ self.tile_sizes.double())
 
     @property
+    def tokens(self) -> int:
+        return self.grid.tokens
+
+    @property
     def nbytes(self) -> int:
         return self.computed.nbytes + self.tile.nbytes + self.window.nbytes
 

@@ -79,6 +79,10 @@ class TokenPlan:
         return batch_mean(1 - pairs / self.query.owner.shape[1] ** 2, self.batch)
 
     @property
+    def tokens(self) -> int:
+        return self.query.owner.shape[1]
+
+    @property
     def nbytes(self) -> int:
         return self.query.nbytes + self.key.nbytes
 
