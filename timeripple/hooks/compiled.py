@@ -91,14 +91,17 @@ def traced_attention(
     return attention(query, key, value, attn_mask, scale, tracing.layer.handle, tracing.layer.root.token)
 
 
-def traced_processor(processor: type) -> Callable[..., Any]:
-    """`__call__` of a processor with attention replaced in it, as the compiler shall see it.
+def traced_processor(processor: type) -> Callable[..., Any] | None:
+    """`__call__` of a processor with attention replaced in it, as the compiler shall see it; None where it is not
+    written in Python.
 
     A mode of torch functions, as in eager execution, would end the graph at the first tensor method that is written in
     Python. So the function is made anew with other globals: both doors to attention that processors of diffusers use,
     its own dispatch and `torch.nn.functional`, lead here.
     """
     call = processor.__call__
+    if not isinstance(call, types.FunctionType):
+        return None
     known = {name: value for name, value in call.__globals__.items() if name != "__name__"}  # it names their module
     known["F"] = _Functional("functional")
     known["scaled_dot_product_attention"] = traced_attention

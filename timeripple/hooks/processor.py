@@ -78,7 +78,7 @@ def _like(processor: type) -> type[ReuseProcessor]:
             return self.run(*args, **kwargs)
         if torch.is_grad_enabled():
             return self.processor(*args, **kwargs)
-        if self.root.whole_modules:
+        if self.root.whole_modules or traced is None:
             return run_outside_the_graph(self, *args, **kwargs)
         tracing.layer = self
         output = traced(self.processor, *args, **kwargs)
@@ -90,7 +90,7 @@ def _like(processor: type) -> type[ReuseProcessor]:
 
 @torch.compiler.disable
 def run_outside_the_graph(processor: ReuseProcessor, *args: Any, **kwargs: Any) -> Any:
-    """For methods that stand in for whole modules."""
+    """For methods that stand in for whole modules, and processors that cannot be traced."""
     return processor.run(*args, **kwargs)
 
 
