@@ -3,6 +3,7 @@
 import json
 import signal
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -56,8 +57,9 @@ def test_kernels_and_attention(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("part", "rows"), [("end-to-end", 3), ("pipelines", 1)])
-def test_whole_runs(part, rows, tmp_path):
-    (document,) = run_parts(tmp_path, 3, [part], "cpu", small=True)
+def test_whole_runs(part, rows, tmp_path, monkeypatch):
+    monkeypatch.setitem(PARTS, part, replace(PARTS[part], seconds=None))  # a busy machine may take its time
+    (document,) = run_parts(tmp_path, 60, [part], "cpu", small=True)
     assert document["outcome"] == "finished" and len(document["rows"]) == rows, document
     assert "notes" not in document and not any(row.get("failure") for row in document["rows"])
 
@@ -68,7 +70,7 @@ def test_training_is_called_with_the_time_that_is_left(tmp_path, monkeypatch):
     called = []
     monkeypatch.setattr(training.subprocess, "run", lambda command: called.append(command) or FAILED)
     with pytest.raises(RuntimeError, match="exit code 3"):
-        training.run(Findings(tmp_path / "training.json", "training", {}, 125), "cuda:0", False)
+        training.run(Findings(tmp_path / "training.json", "training", {}, 120 + training.AFTER), "cuda:0", False)
     (command,) = called
     options = dict(zip(command[3::2], command[4::2], strict=True))
     assert options == {"--device": "cuda:0", "--minutes": "2.00", "--out": str(tmp_path / "pond")}
