@@ -7,7 +7,8 @@ from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.similarity import reuse_mask
 from timeripple.inspection import figures
 from timeripple.inspection.correlations import correlation_table, deviation_table
-from timeripple.inspection.probe import Inspection, rope_frequencies
+from timeripple.inspection.probe import Inspection
+from timeripple.inspection.reports import rope_frequencies
 from ui import markup
 from ui.form import PICK, QUIET
 from ui.gpu import Works

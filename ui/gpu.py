@@ -19,7 +19,8 @@ from timeripple.clips.compare import compare
 from timeripple.clips.generate import Cancelled, Request
 from timeripple.clips.methods import Method
 from timeripple.inspection.laboratory import laboratory_report
-from timeripple.inspection.probe import attention_report, inspect_clip, inspect_request, probe_report
+from timeripple.inspection.probe import inspect_clip, inspect_request
+from timeripple.inspection.reports import attention_report, probe_report
 
 SECONDS_PER_TERAFLOP = 0.1  # generous: a few times what a lent GPU needs
 FIXED_SECONDS = 20

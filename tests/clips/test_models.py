@@ -26,7 +26,8 @@ from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline, load_pond, parameter_counts
 from timeripple.clips.video import read_mp4
 from timeripple.inspection.laboratory import laboratory_report
-from timeripple.inspection.probe import inspect_request, probe_report
+from timeripple.inspection.probe import inspect_request
+from timeripple.inspection.reports import probe_report
 
 SMALL = {"num_frames": 9, "height": 64, "width": 96, "steps": 4}
 PROMPT = "a red ball"

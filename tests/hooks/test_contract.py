@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.hooks.test_families import STEPS, TINY, denoise, hooked, make
+from tests.hooks.tiny import STEPS, TINY, denoise, hooked, make
 from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.attention.method import ConfigError
 

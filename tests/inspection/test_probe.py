@@ -5,7 +5,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple.clips.generate import Cancelled, Request, generate
 from timeripple.clips.methods import parse_method
-from timeripple.inspection.probe import capture, head_report, inspect_clip, inspect_request, rope_frequencies
+from timeripple.inspection.probe import capture, inspect_clip, inspect_request
+from timeripple.inspection.reports import head_report, rope_frequencies
 
 REQUEST = Request("a red ball", steps=4, num_frames=2, height=32, width=48)
 

@@ -9,13 +9,13 @@ import warnings
 
 import typer
 
-from timeripple.cli import bench, clips, inspection, tuning
+from timeripple.cli import bench, clips, gpu, inspection, tuning
 from timeripple.cli.common import USER_ERROR
 
 __all__ = ["USER_ERROR", "app", "main"]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help="Reuse of attention in video diffusion, measured.")
-for family in (clips, inspection, tuning, bench):
+for family in (clips, inspection, tuning, bench, gpu):
     family.add_to(app)
 
 

@@ -1,4 +1,4 @@
-"""`bench …`, `kernels` and `gpu`: benchmarks, with the same progress and the same tables."""
+"""`bench …` and `support`: benchmarks, with the same progress and the same tables."""
 
 import json
 from collections.abc import Callable
@@ -26,7 +26,6 @@ from timeripple.cli.common import (
     parse_counts,
     parse_names,
     print_json,
-    progress_bars,
     say,
     table_of,
 )  # fmt: skip
@@ -49,8 +48,6 @@ def add_to(app: typer.Typer) -> None:
         bench.command(name)(command)
     app.add_typer(bench, name="bench")
     app.command()(support)
-    app.command()(kernels)
-    app.command()(gpu)
 
 
 def quality(
@@ -240,47 +237,6 @@ def ui(
     _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
 
 
-def kernels(
-    targets: Annotated[str, typer.Option(help="GPU architectures, separated by commas; by default all.")] = "",
-    as_json: AsJson = False,
-) -> None:
-    """Compile every Triton kernel for real GPUs, without one: registers, spills, shared memory, occupancy."""
-    with one_sentence(ValueError, ImportError):
-        from timeripple.attention.timing import environment
-        from timeripple.bench import kernels as compiling
-
-        names = tuple(name.strip() for name in targets.split(",") if name.strip()) or tuple(compiling.TARGETS)
-        compiled = compiling.report(names)
-    with progress_bars() as progress:
-        total = sum(len(list(compiling.builds(compiling.TARGETS[name]))) for name in names)
-        rows = list(progress.track(compiled, total=total, description="compiling"))
-    if as_json:
-        print_json({"rows": rows, "environment": environment(), "kind": "compiled here"})
-    else:
-        console().print(_kernel_table(rows))
-
-
-def gpu(
-    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
-    parts: Annotated[
-        str, typer.Option(help="Of kernels, attention, end-to-end, pipelines, training; by default all, in this order.")
-    ] = "",
-    device: Annotated[str, typer.Option(help='"cuda:N", or "cpu" for what can be rehearsed there.')] = "cuda:0",
-    small: Annotated[bool, typer.Option("--small", help="Tiny sizes, for a rehearsal.")] = False,
-    out: Annotated[Path, typer.Option(help="Folder for one JSON file a part.")] = Path("outputs/gpu"),
-) -> None:
-    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, pipelines, training.
-
-    Every part runs in a process of its own and ends in time; one that fails is a finding, and the next one runs.
-    """
-    with one_sentence(ValueError, OSError):
-        from timeripple.bench.gpu import PARTS, run_parts
-
-        chosen = parse_names(parts) if parts else tuple(PARTS)
-        run_parts(out, minutes, chosen, device, small, on_part=_print_part)
-    say(f"Wrote {len(chosen)} files to {out}")
-
-
 def _run(name: str, bench: Callable[[Count], dict[str, Any]]) -> dict[str, Any]:
     """The result of a benchmark, which is given what moves a progress bar."""
     with one_sentence(ValueError, OSError), counted(name) as count:
@@ -300,16 +256,6 @@ def _print(result: dict[str, Any], as_json: bool, columns: tuple[str, ...]) -> N
     console().print(table)
 
 
-def _kernel_table(rows: list[dict[str, Any]]) -> Table:
-    texts = ("kernel", "target", "configuration")
-    columns = (*texts, "registers", "spills B", "shared B", "occupancy")
-    table = table_of("What the compilers say; occupancy is an estimate", columns, left=texts)
-    for row in rows:
-        figures = (row["registers"], row["spills"], row["shared_bytes"])
-        table.add_row(row["kernel"], row["target"], row["config"], *map(str, figures), f"{row['occupancy']:.0%}")
-    return table
-
-
 def _quality_table(rows: list[dict[str, Any]]) -> Table:
     columns = ("method", "feedback", "saving", "all steps", "kind", "PSNR dB", "SSIM")
     title = "Measured here, against dense clips of the same noise; saving over the reuse window"
@@ -321,24 +267,6 @@ def _quality_table(rows: list[dict[str, Any]]) -> Table:
             measured = *savings, f"{row['psnr']:.2f}", f"{row['ssim']:.4f}"
         table.add_row(row["method"], "yes" if row["feedback"] else "no", *measured)
     return table
-
-
-def _print_part(document: dict[str, Any]) -> None:
-    """What one part of `gpu` found, as a table."""
-    from timeripple.bench.gpu import PARTS
-
-    columns = PARTS[document["part"]].columns
-    device = document["environment"].get("device", "an unknown device")
-    titles = [column.replace("_", "\n") for column in columns]
-    table = table_of(f"{document['part']}: {document['outcome']}, measured here on {device}", titles, left=titles[:2])
-    for row in document["rows"]:
-        cells = (row.get(column) for column in columns)
-        table.add_row(*("-" if c is None else f"{c:.4g}" if isinstance(c, float) else str(c) for c in cells))
-    console().print(table)
-    failures = {f"{row.get('method', '')} {row.get('case', '')}".strip(): row["failure"] for row in _failed(document)}
-    said = [f"{what}: {why}" for what, why in list(failures.items())[:15]]
-    for sentence in (*said, *document.get("notes", ()), document.get("last_words", "")):
-        say(sentence)
 
 
 def support(
@@ -354,7 +282,3 @@ def support(
         say(table)
         if into is not None and text is not None:
             into.write_text(tried.replaced(text, table), encoding="utf-8")
-
-
-def _failed(document: dict[str, Any]) -> list[dict[str, Any]]:
-    return [row for row in (*document["rows"], *document.get("cases", ())) if row.get("failure")]

@@ -47,7 +47,7 @@ def probe(
     """How much channels of Q and K repeat themselves along t, y and x in a dense run, and what its heads attend to."""
     with one_sentence(ValueError, OSError):
         from timeripple.clips.generate import read_steps
-        from timeripple.inspection.probe import probe_report
+        from timeripple.inspection.reports import probe_report
 
         given, wanted = clip_size(steps, frames, size), read_steps(at, steps)
         check_file(out)

@@ -15,7 +15,11 @@ from timeripple.hooks.transformer import HOOK, TransformerHook
 
 
 def enable(
-    target, config: AttentionMethod | None, *, num_inference_steps: int | None = None, memory_limit: int | None = None
+    target: Any,
+    config: AttentionMethod | None,
+    *,
+    num_inference_steps: int | None = None,
+    memory_limit: int | None = None,
 ) -> None:
     """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
 
@@ -98,12 +102,12 @@ def _hook(transformer: nn.Module) -> TransformerHook | None:
 def _add(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Summaries of two transformers that share the denoising steps of one run; each counts 0 at the other's steps."""
     savings = [part["saving"] for part in (first, second) if part["saving"]]
-    saving = {**savings[0]} if savings else None
+    saving: dict[str, Any] = {**savings[0]} if savings else {}
     for other in savings[1:]:
         saving |= {name: saving[name] + other[name] for name in ("reuse_steps", "all_steps")}
         saving["per_step"] = [a + b for a, b in zip(saving["per_step"], other["per_step"], strict=True)]
     return first | {
         "seconds": {name: first["seconds"][name] + second["seconds"][name] for name in first["seconds"]},
-        "saving": saving,
+        "saving": saving or None,
         **{name: first[name] + second[name] for name in ("layers", "held_bytes", "records")},
     }

@@ -6,8 +6,9 @@ Open-Sora-Plan, the fourth model of the paper, is not in diffusers; Allegro is i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers import ModelMixin
@@ -30,12 +31,12 @@ class Family:
 
     name: str
     attention: str
-    grid: Callable[[nn.Module, Mapping, int], TokenGrid]
-    rope: Callable[[nn.Module], dict[str, slice]]
+    grid: Callable[[ModelMixin, Mapping[str, Any], int], TokenGrid]
+    rope: Callable[[ModelMixin], dict[str, slice]]
     per_sample: bool = False
     preset: tuple[ReuseConfig, str] = (ReuseConfig(), "default: found on Pond, not yet measured on this model")
 
-    def attention_modules(self, transformer: nn.Module) -> dict[str, nn.Module]:
+    def attention_modules(self, transformer: nn.Module) -> dict[str, Any]:
         """Self-attention modules by name, in the order of the forward pass."""
         return {name: m for name, m in transformer.named_modules() if re.fullmatch(self.attention, name)}
 
@@ -51,7 +52,7 @@ def family_of(transformer: nn.Module) -> Family | None:
 # --- Grids: sizes in patches from the arguments of the forward; text before or after the video ------------------------
 
 
-def _patches(sizes: tuple[int, int, int], patch: tuple[int, int, int], tokens: int, text: str) -> TokenGrid:
+def _patches(sizes: Sequence[int], patch: Sequence[int], tokens: int, text: str) -> TokenGrid:
     """text: "before", "after", or "none" where it has attention of its own."""
     t, y, x = (size // edge for size, edge in zip(sizes, patch, strict=True))
     others = tokens - t * y * x
@@ -60,19 +61,19 @@ def _patches(sizes: tuple[int, int, int], patch: tuple[int, int, int], tokens: i
     return TokenGrid(t, y, x, **{"before": {"text_before": others}, "after": {"text_after": others}, "none": {}}[text])
 
 
-def _wan_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _wan_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """hidden_states [batch, channels, frames, height, width]; text has attention of its own."""
     return _patches(arguments["hidden_states"].shape[2:], transformer.config.patch_size, tokens, "none")
 
 
-def _hunyuan_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _hunyuan_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """hidden_states as for Wan; text, padded, comes last."""
     config = transformer.config
     patch = config.patch_size_t, config.patch_size, config.patch_size
     return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "after")
 
 
-def _framepack_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _framepack_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """As HunyuanVideo, with the history of earlier sections in front of the latents; history is always computed."""
     grid = _hunyuan_grid(transformer, arguments, tokens)
     mask, image = arguments["encoder_attention_mask"], arguments["image_embeds"]
@@ -83,7 +84,7 @@ def _framepack_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> 
     return TokenGrid(*grid.shape, text_before=grid.text_after - after, text_after=after)
 
 
-def _cogvideox_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _cogvideox_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """hidden_states [batch, frames, channels, height, width]; text comes first."""
     _, frames, _, height, width = arguments["hidden_states"].shape
     edge, patch = transformer.config.patch_size_t or 1, transformer.config.patch_size
@@ -91,27 +92,27 @@ def _cogvideox_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> 
     return _patches((frames, height, width), (edge, patch, patch), tokens, "before")
 
 
-def _ltx_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _ltx_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """hidden_states are tokens already; their grid is told by num_frames, height and width."""
-    sizes = tuple(arguments.get(name) for name in ("num_frames", "height", "width"))
-    if None in sizes:
+    frames, height, width = (arguments.get(name) for name in ("num_frames", "height", "width"))
+    if frames is None or height is None or width is None:
         raise ValueError("num_frames, height and width are not told")
-    return _patches(sizes, (1, 1, 1), tokens, "none")
+    return _patches((frames, height, width), (1, 1, 1), tokens, "none")
 
 
-def _mochi_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _mochi_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """hidden_states as for Wan, patches in space only; text without its padding comes last."""
     patch = 1, transformer.config.patch_size, transformer.config.patch_size
     return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "after")
 
 
-def _allegro_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _allegro_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     config = transformer.config
     patch = config.patch_size_t, config.patch_size, config.patch_size
     return _patches(arguments["hidden_states"].shape[2:], patch, tokens, "none")
 
 
-def _generic_grid(transformer: nn.Module, arguments: Mapping, tokens: int) -> TokenGrid:
+def _generic_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
     """Latents [batch, channels, frames, height, width], or tokens whose grid is told; no text among them, as nothing
     says where it would stand."""
     config, hidden_states = transformer.config, arguments.get("hidden_states")
@@ -132,29 +133,29 @@ def _groups(*sizes: int) -> dict[str, slice]:
     return {axis: slice(end - size, end) for axis, size, end in zip("tyx", sizes, ends, strict=True)}
 
 
-def _wan_rope(transformer: nn.Module) -> dict[str, slice]:
+def _wan_rope(transformer: ModelMixin) -> dict[str, slice]:
     """44, 42 and 42 channels of Wan2.1's 128."""
     return _groups(transformer.rope.t_dim, transformer.rope.h_dim, transformer.rope.w_dim)
 
 
-def _hunyuan_rope(transformer: nn.Module) -> dict[str, slice]:
+def _hunyuan_rope(transformer: ModelMixin) -> dict[str, slice]:
     """16, 56 and 56 channels of HunyuanVideo's 128."""
     return _groups(*transformer.config.rope_axes_dim)
 
 
-def _cogvideox_rope(transformer: nn.Module) -> dict[str, slice]:
+def _cogvideox_rope(transformer: ModelMixin) -> dict[str, slice]:
     """A quarter and twice three eighths; none in the models that add sinusoids instead."""
     size = transformer.config.attention_head_dim
     rotary = transformer.config.use_rotary_positional_embeddings
     return _groups(size // 4, size // 8 * 3, size // 8 * 3) if rotary else {}
 
 
-def _allegro_rope(transformer: nn.Module) -> dict[str, slice]:
+def _allegro_rope(transformer: ModelMixin) -> dict[str, slice]:
     """Thirds."""
     return _groups(*[transformer.config.attention_head_dim // 3] * 3)
 
 
-def _no_groups(transformer: nn.Module) -> dict[str, slice]:
+def _no_groups(transformer: ModelMixin) -> dict[str, slice]:
     """LTX turns channels of all axes in turn, Mochi learns which; nothing is known of other models."""
     return {}
 

@@ -29,7 +29,8 @@ class ReuseProcessor:
 
     @classmethod
     def around(cls, processor: Any, root: Any, layer: str) -> ReuseProcessor:
-        return _like(type(processor))(processor, root, layer)
+        like = _like(type(processor))  # type: ignore[arg-type]  # mypy does not see that classes are hashable
+        return like(processor, root, layer)
 
     def __reduce__(self) -> Any:
         return ReuseProcessor.around, (self.processor, self.root, self.layer)

@@ -6,6 +6,8 @@ replace the model's forward, which model offloading takes back after every run.
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import HookFunctionReference
 from torch import nn
@@ -22,7 +24,7 @@ def listen(module: nn.Module, hook: ModelHook, name: str) -> None:
 
 def listen_no_more(module: nn.Module, name: str) -> None:
     """Undoes `listen`; an empty registry goes."""
-    registry = module._diffusers_hook
+    registry: Any = module._diffusers_hook
     place = registry._hook_order.index(name)
     del registry.hooks[name], registry._hook_order[place], registry._fn_refs[place]
     registry.invalidate_child_registries_cache()

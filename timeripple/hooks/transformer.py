@@ -61,7 +61,9 @@ class TransformerHook(ModelHook):
         """Nothing has run."""
         self.run: Any = None
         self.active, self.names_pass = False, False
-        self.number, self.last_summary, self.grid = None, None, None
+        self.number: int | None = None
+        self.last_summary: dict[str, Any] | None = None
+        self.grid: list[int] | None = None
         self.heads: dict[str, int] = {}  # of the layers, once seen
         self.arguments: dict[str, Any] = {}
         self.masks = MaskReader()
@@ -98,7 +100,7 @@ class TransformerHook(ModelHook):
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+        self.__dict__.update(state)
         self.states = StateManager(BaseState)
         self._clear()
 
@@ -152,9 +154,11 @@ class TransformerHook(ModelHook):
         self.arguments = arguments
         if self.run is None or moment.run != self.number:
             self._start(moment.total)
-            self.number, self.step, self.passes = moment.run, moment.step, []
+            self.number, self.step = moment.run, moment.step
+            self.passes: list[str] = []  # of this step
         self.passes = [*(self.passes if moment.step == self.step else []), moment.name]
-        self.step, self.calls = moment.step, {}
+        self.step = moment.step
+        self.calls: dict[str, int] = {}  # of attention, by layer
         start = now()
         self.run.begin_forward(moment.name, moment.step)
         self.choosing_seconds += now() - start

@@ -12,6 +12,7 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,10 +78,11 @@ def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
 
 
 def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(
+    mean, std = (
         torch.tensor(x, dtype=like.dtype, device=like.device).view(1, -1, 1, 1, 1)
         for x in (vae.config.latents_mean, vae.config.latents_std)
     )
+    return mean, std
 
 
 def to_unit(video: torch.Tensor) -> torch.Tensor:
@@ -253,7 +255,7 @@ def train(out: Path, minutes: float, device: str) -> None:
     vae.to(torch.float16).save_pretrained(path)
 
 
-def note(log: Path, row: dict) -> None:
+def note(log: Path, row: dict[str, Any]) -> None:
     """Print a row and append it to a log of JSON lines."""
     print(json.dumps(row), flush=True)
     with log.open("a", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ def background(clips: Clips) -> Tensor:
     pan = 0.5 * (clips.is_("camera", "pan right") - clips.is_("camera", "pan left")) * (p - 0.5)
     sky_top, sky_low, ground_far, ground_near, usual_horizon = PALETTES[place]
     horizon = usual_horizon + clips.chance("horizon")
-    lights = [LIGHTS[description.light] for description in clips.descriptions]
+    lights = [LIGHTS[light] for light in clips.concepts("light")]
     tint, glow, glow_weight = (clips.numbers(list(column)) for column in zip(*lights, strict=True))
     u = x + pan
     ridge = horizon

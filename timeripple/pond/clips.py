@@ -59,7 +59,8 @@ class Newest:
     """The newest examples, tensors with one leading dimension, to be drawn from at random."""
 
     def __init__(self, capacity: int):
-        self.capacity, self.kept, self.seen = capacity, [], 0
+        self.capacity, self.seen = capacity, 0
+        self.kept: list[Tensor] = []
 
     def __len__(self) -> int:
         return min(self.seen, self.capacity)

@@ -14,13 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from timeripple.pond.prompts import Description
+
 
 @dataclass(frozen=True)
 class Chance:
     """What a prompt leaves open, drawn from a seed: the same numbers whatever the description."""
 
     offsets: tuple[float, ...]  # of textures, ridges, clouds and swell, in tiles
-    start: tuple[float, float]  # shift of the subject, in frames
+    start: tuple[float, ...]  # shift of the subject along x and y, in frames
     speed: float  # of the subject, times the usual
     phase: float  # where a circle or a bounce begins, radians
     sense: int  # of circles and spins: 1 clockwise, -1 the other way round
@@ -52,9 +54,17 @@ class Chance:
 class Clips:
     """What is drawn of some clips of one background and one subject: numbers and axes as fields."""
 
-    def __init__(self, descriptions, seeds, at, height, width, device="cpu"):
+    def __init__(
+        self,
+        descriptions: Sequence[Description],
+        seeds: Sequence[int],
+        at: Tensor,
+        height: int,
+        width: int,
+        device: torch.device | str = "cpu",
+    ):
         self.descriptions, self.chances = descriptions, [Chance.draw(seed) for seed in seeds]
-        self.background, self.subject = descriptions[0].background, descriptions[0].subject
+        self.background, self.subject = self.concepts("background")[0], self.concepts("subject")[0]
         self.height, self.width, self.aspect, self.device = height, width, width / height, device
         self.at, self.p = at, at.view(len(at), 1, -1, 1, 1).to(device)
         self.look_at(torch.zeros(len(at)), torch.zeros(len(at)), height, width)
@@ -66,16 +76,20 @@ class Clips:
         down = top.to(self.device).view(-1, 1, 1, 1, 1) + torch.arange(height, device=self.device).view(-1, 1)
         self.x, self.y = (across + 0.5) / self.width, (down + 0.5) / self.height
 
-    def numbers(self, values: Sequence) -> Tensor:
+    def numbers(self, values: Sequence[float | Sequence[float]]) -> Tensor:
         """One number a clip, or one colour a clip, as [B, 1 or 3, 1, 1, 1]."""
         return torch.tensor(values, dtype=torch.float32, device=self.device).view(len(self.at), -1, 1, 1, 1)
 
     def chance(self, name: str) -> Tensor:
         return self.numbers([getattr(chance, name) for chance in self.chances])
 
+    def concepts(self, slot: str) -> list[str]:
+        """What the clips show in a slot; scenes leave none open."""
+        return [getattr(description, slot) for description in self.descriptions]
+
     def is_(self, slot: str, concept: str) -> Tensor:
         """1 for the clips whose slot shows the concept, else 0."""
-        return self.numbers([float(getattr(d, slot) == concept) for d in self.descriptions])
+        return self.numbers([float(shown == concept) for shown in self.concepts(slot)])
 
 
 @lru_cache
@@ -99,13 +113,13 @@ def noise(u: Tensor, v: Tensor, index: int = 0, slope: float = 1.6) -> Tensor:
     return F.grid_sample(texture, places, align_corners=True).view(u.shape)
 
 
-def mix(a, b, weight: Tensor) -> Tensor:
+def mix(a: Tensor | Sequence[float], b: Tensor | Sequence[float], weight: Tensor) -> Tensor:
     """From colour `a` to colour `b` as the weight goes from 0 to 1."""
     a, b = (x if isinstance(x, Tensor) else weight.new_tensor(x).view(1, 3, 1, 1, 1) for x in (a, b))
     return a + (b - a) * weight
 
 
-def smooth(low, high, value: Tensor) -> Tensor:
+def smooth(low: Tensor | float, high: Tensor | float, value: Tensor) -> Tensor:
     t = ((value - low) / (high - low)).clamp(0, 1)
     return t * t * (3 - 2 * t)
 

@@ -7,7 +7,7 @@ python -m timeripple.pond.evaluate --judge                 # the judge itself, o
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -53,12 +53,12 @@ def shapes(pairs: list[tuple[Description, Shape]]) -> dict[str, float]:
 def judged(clips: list[tuple[Description, np.ndarray]]) -> dict[str, float]:
     """What is measured of clips, uint8 RGB [F, H, W, 3], that should show their descriptions; edge in pixels."""
     seen = [(asked, judge(clip)) for asked, clip in clips]
-    return shares(seen) | shapes([(asked, measure_shape(clip, asked.subject)) for asked, clip in clips])
+    return shares(seen) | shapes([(asked, measure_shape(clip, cast(str, asked.subject))) for asked, clip in clips])
 
 
 def evaluate(
     pipeline: PondPipeline, prompts: int, num_frames: int, size: int, steps: int, guidance_scale: float
-) -> dict:
+) -> dict[str, Any]:
     """Generate held-out prompts and judge them.
 
     Returns: colour, motion, background, subject, outline and one_piece (0 to 1), steady and edge (ratios: of the area's
@@ -67,7 +67,10 @@ def evaluate(
     """
     pipeline.set_progress_bar_config(disable=True)
     known = pipeline.prompt_encoder.config.num_concepts
-    started, generated, rendered, misses = time.perf_counter(), [], [], []
+    started = time.perf_counter()
+    generated: list[tuple[Description, np.ndarray]] = []
+    rendered: list[tuple[Description, np.ndarray]] = []
+    misses: list[dict[str, Any]] = []
     for asked, clip in track(
         held_out_clips(prompts, num_frames, size, known),
         "Generating",

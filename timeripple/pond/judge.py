@@ -85,7 +85,7 @@ def _turning(frames: np.ndarray, masks: np.ndarray) -> float:
     for frame, mask in zip(frames, masks, strict=True):
         ys, xs = np.nonzero(mask)
         scale = 20 / np.sqrt(len(xs))
-        matrix = np.float32([[scale, 0, 24 - scale * xs.mean()], [0, scale, 24 - scale * ys.mean()]])
+        matrix = np.array([[scale, 0, 24 - scale * xs.mean()], [0, scale, 24 - scale * ys.mean()]], dtype=np.float32)
         alone = frame.astype(np.float32) * mask[..., None]
         patches.append(cv2.GaussianBlur(cv2.warpAffine(alone, matrix, (48, 48)), (0, 0), 1.0))
     changes = [np.abs(patch - patches[0]).sum() / (patch + patches[0]).sum() for patch in patches]
@@ -102,7 +102,7 @@ def _subject(masks: np.ndarray) -> str:
         for subject in scores:
             known = outlines(subject)
             scores[subject] += ((shape & known).sum((1, 2)) / (shape | known).sum((1, 2))).max()
-    return max(scores, key=scores.get)
+    return max(scores, key=scores.__getitem__)
 
 
 def _layout(frames: np.ndarray, masks: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """PondPipeline: text to video with the bundled model, shaped like every diffusers video pipeline."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,9 +101,9 @@ class PondPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
-        callback_on_step_end: Callable | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: tuple[str, ...] = ("latents",),
-    ) -> WanPipelineOutput | tuple:
+    ) -> Any:
         """Generate clips.
 
         Args:
@@ -121,14 +122,21 @@ class PondPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs: what it is given, of latents, velocity (guided, as predicted at this
                 step), prompt_embeds and negative_embeds.
 
+        Returns: WanPipelineOutput, or with return_dict=False the clips in a tuple of one.
+
         Raises: PromptError for prompts, ValueError for sizes and step counts.
         """
         self.check_inputs(num_frames, height, width, num_inference_steps)
         prompt_embeds, negative_embeds = self.encode_prompt(prompt, negative_prompt)
         device, dtype = self._execution_device, self.transformer.dtype
         prompt_embeds, negative_embeds = prompt_embeds.to(device, dtype), negative_embeds.to(device, dtype)
-        shape = (len(prompt_embeds), self.transformer.config.out_channels, self.latent_frames(num_frames))
-        shape += (height // SPATIAL_FACTOR, width // SPATIAL_FACTOR)
+        shape = (
+            len(prompt_embeds),
+            self.transformer.config.out_channels,
+            self.latent_frames(num_frames),
+            height // SPATIAL_FACTOR,
+            width // SPATIAL_FACTOR,
+        )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif latents.shape != shape:
@@ -175,7 +183,15 @@ class PondPipeline(DiffusionPipeline):
         noisy = torch.lerp(clean, noise, float(self.scheduler.sigmas[step]))
         return self._predict(noisy, self.scheduler.timesteps[step], step, embeds, embeds, guidance_scale=1)
 
-    def _predict(self, latents, timestep, step, prompt_embeds, negative_embeds, guidance_scale):
+    def _predict(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        step: int,
+        prompt_embeds: torch.Tensor,
+        negative_embeds: torch.Tensor,
+        guidance_scale: float,
+    ) -> torch.Tensor:
         """The guided velocity; conditional and unconditional passes apart, as the Wan pipelines run them, or in one
         batch, the unconditional half first."""
         context = {
@@ -186,7 +202,7 @@ class PondPipeline(DiffusionPipeline):
 
         noisy = with_coordinates(latents).to(self.transformer.dtype)
 
-        def forward(name, embeds):
+        def forward(name: str, embeds: torch.Tensor) -> torch.Tensor:
             with self.transformer.cache_context(name, **context):
                 return self.transformer(
                     hidden_states=noisy.repeat(len(embeds) // len(latents), 1, 1, 1, 1),
@@ -216,7 +232,7 @@ class PondPipeline(DiffusionPipeline):
         video = autoencoder.decode(self.vae, latents.to(self.vae.dtype))
         return (video.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
 
-    def _format(self, video: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list:
+    def _format(self, video: torch.Tensor, output_type: str) -> torch.Tensor | np.ndarray | list[Any]:
         if output_type == "pt":
             return video
         array = video.permute(0, 1, 3, 4, 2).cpu().numpy()

@@ -207,7 +207,7 @@ def is_held_out(description: Description) -> bool:
 
 def random_description(rng: random.Random, held_out: bool = False) -> Description:
     """A complete random description, from the training combinations or from the held-out ones."""
-    for _ in itertools.count():
+    while True:
         description = Description(**{slot: rng.choice(concepts) for slot, concepts in SLOTS.items()})
         if is_held_out(description) == held_out:
             return description

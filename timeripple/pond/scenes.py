@@ -80,7 +80,8 @@ def render_clips(
         alike[description.background, description.subject].append(index)
     for group in alike.values():
         clips = Clips([descriptions[i] for i in group], [seeds[i] for i in group], at[group], height, width, device)
-        clips.look_at(*corners[group].T, *shape[1:])
+        top, left = corners[group].T
+        clips.look_at(top, left, *shape[1:])
         canvas, covered = _with_subject(clips, background(clips))
         video[group], cover[group] = _to_bytes(canvas), covered[:, 0] > 0.5
     return video, cover
@@ -169,7 +170,7 @@ def _with_subject(clips: Clips, canvas: Tensor) -> tuple[Tensor, Tensor]:
     def over_frames(name: str) -> Tensor:
         return torch.stack([getattr(one, name) for one in poses]).view(clips.p.shape).to(clips.device)
 
-    sizes = [RADIUS[d.size] * (1.2 if subject == "fish" else 1.0) for d in clips.descriptions]
+    sizes = [RADIUS[size] * (1.2 if subject == "fish" else 1.0) for size in clips.concepts("size")]
     radius = clips.numbers(sizes) * clips.chance("size") * over_frames("scale")
     wx, wy = (x - over_frames("x")) * clips.aspect / radius, (y - over_frames("y")) / radius
     cos, sin = over_frames("turn").cos(), over_frames("turn").sin()
@@ -192,7 +193,7 @@ def _with_subject(clips: Clips, canvas: Tensor) -> tuple[Tensor, Tensor]:
         light = 1.06 - 0.32 * (px > 0.12 * (py + 1))
     elif subject in ("ball", "ring"):
         light = light * (1 - 0.16 * ((3 * (torch.atan2(py, px) - over_frames("roll"))).sin() > 0))
-    body = clips.numbers([COLOURS[d.colour] for d in clips.descriptions]) * light
+    body = clips.numbers([COLOURS[colour] for colour in clips.concepts("colour")]) * light
     if subject == "fish":
         eye = torch.hypot(px + 0.62, py + 0.12)
         body = mix(body, (250, 250, 250), smooth(0.19, 0.15, eye))

@@ -97,7 +97,7 @@ def normalised(mask: np.ndarray) -> np.ndarray:
     ys, xs = np.nonzero(mask)
     scale = 0.45 * TEMPLATE / np.sqrt(len(xs))
     shift = np.array([TEMPLATE / 2 - scale * xs.mean(), TEMPLATE / 2 - scale * ys.mean()])
-    matrix = np.float32([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]], dtype=np.float32)
     return cv2.warpAffine(mask.astype(np.float32), matrix, (TEMPLATE, TEMPLATE), flags=cv2.INTER_LINEAR) > 0.5
 
 

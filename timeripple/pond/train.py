@@ -17,7 +17,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -163,7 +163,7 @@ def load_pipeline(vae: AutoencoderKLWan, weights: dict[str, torch.Tensor]) -> Po
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT, num_train_timesteps=1000
     )
-    return PondPipeline(denoiser["prompt_encoder"], denoiser["transformer"], vae, scheduler)
+    return PondPipeline(cast(PondPromptEncoder, denoiser["prompt_encoder"]), denoiser["transformer"], vae, scheduler)
 
 
 def export(out: Path, target: Path) -> None:
@@ -220,7 +220,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     latents = LatentClips(vae, rng, device)
-    denoiser["transformer"].compile_repeated_blocks(dynamic=False)
+    cast(WanTransformer3DModel, denoiser["transformer"]).compile_repeated_blocks(dynamic=False)
 
     def save() -> None:
         state = {

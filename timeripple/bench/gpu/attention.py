@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.dispatch import ripple_attention
 from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import Plan
 from timeripple.attention.plans.curve import theta_for_saving
-from timeripple.attention.plans.tile import TilePlan
 from timeripple.attention.plans.token import TokenPlan
 from timeripple.attention.residuals import Residuals, Storage
 from timeripple.attention.timing import elapsed, mark, now
@@ -105,8 +106,8 @@ class Bench:
                 self._try(f"{granularity}:{saving}", partial(self._planned, granularity, saving))
         self._try("token, all merged", self._all_merged)
         if profiled:
-            for what, call in self._profiled_calls().items():
-                self._try(f"profile of {what}", partial(self._profile, what, call))
+            for what, profiled_call in self._profiled_calls().items():
+                self._try(f"profile of {what}", partial(self._profile, what, profiled_call))
 
     def _try(self, method: str, function: Callable[[], None]) -> None:
         if self.findings.left < 2:
@@ -117,7 +118,7 @@ class Bench:
         except Exception as error:
             self.findings.add(self._row(method, failure=reason(error)))
 
-    def _row(self, method: str, **values) -> dict:
+    def _row(self, method: str, **values: Any) -> dict[str, Any]:
         _, heads, tokens, head_dim = self.call.query.shape
         return {
             "shape": self.name,
@@ -141,7 +142,7 @@ class Bench:
     def _dense_calls(self) -> dict[str, Callable[[], Tensor]]:
         from timeripple.attention import triton_backend
 
-        calls = {}
+        calls: dict[str, Callable[[], Tensor]] = {}
         if self.device.type == "cuda":
             backends = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
             calls = {name: partial(_with_backend, backend, self.call) for name, backend in backends.items()}
@@ -173,17 +174,17 @@ class Bench:
         call = partial(self._between_refreshes, plan, residuals)
         self._add("token, all merged", self._time(call), _saving(plan), call())
 
-    def _plan(self, granularity: str, saving: float) -> TokenPlan | TilePlan:
+    def _plan(self, granularity: str, saving: float) -> Plan:
         """As a refresh makes it."""
         curve = ReuseConfig(granularity, budget=saving).measure(self.call)
         return curve.plan(self.call, theta_for_saving([curve], saving))
 
-    def _carry_out(self, plan: TokenPlan | TilePlan, residual: Tensor | None = None) -> Tensor:
+    def _carry_out(self, plan: Plan, residual: Tensor | None = None) -> Tensor:
         granularity = "token" if isinstance(plan, TokenPlan) else "tile"
         config = ReuseConfig(granularity, budget=0.5)
         return ripple_attention(self.call, config, plan=plan, residual=residual, backend="triton")[0]
 
-    def _everything_merged(self) -> tuple[TokenPlan, Residuals]:
+    def _everything_merged(self) -> tuple[Plan, Residuals]:
         """The plan, and residuals with a slope as two refreshes leave them: the error of this plan, twice."""
         plan = ReuseConfig("token", budget=0.5).measure(self.call).plan(self.call, 1e9)
         residuals = Residuals(Storage(None, 1, 2))
@@ -192,7 +193,7 @@ class Bench:
         residuals.keep("layer", 4, error)
         return plan, residuals
 
-    def _between_refreshes(self, plan: TokenPlan, residuals: Residuals) -> Tensor:
+    def _between_refreshes(self, plan: Plan, residuals: Residuals) -> Tensor:
         return self._carry_out(plan, residuals.at("layer", 6))
 
     def _profiled_calls(self) -> dict[str, Callable[[], object]]:
@@ -258,7 +259,7 @@ def relative_error(output: Tensor, exact: Tensor) -> float:
     return (error / size).sqrt().item()
 
 
-def _saving(plan: TokenPlan | TilePlan) -> float:
+def _saving(plan: Plan) -> float:
     return plan.saving.mean().item()
 
 

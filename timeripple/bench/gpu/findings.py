@@ -10,6 +10,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 
 class Findings:
@@ -18,10 +19,10 @@ class Findings:
     outcome: "unfinished" until `end`; seconds: that the part has, of which `left` remain; notes: sentences.
     """
 
-    def __init__(self, path: Path, part: str, environment: dict, seconds: float):
+    def __init__(self, path: Path, part: str, environment: dict[str, Any], seconds: float):
         self.path, self._started, self._seconds = path, time.monotonic(), seconds
         self._lock = threading.Lock()
-        self._document = {
+        self._document: dict[str, Any] = {
             "part": part,
             "kind": "measured here",
             "outcome": "unfinished",
@@ -36,7 +37,7 @@ class Findings:
         """Seconds until this part has to be done."""
         return self._seconds - (time.monotonic() - self._started)
 
-    def add(self, row: dict, under: str = "rows") -> None:
+    def add(self, row: dict[str, Any], under: str = "rows") -> None:
         """Takes one more row; numbers that are not finite become None, as JSON has none."""
         with self._lock:
             self._document.setdefault(under, []).append({name: _finite(value) for name, value in row.items()})
@@ -57,7 +58,7 @@ class Findings:
         write_json(self.path, self._document)
 
 
-def write_json(path: Path, document: dict) -> None:
+def write_json(path: Path, document: dict[str, Any]) -> None:
     """In one piece: a reader sees the old file or the new one."""
     draft = path.with_suffix(".part")
     draft.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -69,7 +70,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
 
 
-def gpu_environment(device: str) -> dict:
+def gpu_environment(device: str) -> dict[str, Any]:
     """`timing.environment` and, of a GPU, its driver, capability, memory, and what was built for it."""
     import torch
 
@@ -108,5 +109,5 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _finite(value):
+def _finite(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value

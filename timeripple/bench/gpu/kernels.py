@@ -14,10 +14,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ from timeripple.attention.plans import token
 from timeripple.attention.plans.channel import ChannelPlan
 from timeripple.attention.plans.curve import theta_for_saving
 from timeripple.attention.plans.tile import TilePlan
-from timeripple.attention.plans.token import TokenPlan
+from timeripple.attention.plans.token import Rows, TokenPlan
 from timeripple.bench.gpu.findings import Findings, reason
 from timeripple.bench.gpu.suite import last_words
 
@@ -59,8 +60,8 @@ def run(findings: Findings, device: str, small: bool) -> None:
     """Rows: kernel, dtype, head_dim, cases, failed, worst_error (relative), seconds; "cases": every single one."""
     dtypes, head_dims = (("fp32",), (48,)) if small else (DTYPES, HEAD_DIMS)
     builds = list(product(dtypes, head_dims))
-    with ThreadPoolExecutor(min(len(builds), os.cpu_count())) as pool:
-        list(pool.map(lambda build: _run_build(findings, *build, device, small), builds))
+    with ThreadPoolExecutor(min(len(builds), os.cpu_count() or 1)) as pool:
+        list(pool.map(lambda build: _run_build(findings, build[0], build[1], device, small), builds))
 
 
 def _run_build(findings: Findings, dtype: str, head_dim: int, device: str, small: bool) -> None:
@@ -70,6 +71,7 @@ def _run_build(findings: Findings, dtype: str, head_dim: int, device: str, small
         child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, encoding="utf-8")
         alarm = threading.Timer(max(findings.left - STARTUP, 0), child.kill)
         alarm.start()
+        assert child.stdout is not None  # as it is a pipe
         for line in child.stdout:
             cases.append(json.loads(line))
             findings.add(cases[-1], under="cases")
@@ -82,7 +84,7 @@ def _run_build(findings: Findings, dtype: str, head_dim: int, device: str, small
             findings.note(f"{dtype} of {head_dim} ended with code {code} after {len(cases)} cases: {said}")
 
 
-def _worst(cases: list[dict]) -> dict:
+def _worst(cases: list[dict[str, Any]]) -> dict[str, Any]:
     """What the cases of one kernel, dtype and head size come to."""
     errors = [case["relative_error"] for case in cases if case["relative_error"] is not None]
     return {name: cases[0][name] for name in ("kernel", "dtype", "head_dim")} | {
@@ -96,7 +98,7 @@ def _worst(cases: list[dict]) -> dict:
 # --- one dtype and head size -----------------------------------------------------------------------------------------
 
 
-def cases(dtype: str, head_dim: int, device: str, small: bool) -> Iterator[dict]:
+def cases(dtype: str, head_dim: int, device: str, small: bool) -> Iterator[dict[str, Any]]:
     """One dict per kernel and grid: kernel, case, dtype, head_dim, tokens, relative_error, passed, failure, seconds
     (compiling included)."""
     for number, (grid, batch) in enumerate(SMALL_GRIDS if small else GRIDS):
@@ -135,7 +137,7 @@ def cases(dtype: str, head_dim: int, device: str, small: bool) -> Iterator[dict]
             }
 
 
-def _inputs(shape: tuple, dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
+def _inputs(shape: tuple[int, int, int, int], dtype: torch.dtype, device: str, seed: int) -> list[Tensor]:
     """q and k with something in common within a head, v and a residual."""
     generator = torch.Generator(device).manual_seed(seed)
     normal = partial(torch.randn, generator=generator, device=device)
@@ -159,10 +161,10 @@ def _text_mask(grid: TokenGrid, batch: int, device: str) -> Tensor | None:
 class Poisoned:
     """Memory that is not written holds NaN, or the largest integer."""
 
-    def __enter__(self):
+    def __enter__(self) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         torch.use_deterministic_algorithms(False)
 
 
@@ -182,10 +184,11 @@ def _error_of_plan(call: AttentionCall, config: ReuseConfig, saving: float | Non
     is_token = config.granularity == "token"  # whose kernel has a case of its own
     curve = token.measure(call, config, token.window_deviations) if is_token else config.measure(call)
     plan = curve.plan(call, 1e9 if saving is None else theta_for_saving([curve], saving))
+    assert isinstance(plan, TokenPlan | TilePlan | ChannelPlan)  # as all of ours are
     return _error(partial(triton_backend.attention, call, plan), carried_out(call, plan), residual)
 
 
-def _error(attention, expected: Tensor, residual: Tensor | None) -> float:
+def _error(attention: Callable[..., Tensor], expected: Tensor, residual: Tensor | None) -> float:
     """residual: of unit size; it is added at the size of the output, so that neither hides the other."""
     if residual is not None:
         residual = residual * expected.std().to(residual.dtype)
@@ -222,9 +225,10 @@ def carried_out(call: AttentionCall, plan: TokenPlan | TilePlan | ChannelPlan) -
     if isinstance(plan, ChannelPlan):
         return exact_attention(_exact(plan.query), _exact(plan.key), value, lambda head, rows: plain[head])
     if isinstance(plan, TokenPlan):
-        merged = [_merge(x, side) for x, side in ((query, plan.query), (key, plan.key), (value, plan.key))]
+        sides = ((query, plan.query), (key, plan.key), (value, plan.key))
+        queries, keys, values = (_merge(x, side) for x, side in sides)
         bias = plan.key.sizes.double().log().scatter_add(1, plan.key.owner, plain)
-        output = exact_attention(*merged, lambda head, rows: bias[head])
+        output = exact_attention(queries, keys, values, lambda head, rows: bias[head])
         return output.gather(1, plan.query.owner[..., None].expand_as(query))
     sizes, video = plan.window_sizes, plan.grid.video
     means = [_block_mean(x[:, video], plan.window, sizes) for x in (key, value)]
@@ -243,7 +247,7 @@ def carried_out(call: AttentionCall, plan: TokenPlan | TilePlan | ChannelPlan) -
     return exact_attention(query, keys, values, bias_of)
 
 
-def exact_attention(query: Tensor, key: Tensor, value: Tensor, bias_of) -> Tensor:
+def exact_attention(query: Tensor, key: Tensor, value: Tensor, bias_of: Callable[[int, slice], Tensor]) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v in float64, [heads, rows, d]; bias_of(head, rows of queries) -> [.., keys]."""
     output = torch.empty_like(query)
     for head in range(len(query)):
@@ -258,7 +262,7 @@ def _exact(x: Tensor) -> Tensor:
     return x.flatten(0, 1).double()
 
 
-def _merge(x: Tensor, side) -> Tensor:
+def _merge(x: Tensor, side: Rows) -> Tensor:
     """Mean of the tokens of every row; rows without tokens are 0."""
     total = torch.zeros_like(x).scatter_add(1, side.owner[..., None].expand_as(x), x)
     return total / side.sizes.clamp(min=1)[..., None]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
 
 from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.bench.gpu.findings import Findings, reason
 
+Build = tuple[DiffusionPipeline, dict[str, Any]]  # a pipeline, and what its call is given beside the size
 STEPS = 6
 TEXT, TEXT_DIM = 16, 32
 SIZE = {"height": 128, "width": 192, "num_inference_steps": STEPS, "output_type": "latent"}
@@ -49,7 +52,15 @@ def run(findings: Findings, device: str, small: bool) -> None:
                     findings.add(row | {"seconds": round(time.monotonic() - started, 2)})
 
 
-def _check(build, how: str, config: ReuseConfig, dtype: str, device: str, size: dict, expected) -> tuple[dict, Tensor]:
+def _check(
+    build: Build,
+    how: str,
+    config: ReuseConfig,
+    dtype: str,
+    device: str,
+    size: dict[str, Any],
+    expected: Tensor | None,
+) -> tuple[dict[str, Any], Tensor]:
     """What one way of running a pipeline gives; raises AssertionError, one clause, for what is wrong."""
     pipeline, inputs = build
     pipeline.set_progress_bar_config(disable=True)
@@ -86,7 +97,7 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return ((a - b).norm() / b.norm()).item()
 
 
-def _to(value, device: str, dtype: torch.dtype):
+def _to(value: Any, device: str, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
     return value.to(device, dtype) if value.is_floating_point() else value.to(device)
@@ -95,14 +106,18 @@ def _to(value, device: str, dtype: torch.dtype):
 # --- ways to run -----------------------------------------------------------------------------------------------------
 
 
-def _offloaded_before(pipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
+def _offloaded_before(
+    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
+) -> Tensor:
     pipeline.enable_model_cpu_offload(device=device)
     dense = generate()
     enable(pipeline, config)
     return dense
 
 
-def _offloaded_after(pipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
+def _offloaded_after(
+    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
+) -> Tensor:
     pipeline.to(device)
     dense = generate()
     pipeline.to("cpu")
@@ -111,7 +126,9 @@ def _offloaded_after(pipeline, device: str, config: ReuseConfig, generate: Calla
     return dense
 
 
-def _group_offloaded(pipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
+def _group_offloaded(
+    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
+) -> Tensor:
     pipeline.vae.to(device)
     pipeline.transformer.enable_group_offload(
         onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level",
@@ -122,7 +139,9 @@ def _group_offloaded(pipeline, device: str, config: ReuseConfig, generate: Calla
     return dense
 
 
-def _compiled_blocks(pipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
+def _compiled_blocks(
+    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
+) -> Tensor:
     pipeline.to(device)
     dense = generate()
     enable(pipeline, config)
@@ -130,7 +149,7 @@ def _compiled_blocks(pipeline, device: str, config: ReuseConfig, generate: Calla
     return dense
 
 
-def _compiled(pipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
+def _compiled(pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
     pipeline.to(device)
     dense = generate()
     pipeline.transformer.compile()
@@ -155,12 +174,12 @@ def _randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _texts(**more) -> dict:
+def _texts(**more: Any) -> dict[str, Any]:
     texts = {"prompt_embeds": _randn(1, 1, TEXT, TEXT_DIM), "negative_prompt_embeds": _randn(2, 1, TEXT, TEXT_DIM)}
     return texts | more
 
 
-def _model(name: str, **settings):
+def _model(name: str, **settings: Any) -> nn.Module:
     """With random weights from seed 0: none is zero, which would hide what is before it, and attention weighs much."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -174,7 +193,7 @@ def _model(name: str, **settings):
     return model
 
 
-def wan():
+def wan() -> Build:
     transformer = _model(
         "WanTransformer3DModel", **HEADS, in_channels=4, out_channels=4, text_dim=TEXT_DIM, freq_dim=32, ffn_dim=64,
         rope_max_seq_len=64,
@@ -190,7 +209,7 @@ def wan():
     return pipeline, _texts(num_frames=17)
 
 
-def hunyuan_video():
+def hunyuan_video() -> Build:
     transformer = _model(
         "HunyuanVideoTransformer3DModel", **HEADS | {"num_layers": 1}, num_single_layers=1, num_refiner_layers=1,
         in_channels=4, out_channels=4, text_embed_dim=TEXT_DIM, pooled_projection_dim=8, rope_axes_dim=(16, 24, 24),
@@ -209,7 +228,7 @@ def hunyuan_video():
     return pipeline, {name: value for name, value in inputs.items() if not name.startswith("negative")}
 
 
-def cogvideox():
+def cogvideox() -> Build:
     transformer = _model(
         "CogVideoXTransformer3DModel", **HEADS, in_channels=4, out_channels=4, text_embed_dim=TEXT_DIM,
         sample_width=24, sample_height=16, sample_frames=17, max_text_seq_length=TEXT, time_embed_dim=16,
@@ -227,7 +246,7 @@ def cogvideox():
     return pipeline, _texts(num_frames=17)
 
 
-def ltx():
+def ltx() -> Build:
     transformer = _model(
         "LTXVideoTransformer3DModel", **HEADS, in_channels=4, out_channels=4, caption_channels=TEXT_DIM,
         cross_attention_dim=128,

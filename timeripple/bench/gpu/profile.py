@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch does not list it among its exports
 from torch.profiler import ProfilerActivity, profile
 
 from timeripple.attention.timing import now
@@ -14,7 +15,7 @@ from timeripple.attention.timing import now
 TOP = 14  # kernels listed one by one
 
 
-def profile_call(call: Callable[[], object], device: torch.device, calls: int = 3) -> Iterator[dict]:
+def profile_call(call: Callable[[], object], device: torch.device, calls: int = 3) -> Iterator[dict[str, Any]]:
     """Rows {"name", "launches", "ms"} of one call, mean over `calls`: first the whole, then its longest kernels.
 
     The whole: "span", from its first kernel to the end of its last, "busy", in which any kernel runs, and "gaps", the

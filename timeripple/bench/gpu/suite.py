@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from timeripple.bench.gpu.findings import write_json
 
@@ -43,8 +44,8 @@ def run_parts(
     parts: Sequence[str] = tuple(PARTS),
     device: str = "cuda:0",
     small: bool = False,
-    on_part: Callable[[dict], None] | None = None,
-) -> list[dict]:
+    on_part: Callable[[dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
     """What every part found, as it is in out/<part>.json; on_part is called with each when it is done.
 
     minutes: for all parts together; those for which nothing is left say so. small: tiny sizes, for a rehearsal
@@ -61,14 +62,15 @@ def run_parts(
     documents = []
     for name in parts:
         left = end - time.monotonic()
-        limit = left if PARTS[name].seconds is None else min(left, PARTS[name].seconds)
+        most = PARTS[name].seconds
+        limit = left if most is None else min(left, most)
         documents.append(run_part(name, out / f"{name}.json", limit, device, small))
         if on_part is not None:
             on_part(documents[-1])
     return documents
 
 
-def run_part(name: str, path: Path, seconds: float, device: str, small: bool) -> dict:
+def run_part(name: str, path: Path, seconds: float, device: str, small: bool) -> dict[str, Any]:
     """One part in a child process, killed with its own children after `seconds`."""
     path.unlink(missing_ok=True)
     if seconds <= MARGIN:
@@ -93,14 +95,14 @@ def run_part(name: str, path: Path, seconds: float, device: str, small: bool) ->
     return _settle(name, path, outcome, said)
 
 
-def last_words(file) -> str:
+def last_words(file: IO[bytes]) -> str:
     """The end of what a process wrote."""
     file.seek(0, os.SEEK_END)
     file.seek(max(0, file.tell() - LAST_WORDS))
     return file.read().decode("utf-8", "replace").strip()
 
 
-def _kill_group(child: subprocess.Popen) -> None:
+def _kill_group(child: subprocess.Popen[bytes]) -> None:
     """Ends a child and whatever it started."""
     with suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
@@ -108,9 +110,15 @@ def _kill_group(child: subprocess.Popen) -> None:
         child.wait(10)
 
 
-def _settle(name: str, path: Path, outcome: str | None, said: str = "") -> dict:
+def _settle(name: str, path: Path, outcome: str | None, said: str = "") -> dict[str, Any]:
     """The part's document, with the outcome that its process could not write itself."""
-    document = {"part": name, "kind": "measured here", "outcome": outcome, "environment": {}, "rows": []}
+    document: dict[str, Any] = {
+        "part": name,
+        "kind": "measured here",
+        "outcome": outcome,
+        "environment": {},
+        "rows": [],
+    }
     if path.exists():
         document = json.loads(path.read_text(encoding="utf-8"))
     if document["outcome"] in (None, "unfinished"):
