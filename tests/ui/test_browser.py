@@ -150,7 +150,7 @@ def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
         assert name in " | ".join(reached)
 
 
-def test_a_peer_and_a_stack_are_compared(open_page, look):
+def test_a_peer_and_a_stack_are_compared(open_page, look, settle):
     page = open_page()
     settings(page, "Tiny", 6)
     for side, name in (("A", "TaylorSeer"), ("B", "Token reuse")):
@@ -162,6 +162,7 @@ def test_a_peer_and_a_stack_are_compared(open_page, look):
     page.get_by_role("button", name="Axes and schedule of B").click()
     page.get_by_label("Stacked with, B").click()
     page.get_by_role("option", name="First-block cache, 0.1").click()
+    settle(page)  # what is typed reaches the app before the button does
     generate(page)
     expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
     expect(page.locator("#player")).to_be_visible()
