@@ -218,9 +218,11 @@ def train(out: Path, minutes: float, device: str) -> None:
     on_gpu = torch.device(device).type == "cuda"
     batch, capacity = (BATCH, 2000) if on_gpu else (2, 60)
     path, rng = out / "vae", random.Random(0)
-    begins = not path.exists()
-    basis = PatchBasis.fit(to_unit(random_windows(4 * batch, *WINDOWS[1], rng, device)))
-    vae = build_autoencoder() if begins else AutoencoderKLWan.from_pretrained(path).float()
+    basis = None
+    if path.exists():
+        vae = AutoencoderKLWan.from_pretrained(path).float()
+    else:
+        vae, basis = build_autoencoder(), PatchBasis.fit(to_unit(random_windows(4 * batch, *WINDOWS[1], rng, device)))
     vae.to(device)
     for parameter in vae.parameters():
         if parameter.ndim == 5:
@@ -232,11 +234,10 @@ def train(out: Path, minutes: float, device: str) -> None:
         shape = WINDOWS[iteration % len(WINDOWS)]
         kept[shape].add(random_windows(batch if not kept[shape] else batch // 2, *shape, rng, device))
         video = to_unit(kept[shape].draw(batch)[0])
-        apart = begins and progress < APART
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (iteration + 1) / 100, max(0.0, 2 - 2 * progress))
         with torch.autocast("cuda", torch.bfloat16, enabled=on_gpu):  # the CPU's gradients overflow in it
-            losses = loss_of(vae, video, basis if apart else None)
+            losses = loss_of(vae, video, basis if progress < APART else None)
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)

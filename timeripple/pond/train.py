@@ -97,10 +97,6 @@ class LatentClips:
         return latents.half(), ids, around_subject(covers)
 
 
-def going_on(out: Path) -> bool:
-    return (out / "checkpoint.pt").exists()
-
-
 def build_denoiser() -> torch.nn.ModuleDict:
     """The trained modules: transformer and prompt encoder."""
     return torch.nn.ModuleDict({"transformer": build_transformer(), "prompt_encoder": PondPromptEncoder()})
@@ -195,7 +191,9 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
     out.mkdir(parents=True, exist_ok=True)
     if init is not None and not (out / "vae").exists():
         shutil.copytree(init / "vae", out / "vae")
-    done = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")["iteration"] if going_on(out) else 0
+    path = out / "checkpoint.pt"
+    checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+    done = checkpoint["iteration"] if checkpoint else 0
     started = time.time()
     if not (out / "vae").exists():
         autoencoder.train(out, AUTOENCODER_SHARE * minutes, device)
@@ -213,10 +211,9 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
     denoiser.to(device)
     optimizers = build_optimizers(denoiser)
     average = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
-    if going_on(out):
-        checkpoint = torch.load(out / "checkpoint.pt", weights_only=True, map_location=device)
+    if checkpoint:
         denoiser.load_state_dict(checkpoint["model"])
-        average = checkpoint["ema"]
+        average = {name: tensor.to(device) for name, tensor in checkpoint["ema"].items()}
         for optimizer, state in zip(optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
     latents = LatentClips(vae, rng, device)
@@ -230,7 +227,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
             "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         }
         torch.save(state, out / "checkpoint.tmp")
-        (out / "checkpoint.tmp").replace(out / "checkpoint.pt")
+        (out / "checkpoint.tmp").replace(path)
 
     resumed, losses, began = done, [], time.time() - started
     logged = saved = began
