@@ -224,10 +224,10 @@ def submit_pairings(pipeline, works: Works, runs: Runs, group: str) -> Run:
     request = Request(PRESETS["Ball at sunset"], num_frames=frames, height=height, width=width, steps=PAIRED_STEPS)
     methods = [parse_method("dense"), *(pairing_method(pipeline.transformer, group, axis) for axis in AXES)]
 
-    def work(run: Run) -> list[float]:
+    def work(run: Run) -> list[float | None]:
         result = works.compare(run, request, methods)
         save(result, run.folder, pipeline)
-        return [quality["psnr"] for quality in result.quality[1:]]
+        return [quality.scores["psnr"] for quality in result.quality[1:]]
 
     return runs.submit(work, (group,))
 
@@ -236,7 +236,7 @@ def show_pairings(run: Run) -> list:
     group = run.settings[0]
     lines = [
         f"Channels of group {group} reused along {axis}{' (their own axis)' if axis == group else ''}: "
-        f"{psnr:.1f} dB against dense (measured here)."
+        + ("PSNR could not be measured." if psnr is None else f"{psnr:.1f} dB against dense (measured here).")
         for axis, psnr in zip(AXES, run.result, strict=True)
     ]
     return [markup.facts(lines), gr.Video(run.folder / "side_by_side.mp4", visible=True)]
