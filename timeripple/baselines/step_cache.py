@@ -7,7 +7,7 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -137,12 +137,10 @@ def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
         held = tensors_in(hooks)
         most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
 
-    handles = [model.register_forward_hook(count) for model in models]
-    try:
+    with ExitStack() as watching:
+        for model in models:
+            watching.enter_context(model.register_forward_hook(count))
         yield lambda: most
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
