@@ -25,6 +25,7 @@ from timeripple.baselines.spectrum import SpectrumConfig
 from timeripple.baselines.stacked import StackedConfig
 from timeripple.baselines.step_cache import CountedConfig, StepCache
 from timeripple.baselines.svg import SvgConfig
+from timeripple.baselines.svg2 import Svg2Config
 from timeripple.baselines.taylorseer import TaylorSeerConfig
 from timeripple.baselines.teacache import TeaCacheConfig
 from timeripple.baselines.thinned import ThinnedConfig
@@ -46,6 +47,7 @@ ATTENTION: dict[str, Any] = {
     "attention-forecast": AttentionForecastConfig,
     "skip": SkipConfig,
     "svg": SvgConfig,
+    "svg2": Svg2Config,
     "compact": CompactConfig,
     "sliding-window": SlidingWindowConfig,
     "ditfastattn": DitFastAttnConfig,
