@@ -26,6 +26,8 @@ TEXTS = {  # settings that leave something out in a tiny random model
     "easycache": "easycache:0.5",
     "teacache": "teacache:0.5",
     "cache-dit": "cache-dit:0.5",
+    "hsa": "hsa:0.3:divisor=3",
+    "lightning-cp": "lightning-cp:3",
 }
 SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS}
 LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]

@@ -15,6 +15,8 @@ from timeripple.baselines.easycache import EasyCacheConfig
 from timeripple.baselines.faster_cache import FasterCacheConfig
 from timeripple.baselines.first_block_cache import FirstBlockCacheConfig
 from timeripple.baselines.forecast import ForecastConfig
+from timeripple.baselines.hsa import HsaConfig
+from timeripple.baselines.lightning_cp import LightningCpConfig
 from timeripple.baselines.mag_cache import MagCacheConfig
 from timeripple.baselines.output_cache import OutputCacheConfig
 from timeripple.baselines.pab import PabConfig
@@ -68,5 +70,7 @@ STEP_CACHES: dict[str, Any] = {
     "easycache": EasyCacheConfig,
     "teacache": TeaCacheConfig,
     "cache-dit": CacheDitConfig,
+    "hsa": HsaConfig,
+    "lightning-cp": LightningCpConfig,
 }
 """Configs that leave modules out at some steps, by name."""

@@ -47,7 +47,12 @@ class ThinnedConfig:
 
 
 class ThinnedRun:
-    """Hands the computed steps to a `ReuseRun`, counted through, and keeps account of the others."""
+    """Hands the computed steps to a `ReuseRun`, counted through, and keeps account of the others.
+
+    samples: of the batch that a pass is asked for, set by caches that compute more than one step in a batch.
+    """
+
+    samples: int | None = None
 
     def __init__(self, run: ReuseRun, computed: tuple[int, ...], steps: tuple[Step, ...]):
         self.run, self.computed, self.steps = run, computed, steps
@@ -67,7 +72,7 @@ class ThinnedRun:
             return self.run.attention(layer, call)
         start = mark(call.device)
         output = dense_attention(call)
-        saving = torch.zeros(call.heads, dtype=torch.float64)
+        saving = torch.full((call.heads,), 1 - call.batch / (self.samples or call.batch), dtype=torch.float64)
         self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
