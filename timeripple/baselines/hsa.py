@@ -139,8 +139,9 @@ class RootHook(ModelHook):
         self.kept = self.passes.setdefault(clock.passes[-1], Kept())
         if clock.step != self.step:
             self.step, self.chosen = clock.step, None if clock.step in self.full else self._choose()
-        known = self.kept.velocity is not None and self.kept.velocity.shape[2:] == latents.shape[2:]
-        self.rows = clock.run.rows = self.chosen if known and len(self.kept.velocity) == len(latents) else None
+        before = self.kept.velocity
+        known = before is not None and (len(before), *before.shape[2:]) == (len(latents), *latents.shape[2:])
+        self.rows = clock.run.rows = self.chosen if known else None
         output = self.fn_ref.original_forward(*args, **kwargs)
         velocity = output[0] if isinstance(output, tuple) else output.sample
         velocity = self._keep(velocity, module.config.patch_size)

@@ -233,7 +233,7 @@ def ui(
     _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
 
 
-def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int, ...], PondPipeline]:
+def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int, ...], "PondPipeline"]:
     """Numbers of tokens, `usual` where none are given, and a Pond that has been asked whether it can make them."""
     from timeripple.bench.attention import request_for
     from timeripple.clips.models import load_pond

@@ -170,7 +170,7 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`.
+    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise.
     """
 
     method: Method
@@ -179,6 +179,7 @@ class Generation:
     saving: dict[str, Any] | None
     summary: dict[str, Any]
     flaw: str | None = None
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def shortfall(self) -> str | None:
@@ -215,6 +216,7 @@ def generate(
         raise Cancelled
     watch = Stopwatch(pipeline._execution_device)
     text_seconds: float | None = None
+    step_seconds: list[float] = []
     step_input: torch.Tensor | None = None
     denoised_seconds = 0.0
     done = steps = 0
@@ -240,7 +242,8 @@ def generate(
                 on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
-        denoised_seconds = watch.seconds
+        begun, denoised_seconds = denoised_seconds or text_seconds or 0.0, watch.seconds
+        step_seconds.append(denoised_seconds - begun)
         return {"latents": tensors["latents"]}
 
     def after_decoding(module: Any, args: Any, output: Any) -> None:
@@ -278,7 +281,7 @@ def generate(
         "decode": total - denoised_seconds,
     }
     frames = to_frames(video)
-    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames))
+    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames), tuple(step_seconds))
 
 
 def _broken(method: Method, where: str) -> BrokenClip:
