@@ -8,7 +8,7 @@ import pytest
 from timeripple.clips.generate import Cancelled
 from ui.runs import Limits, QueueFull, Runs
 
-LIMITS = Limits(max_queue=3, max_kept=2, max_age=60, max_megabytes=1)
+LIMITS = Limits(max_queue=3, max_visitor_runs=9, max_kept=2, max_age=60, max_megabytes=1)
 
 
 @dataclass
@@ -53,7 +53,7 @@ def test_runs_go_one_after_the_other(runs):
     first, second = runs.submit(until_stopped), runs.submit(lambda run: None)
     assert (runs.ahead(first), runs.ahead(second), second.state) == (0, 1, "queued")
     runs.cancel(first.id)
-    assert finished(runs, second).state == "done" and first.state == "cancelled"
+    assert first.state == "cancelled" and finished(runs, second).state == "done"
 
 
 def test_cancel_stops_a_run_and_removes_what_it_wrote(runs):
@@ -67,7 +67,7 @@ def test_cancel_stops_a_run_and_removes_what_it_wrote(runs):
     run = runs.submit(work)
     assert started.wait(10)
     runs.cancel(run.id)
-    assert finished(runs, run).state == "cancelled" and not run.folder.exists()
+    assert run.state == "cancelled" and runs.idle(10) and not run.folder.exists()
 
 
 def test_a_waiting_run_is_cancelled_at_once_and_never_starts(runs):
