@@ -202,9 +202,9 @@ def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: di
 
 def submit(pipeline, works: Works, runs: Runs, request: Request, methods: list[Method], settings: tuple = ()) -> Run:
     """Queues a comparison. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
+    runs.limits.check_number(len(methods))
     check(pipeline, request, methods)
-    for method in methods:
-        runs.limits.check(pipeline, request.by(method))
+    runs.limits.check_comparison(pipeline, request, methods)
 
     def work(run: Run) -> dict:
         comparison = works.compare(run, request, methods)

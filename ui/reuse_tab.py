@@ -18,7 +18,7 @@ from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence
+from ui.form import POLL_SECONDS, QUEUED, QUIET, SIZES, failure, one_sentence
 from ui.gpu import Works
 from ui.method_form import AXES as AXIS_CHOICES
 from ui.runs import Run, Runs
@@ -134,7 +134,7 @@ def reuse_tab(
             done = sum(event.step for event in run.progress.values())
             yield [markup.facts([f"{done} of {4 * PAIRED_STEPS} steps."]), gr.skip()]
         if run and run.state == "failed":
-            raise gr.Error(run.error, print_exception=False)
+            raise failure(run.error)
         yield show_pairings(run) if run and run.state == "done" else [markup.facts([]), gr.Video(visible=False)]
 
     shown = [cards, sheet, drawn]

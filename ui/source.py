@@ -12,7 +12,7 @@ from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, read_request, size_choices, size_text, sizes_of
+from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, read_request, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.runs import Run, Runs
 
@@ -108,7 +108,7 @@ def wire_source(
             line = f"Step {done} of {total}." if total else f"Waiting: {runs.ahead(run)} to come first."
             yield [markup.facts([line]), gr.skip(), gr.skip(), None]
         if run and run.state == "failed":
-            raise gr.Error(run.error, print_exception=False)
+            raise failure(run.error)
         yield [*restored(run), id]
 
     def restored(run: Run | None) -> list:
@@ -146,7 +146,8 @@ def submit_request(pipeline, works: Works, runs: Runs, request: Request) -> Run:
     request.check(pipeline)
     runs.limits.check(pipeline, request)
     title = f"“{request.prompt}”, seed {request.seed}"
-    return _submit(runs, title, works.inspect_request, request, _kept(request.steps))
+    kept = _kept(request.steps)
+    return runs.submit(lambda run: works.inspect_request(run, request, kept, run.folder), (title,))
 
 
 def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: Request) -> Run:
@@ -156,16 +157,12 @@ def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: R
     if not 0 <= request.seed <= MAX_SEED:
         raise ValueError(f"The seed is {request.seed}; give a whole number from 0 to {MAX_SEED}.")
     runs.limits.check(pipeline, request)
-    limits = runs.limits
-    clip = read_clip(
-        path, request.num_frames, request.height, request.width, limits.max_upload_pixels, limits.max_upload_seconds
-    )
-    kept = _kept(request.steps)
-    return _submit(runs, "Your own clip", works.inspect_clip, clip, request.steps, kept, request.seed)
 
+    def work(run: Run) -> Inspection:
+        clip = read_clip(path, request.num_frames, request.height, request.width, runs.limits.clip)
+        return works.inspect_clip(run, clip, request.steps, _kept(request.steps), request.seed, run.folder)
 
-def _submit(runs: Runs, title: str, inspect: Callable[..., Inspection], *arguments) -> Run:
-    return runs.submit(lambda run: inspect(run, *arguments, run.folder), (title,))
+    return runs.submit(work, ("Your own clip",))
 
 
 def _kept(steps: int) -> list[int]:

@@ -5,6 +5,7 @@ Otherwise refreshes would fall on steps that the cache leaves out, and errors gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +59,9 @@ class ThinnedRun:
         self.run, self.computed, self.steps = run, computed, steps
         self.storage, self.limit_memory = run.storage, run.limit_memory
         self._records = Records()
+
+    def set_times(self, times: Sequence[float]) -> None:
+        self.run.set_times([times[step] for step in self.computed])
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
