@@ -33,6 +33,8 @@ NAMES = {
     "easycache": "EasyCache",
     "teacache": "TeaCache",
     "cache-dit": "cache-dit",
+    "hsa": "Heterogeneous steps (HSA)",
+    "lightning-cp": "LightningCP",
 }
 STACKS = [
     ("Nothing", ""),

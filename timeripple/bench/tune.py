@@ -52,8 +52,11 @@ FAMILIES = (
     "easycache:0.1",
     "mag-cache:0.06",
     "cache-dit:0.08",
+    "hsa:0.25:divisor=2",
+    "lightning-cp:2",
     "pab:2",
     "svg:0.5",
+    "svg2:0.5:dense_first=0.1:query_cluster=64:key_cluster=16",
     "skip:0.5",
 )
 """What is searched beside dense, each at several numbers of steps: ours, the peers that come near, and stacks."""
