@@ -9,7 +9,7 @@ import gradio as gr
 
 from timeripple.clips import figures
 from timeripple.clips.compare import check, read_settings, save
-from timeripple.clips.generate import Request
+from timeripple.clips.generate import MAX_SEED, Request
 from timeripple.clips.methods import Method
 from timeripple.clips.report import html_report
 from timeripple.clips.video import read_metadata, read_mp4
@@ -43,6 +43,10 @@ PRESETS = {
 }
 EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 MEASURED = "measured here"
+FEWEST_STEPS, GUIDANCE = 2, (1, 8)  # what the form holds
+GONE = (
+    "The server keeps results for a while only. What the form asks for is as it was: press Generate to make it again."
+)
 SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scrollIntoView({behavior: 'smooth'})"
 """On a phone the stage lies below the form."""
 
@@ -69,7 +73,9 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
             method_a, method_b = method_form("A", "dense"), method_form("B", "token")
             size = gr.Dropdown(size_choices(sizes), value=size_text(sizes["Standard"]), label="Size", filterable=False)
             most = runs.limits.max_steps
-            steps = gr.Slider(2, max(2, most), value=min(own.steps, most), step=1, label="Denoising steps")
+            steps = gr.Slider(
+                FEWEST_STEPS, max(FEWEST_STEPS, most), value=min(own.steps, most), step=1, label="Denoising steps"
+            )
             with gr.Row(elem_classes="tr-tight"):
                 seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
                 dice = gr.Button("⚄ Random", scale=1, min_width=120, elem_classes="tr-dice")
@@ -78,9 +84,8 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
                 schedule_note = gr.HTML()
             with gr.Accordion("Guidance and negative prompt", open=False):
                 guidance = gr.Slider(
-                    1,
-                    8,
-                    value=min(8, own.guidance_scale),
+                    *GUIDANCE,
+                    value=min(GUIDANCE[1], own.guidance_scale),
                     step=0.5,
                     label="Guidance",
                     info="How strictly the prompt is kept",
@@ -125,6 +130,8 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
         if run and len(run.settings) == len(form):  # and not a run of another tab
             return [run.id, *run.settings, gr.Timer(active=True), None]
         filled = fill_from(link) if "prompt" in link else [gr.skip()] * len(form)
+        if "run" in link:
+            gr.Info(GONE, title="This result is gone")
         return [None, *filled, gr.Timer(active=False), None]
 
     def pick_example(event: gr.EventData):
@@ -156,8 +163,9 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> None:
         if run and now == already_shown:
             return [gr.skip()] * len(view)
         done, busy = bool(run and run.state == "done"), bool(run and not run.finished)
+        missing = markup.notice("This result is gone", GONE) if run_id else welcome
         return [
-            gr.HTML(describe(run, runs.ahead(run)) if run else welcome, visible=not done),
+            gr.HTML(describe(run, runs.ahead(run)) if run else missing, visible=not done),
             gr.Column(visible=done),
             *(present(run) if done else [gr.skip()] * len(outcome)),
             gr.Button(interactive=not busy),
@@ -195,6 +203,13 @@ def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: di
     if len(methods) != 2:
         raise ValueError(f"These settings compare {len(methods)} methods; the form compares two.")
     limits.check_steps(request)
+    for name, value, (low, high) in (
+        ("seed", request.seed, (0, MAX_SEED)),
+        ("number of steps", request.steps, (FEWEST_STEPS, limits.max_steps)),
+        ("guidance", request.guidance_scale, GUIDANCE),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"The {name} is {str(value)[:40]}; the form holds {low} to {high}.")
     filled = [value for method in methods for value in fill_method(method, request.steps)]
     size = size_of(request, sizes)
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
@@ -285,7 +300,8 @@ def open_example(runs: Runs, folder: Path) -> Run:
     machine, date = report["environment"]["cpu"], report["environment"]["date"][:10]
     settings = tuple(fill_form(*read_settings(report), runs.limits))
     run = runs.adopt(folder, report | {"kind": f"recorded on {machine}, {date}"}, settings)
-    (run.folder / "report.html").write_text(html_report(report, run.folder), encoding="utf-8")
+    if not (page := run.folder / "report.html").exists():
+        page.write_text(html_report(report, run.folder), encoding="utf-8")
     return run
 
 

@@ -1,6 +1,7 @@
 """Several methods, same prompt and noise: what each took, what it saved, how close it stayed to the first."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -124,7 +125,9 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
         if each.name in values:
             try:
                 found[each.name] = kind(str(values[each.name]))
-            except ValueError:
+                if kind is not str and not math.isfinite(found[each.name]):
+                    raise ValueError
+            except (ValueError, OverflowError):
                 raise ValueError(f"{each.name} is {str(values[each.name])[:40]!r}; give a number.") from None
     if not found.get("prompt", "").strip():
         raise ValueError("These settings name no prompt; give those of a comparison.")
