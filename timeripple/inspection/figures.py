@@ -136,8 +136,7 @@ def attention_map(
     figure.update_xaxes(title="keys", showgrid=False)
     square = {"scaleanchor": "x", "constrain": "domain"} if values.shape[0] == values.shape[1] else {}
     figure.update_yaxes(title="queries", showgrid=False, autorange="reversed", **square)
-    # a title that a phone has room for
-    return figure.update_layout(showlegend=False, shapes=lines, title_font_size=14)
+    return figure.update_layout(showlegend=False, shapes=lines)
 
 
 def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.Figure:
@@ -165,5 +164,5 @@ def token_strip(values: np.ndarray, title: str, frames_per_row: int = 4) -> go.F
         )
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
-    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 60, "b": 10}, height=80 + 130 * rows)
+    figure.update_layout(showlegend=False, margin={"l": 10, "r": 10, "t": 30, "b": 10}, height=80 + 130 * rows)
     return figure
