@@ -10,7 +10,7 @@ import gradio as gr
 from timeripple.clips.generate import Request, read_steps
 from timeripple.clips.methods import parse_method
 from timeripple.inspection.laboratory import parse_reuse
-from ui.compare_tab import submit
+from ui.comparison import submit
 from ui.form import POLL_SECONDS, one_sentence
 from ui.gpu import Works
 from ui.runs import Run, Runs

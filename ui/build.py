@@ -1,5 +1,6 @@
 """The app: its tabs in order, and how it is launched."""
 
+import os
 from pathlib import Path
 
 import gradio as gr
@@ -17,6 +18,7 @@ from ui.runs import Limits, Runs
 from ui.timing_tab import timing_tab
 
 HERE = Path(__file__).parent
+PAPER = "https://arxiv.org/abs/2511.12035"
 FONT = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
 LAUNCH = {
     "theme": gr.themes.Base(
@@ -50,6 +52,13 @@ def launch_options(limits: Limits) -> dict:
     return LAUNCH | {"max_file_size": f"{limits.max_upload_megabytes}mb"}
 
 
+def links() -> list[tuple[str, str]]:
+    """Where the method and, on a Space, the code are from."""
+    space = os.environ.get("SPACE_ID")
+    code = [("Code", f"https://huggingface.co/spaces/{space}/tree/main")] if space else []
+    return [("Paper", PAPER), *code]
+
+
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are."""
     runs, work = Runs(limits or Limits(), get_upload_folder()), works(pipeline)
@@ -57,7 +66,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     with gr.Blocks(
         title="TimeRipple", analytics_enabled=False, fill_width=True, delete_cache=(min(age, 600), age)
     ) as app:
-        gr.HTML(markup.hero())
+        gr.HTML(markup.header(links()))
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")

@@ -8,48 +8,101 @@ from html import escape
 from PIL import Image
 
 
-def hero() -> str:
-    return """<header class="tr-hero">
-      <p class="tr-brand"><span class="tr-mark" aria-hidden="true"></span>TimeRipple</p>
-      <h1>Video diffusion that reuses what neighbours share</h1>
-      <p>Neighbouring tokens of a video are often nearly alike, so attention need not compute each of them anew:
-      watch dense attention and reuse turn the same noise into video, and measure the difference on this machine.</p>
-    </header>"""
+def header(links: list[tuple[str, str]]) -> str:
+    """One line: what this is, and where it is from."""
+    anchors = "".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in links)
+    return f"""<header class="tr-header"><h1><span class="tr-mark" aria-hidden="true"></span>TimeRipple</h1>
+      <p>Video diffusion that computes what neighbours share only once</p>
+      <nav aria-label="Sources">{anchors}</nav></header>"""
 
 
-def welcome(recorded: list[tuple[str, str, object]]) -> str:
-    """recorded: (prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
-    cards = "".join(
-        f"""<button type="button" data-example="{number}"><img src="{_data_uri(picture)}" alt="">
-        <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
-        for number, (prompt, outcome, picture) in enumerate(recorded)
+def headline(
+    text: str, why: str, bars: list[tuple[str, float, float]], detail: str, kind: str, link: str, remarks: list[str]
+) -> str:
+    """What a comparison came to. bars: (method, seconds of attention, seconds in all) each; link: query of the page
+    that shows this result again."""
+    longest = max(total for *_, total in bars)
+    rows = "".join(
+        f"""<div class="tr-bars-row"><span>{escape(name)}</span>
+        <div role="img" aria-label="{escape(name)}: {total:.1f} seconds, {attention:.1f} of them attention">
+        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%"><b>attention {attention:.1f} s</b></i
+        ><i class="tr-rest" style="width:{100 * (total - attention) / longest:.1f}%"></i>
+        <em>{total:.1f} s</em></div></div>"""
+        for name, attention, total in bars
     )
-    examples = f'<h3>Or see a recorded one at once</h3><div class="tr-examples">{cards}</div>' if recorded else ""
-    return f"""<section class="tr-card tr-welcome">
-      <div class="tr-grids" aria-hidden="true">
-        <figure>{_grid(merged=False)}<figcaption>Dense: every token</figcaption></figure>
-        <figure>{_grid(merged=True)}<figcaption>Reuse: neighbours share</figcaption></figure>
-      </div>
-      <h2>Two methods, one noise, side by side</h2>
-      <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A,
-      one by method B. Then compare how close they are, how many seconds each stage took and how much attention was
-      saved.</p>
-      {examples}
-    </section>"""
+    said = "".join(f"<p class='tr-remark'>{escape(remark)}</p>" for remark in remarks)
+    return f"""<section class="tr-headline"><h2>{escape(text)}</h2><p>{escape(why)}</p>
+      <div class="tr-bars">{rows}</div>
+      <p class="tr-detail">{escape(detail)} · <em class="tr-kind tr-{kind.split()[0]}">{escape(kind)}</em> ·
+      <a href="{escape(link)}">Link to this result</a></p>{said}</section>"""
 
 
-def _grid(merged: bool) -> str:
-    """Tokens of a frame as squares; with `merged`, those of calm regions stand together in blocks of 2×2."""
-    moving = {(2, 2), (2, 4), (4, 2), (4, 4)}
-    squares = []
-    for y, x in itertools.product(range(0, 8, 2), repeat=2):
-        tone = "tr-moving" if (y, x) in moving else "tr-calm"
-        whole = merged and (y, x) not in moving
-        side = 21 if whole else 9
-        for dy, dx in [(0, 0)] if whole else itertools.product(range(2), repeat=2):
-            place = f'x="{12 * (x + dx)}" y="{12 * (y + dy)}"'
-            squares.append(f'<rect class="{tone}" {place} width="{side}" height="{side}" rx="2"/>')
-    return f'<svg viewBox="0 0 93 93">{"".join(squares)}</svg>'
+def numbers(rows: list[tuple[str, str, list]]) -> str:
+    """rows: (side, kind, measures of `scales`) each; the kind is that of the whole row unless a measure has its own."""
+    return "".join(
+        f"""<section class="tr-numbers tr-{side.lower()}"><h3><span class="tr-badge">{side}</span>{escape(kind)}</h3>
+        <dl>{"".join(map(_measure, measures))}</dl></section>"""
+        for side, kind, measures in rows
+    )
+
+
+def _measure(measure) -> str:
+    def share(value: float) -> float:
+        return 100 * min(1.0, max(0.0, (value - measure.low) / (measure.high - measure.low or 1)))
+
+    ends = [0.0, *map(share, measure.ends), 100.0]
+    bands = "".join(
+        f'<i style="width:{right - left:.1f}%;opacity:{0.25 + 0.75 * (number + 1) / (len(ends) - 1):.2f}"></i>'
+        for number, (left, right) in enumerate(itertools.pairwise(ends))
+    )
+    kind = f' <em class="tr-kind tr-{measure.kind}">{measure.kind}</em>' if measure.kind else ""
+    return f"""<div class="tr-number" title="{escape(measure.more)}"><dt>{escape(measure.name)}{kind}</dt>
+      <dd><strong>{escape(measure.value)}</strong><span>{escape(measure.word)}</span>
+      <div class="tr-scale" aria-hidden="true">{bands}<b style="left:{share(measure.at):.1f}%"></b></div></dd></div>"""
+
+
+STEPS_JS = """element.addEventListener('input', event => {
+  const box = event.target.closest('.tr-steps'), at = Number(event.target.value);
+  box.querySelectorAll('[data-side]').forEach(side => {
+    const all = side.querySelectorAll('img'), shown = Math.min(all.length, at) - 1;
+    all.forEach((image, number) => { image.hidden = number !== shown; });
+  });
+  box.querySelector('output').textContent = `${at} of ${event.target.max}`;
+});"""
+
+
+def steps(sides: list[tuple[str, str, list[str]]]) -> str:
+    """Previews of every step of both sides, (side, method, data URIs), and a slider through them; without a side,
+    nothing."""
+    if not sides:
+        return ""
+    most = max(len(pictures) for *_, pictures in sides)
+    panels = "".join(
+        f"""<figure data-side="{side}">{
+            "".join(
+                f'<img src="{picture}" alt="Step {number}"{"" if number == len(pictures) else " hidden"}>'
+                for number, picture in enumerate(pictures, start=1)
+            )
+        }<figcaption><b>{side}</b> {escape(method)}</figcaption></figure>"""
+        for side, method, pictures in sides
+    )
+    return f"""<details class="tr-steps"><summary>How it came to be: the middle frame after every step</summary>
+      <div class="tr-steps-range"><label>Step <input type="range" min="1" max="{most}" value="{most}"></label>
+      <output>{most} of {most}</output></div><div class="tr-steps-pictures">{panels}</div></details>"""
+
+
+def recorded(cards: list[tuple[str, str, str, object]]) -> str:
+    """(id, prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
+    items = "".join(
+        f"""<button type="button" data-recorded="{escape(id)}"><img src="{_data_uri(picture)}" alt="">
+        <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
+        for id, prompt, outcome, picture in cards
+    )
+    return f'<section class="tr-recorded"><h3>Recorded comparisons</h3><div>{items}</div></section>' if items else ""
+
+
+def remark(sentence: str) -> str:
+    return f'<p class="tr-remark" role="status">{escape(sentence)}</p>'
 
 
 def progress(note: str, sides: list[tuple[str, object | None]]) -> str:
@@ -95,12 +148,6 @@ def notice(title: str, sentence: str, alert: bool = False) -> str:
     role, style = ("alert", "tr-alert") if alert else ("status", "")
     return f"""<section class="tr-card tr-notice {style}" role="{role}">
       <h2>{escape(title)}</h2><p>{escape(sentence)}</p></section>"""
-
-
-def heading(prompt: str, detail: str, link: str) -> str:
-    """link: query of the page that shows this result again."""
-    return f"""<div class="tr-heading"><h2>“{escape(prompt)}”</h2>
-      <p>{escape(detail)} · <a href="{escape(link)}">Link to this result</a></p></div>"""
 
 
 def cards(numbers: list[tuple[str, str, str, str]]) -> str:

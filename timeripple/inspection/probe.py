@@ -18,7 +18,7 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips import pipelines
-from timeripple.clips.generate import Cancelled, Request, freed, to_frames
+from timeripple.clips.generate import Cancelled, Request, freed, stoppable, to_frames
 from timeripple.hooks import disable, enable
 from timeripple.pond.autoencoder import to_video
 from timeripple.pond.pipeline import PondPipeline
@@ -171,6 +171,7 @@ def _capture(
         _enabled(pipeline, config),
         suppress(_Seen),
         freed(pipeline),
+        stoppable(pipeline, should_stop),
         pipelines.prepared(pipeline, request.guidance_scale),
         pipelines.followed(pipeline, after_step) as follow,
     ):
