@@ -6,7 +6,7 @@ from timeripple.clips.compare import Comparison, check, save
 from timeripple.clips.generate import Generation, Request
 from timeripple.clips.methods import Method, parse_method
 from ui import markup
-from ui.form import SIZES, read_request, size_of
+from ui.form import SIZES, queue_note, read_request, size_of
 from ui.gpu import Works
 from ui.method_form import fill_method, read_method, title
 from ui.result import keep_previews
@@ -108,7 +108,7 @@ def describe(run: Run, ahead: int) -> str:
     if run.stop.is_set():
         note = "Cancelling: the run stops at the next block of the model."
     elif ahead:
-        note = f"Waiting: {ahead} {'run comes' if ahead == 1 else 'runs come'} first."
+        note = queue_note(ahead)
     elif not run.progress:
         note = "Warming up: one step that is not timed."
     elif busy is None:

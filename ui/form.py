@@ -36,6 +36,11 @@ def remember(name: str) -> str:
     }}"""
 
 
+def queue_note(ahead: int) -> str:
+    """What a run says that waits for its turn."""
+    return f"Waiting: {ahead} {'run comes' if ahead == 1 else 'runs come'} first."
+
+
 def sizes_of(pipeline) -> dict[str, tuple[int, int, int]]:
     """The sizes the forms offer: Pond's, or another pipeline's own and half of it each way."""
     if isinstance(pipeline, PondPipeline):

@@ -141,9 +141,10 @@ def styled(figure: go.Figure, title: str) -> go.Figure:
     Title and legend lie outside the axes whatever the size: the title in lines that a phone has room for, the legend at
     the lower edge.
     """
+    lines = _in_lines(title)
     figure.update_layout(
-        title={"text": _in_lines(title), "x": 0.02, "xanchor": "left", "yref": "container", "y": 0.98, "yanchor": "top",
-               "automargin": True, "font": {"size": 15}},
+        title={"text": "<br>".join(lines), "x": 0.02, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top",
+               "pad": {"t": 10}, "font": {"size": 15}},
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -151,7 +152,7 @@ def styled(figure: go.Figure, title: str) -> go.Figure:
         hoverlabel=HOVER,
         showlegend=True,
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-        margin={"l": 60, "r": 20, "t": 20, "b": 20},
+        margin={"l": 60, "r": 20, "t": 24 + 20 * len(lines), "b": 20},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
@@ -168,8 +169,7 @@ def logarithmic(values: Iterable[float]) -> dict[str, Any]:
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
 
 
-def _in_lines(title: str) -> str:
+def _in_lines(title: str) -> list[str]:
     """A title broken where a narrow page needs it; its own breaks stay."""
     parts = re.split(r"<br>(?:<sup>)?", title.replace("</sup>", ""))
-    whole = [line for part in parts for line in textwrap.wrap(part, LINE)]
-    return "<br>".join(whole)
+    return [line for part in parts for line in textwrap.wrap(part, LINE)]
