@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gradio as gr
 from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
 
 from ui import markup
 from ui.api import add_endpoints
@@ -13,9 +14,11 @@ from ui.compare_tab import compare_tab
 from ui.correlation_tab import correlation_tab
 from ui.form import QUIET
 from ui.gpu import works
+from ui.guard import Guard, remove_uploads
+from ui.limits import Limits
 from ui.method_tab import method_tab
 from ui.reuse_tab import reuse_tab
-from ui.runs import Limits, Runs
+from ui.runs import Runs
 from ui.source import source_bar
 from ui.timing_tab import timing_tab
 
@@ -46,12 +49,19 @@ LAUNCH = {
     "allowed_paths": [],
     "footer_links": ["api", "settings"],
     "ssr_mode": False,
+    "enable_monitoring": False,
+    "max_threads": 200,  # a page or program that waits for a run has one
 }
 
 
 def launch_options(limits: Limits) -> dict:
     """Keyword arguments for `build_app(...).launch()`."""
-    return LAUNCH | {"max_file_size": f"{limits.max_upload_megabytes}mb"}
+    guard = Middleware(Guard, limits=limits, folder=get_upload_folder())
+    return LAUNCH | {
+        "max_file_size": f"{limits.max_upload_megabytes}mb",
+        "state_session_capacity": limits.max_sessions,
+        "app_kwargs": {"middleware": [guard]},
+    }
 
 
 def links() -> list[tuple[str, str]]:
@@ -62,9 +72,16 @@ def links() -> list[tuple[str, str]]:
 
 
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
-    """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are."""
+    """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are.
+    `.runs` is the registry, to be closed with the app."""
     runs, work = Runs(limits or Limits(), get_upload_folder()), works(pipeline)
+    if runs.alone:
+        remove_uploads(get_upload_folder())
     age = runs.limits.max_age  # in seconds, of uploads too
+
+    def leave(page: gr.Request) -> None:
+        runs.leave(page.session_hash)
+
     with gr.Blocks(
         title="TimeRipple", analytics_enabled=False, fill_width=True, delete_cache=(min(age, 600), age)
     ) as app:
@@ -92,4 +109,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
         for one, other in ((size, source.size), (source.size, size)):  # one size in all of the app
             one.input(lambda chosen: chosen, one, other, **QUIET)
         add_endpoints(pipeline, work, runs)
+        app.unload(leave)
+    app.queue(max_size=runs.limits.max_calls, api_open=False)
+    app.runs = runs
     return app

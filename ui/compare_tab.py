@@ -2,10 +2,8 @@
 
 import random
 import secrets
-from pathlib import Path
 
 import gradio as gr
-from gradio.utils import get_upload_folder
 
 from timeripple.clips import figures
 from timeripple.clips.compare import read_settings
@@ -41,8 +39,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     draft = gr.BrowserState(None, storage_key="timeripple-form", secret="timeripple")  # (this start of the app, form)
     started_as, references = secrets.token_hex(8), References()
     own, sizes = Request.for_pipeline(pipeline, "any"), sizes_of(pipeline)
-    folder = Path(get_upload_folder()) / f"recorded-{started_as}"
-    recorded = recorded_runs(folder, lambda *asked: fill_form(*asked, runs.limits))
+    recorded = recorded_runs(runs, lambda *asked: fill_form(*asked, runs.limits))
     first = next(iter(recorded.values()))
     run_id, shown = gr.State(first.id), gr.State([first.id, first.version, 0])
     timer = gr.Timer(POLL_SECONDS, active=False)
@@ -102,9 +99,6 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     outcome = [heading, video_player, numbers, steps_seen]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
-    def find(id: str | None):
-        return recorded.get(id) or runs.find(id)
-
     def start(*settings):
         """Queues the run the form asks for."""
         with one_sentence():
@@ -115,7 +109,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         """After a reload, or by a link: the form as it was, the timer that shows the run if it is still kept, and a
         word on what is gone."""
         link = dict(page.query_params)
-        run, empty = find(link.get("run", saved)), [gr.skip()] * len(form)
+        run, empty = runs.find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
             return [run.id, *run.settings, gr.Timer(active=True), None, ""]
         if "prompt" in link:
@@ -138,7 +132,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     def changed(id, *settings):
         """Keeps what is in the form, and marks a result that is no longer what it asks for."""
-        run = find(id)
+        run = runs.find(id)
         same = id in recorded or run is None or not run.finished or [*run.settings] == [*settings]
         return [started_as, list(settings)], "" if same else markup.remark(CHANGED)
 
@@ -156,7 +150,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     def show(id, already_shown):
         """Everything that depends on the run, from its present state; nothing if nothing has changed."""
-        run = find(id)
+        run = runs.find(id)
         if run is None:
             return [gr.skip()] * len(view)
         ahead = runs.ahead(run)
@@ -175,7 +169,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         ]
 
     def know_more(id):
-        run = find(id)
+        run = runs.find(id)
         return details(result_of(run), run.folder) if run and run.state == "done" else [gr.skip()] * 9
 
     methods = [steps, *method_a, *method_b]

@@ -8,9 +8,10 @@ from timeripple.clips.methods import Method, parse_method
 from ui import markup
 from ui.form import SIZES, queue_note, read_request, size_of
 from ui.gpu import Works
+from ui.limits import Limits
 from ui.method_form import fill_method, read_method, title
 from ui.result import keep_previews
-from ui.runs import Limits, Run, Runs
+from ui.runs import Run, Runs
 
 DENSE = "dense"
 
@@ -64,12 +65,12 @@ def submit(
 ) -> Run:
     """Queues a comparison; with `references`, dense attention always runs along, before the others, as what they are
     compared with. Raises ValueError, one sentence, for what is out of bounds or cannot be generated."""
+    runs.limits.check_number(len(methods))
     check(pipeline, request, methods)
     if references is not None:
         dense = next((method for method in methods if method.label == DENSE), parse_method(DENSE))
         methods = [dense, *(method for method in methods if method.label != DENSE)]
-    for method in methods:
-        runs.limits.check(pipeline, request.by(method))
+    runs.limits.check_comparison(pipeline, request, methods)
 
     def work(run: Run) -> dict:
         known = references.find(request) if references else None
@@ -106,7 +107,7 @@ def describe(run: Run, ahead: int) -> str:
     busy = next((label for label in labels if not (events[label] and events[label].step == events[label].steps)), None)
     names = {method.label: title(method) for method in methods} | {DENSE: "Dense"}
     if run.stop.is_set():
-        note = "Cancelling: the run stops at the next block of the model."
+        note = "Cancelling."
     elif ahead:
         note = queue_note(ahead)
     elif not run.progress:

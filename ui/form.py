@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 
 import gradio as gr
 
@@ -86,4 +87,9 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        raise failure(str(error)) from None
+
+
+def failure(sentence: str) -> gr.Error:
+    """The message that the page shows: as text, whatever a visitor has put into it, since Gradio takes it as HTML."""
+    return gr.Error(escape(sentence, quote=False), print_exception=False)

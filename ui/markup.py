@@ -250,7 +250,8 @@ def scatter(
 
     dots = "".join(
         f"""<a href="{escape(link)}" class="{"tr-ours" if ours else "tr-peer"}" aria-label="{escape(name)}">
-        <circle cx="{at(x, y)[0]:.1f}" cy="{at(x, y)[1]:.1f}" r="{6 if ours else 4.5}"/>{label(name, x, y)}<title>{escape(name)}: {x:.1f} s, {y:.1f} dB; a click fills the form with it</title></a>"""
+        <circle cx="{at(x, y)[0]:.1f}" cy="{at(x, y)[1]:.1f}" r="{6 if ours else 4.5}"/>{label(name, x, y)}
+        <title>{escape(name)}: {x:.1f} s, {y:.1f} dB; a click fills the form with it</title></a>"""
         for name, x, y, ours, link in sorted(points, key=lambda point: not point[3])
     )
     return f"""<figure class="tr-scatter"><figcaption>{escape(caption)}. Filled: ours. A click fills the form with it.

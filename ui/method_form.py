@@ -14,6 +14,7 @@ NAMES = {
     "channel": "Channel (paper)",
     "skip": "Skip (SpargeAttn)",
     "svg": "Sparse VideoGen",
+    "svg2": "Sparse VideoGen 2",
     "compact": "Compact Attention",
     "sliding-window": "3-D sliding window",
     "ditfastattn": "DiTFastAttn",
@@ -149,7 +150,8 @@ def read_method(values: list, steps: int) -> Method:
     others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
     if name == "dense" or name in STEP_CACHES:
         return parse_method(":".join([name, *others]))
-    parts = [name, f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"]
+    amount = f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"
+    parts = [name] if "theta=" in given["others"] else [name, amount]  # a peer's threshold is among its other settings
     if name in OURS:
         chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
         parts += [f"axes={chosen}"] if chosen != "tyx" else []
@@ -172,11 +174,13 @@ def fill_method(method: Method, steps: int) -> list:
     if name == "dense" or name in STEP_CACHES:
         return list((values | {"others": settings}).values())
     config = getattr(method.config, "reuse", method.config)  # of a stack of two, the first
+    others = []
     if config.budget is not None:
         values["budget"] = config.budget
-    else:
+    elif name in OURS:
         values |= {"by": THETA, "theta": config.theta}
-    others = []
+    else:
+        others.append(f"theta={config.theta:g}")
     for part in settings.split(":") if settings else []:
         setting, _, text = part.partition("=")
         if setting == "dense_last" or (setting == "refresh" and name in OURS):

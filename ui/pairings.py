@@ -12,7 +12,7 @@ from timeripple.inspection.laboratory import pairing_method
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, sizes_of
+from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, sizes_of
 from ui.gpu import Works
 from ui.runs import Run, Runs
 
@@ -41,7 +41,7 @@ def pairings(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Browser
             done = sum(event.step for event in run.progress.values())
             yield [markup.facts([f"{done} of {(1 + len(AXES) ** 2) * STEPS} steps."]), gr.skip()]
         if run and run.state == "failed":
-            raise gr.Error(run.error, print_exception=False)
+            raise failure(run.error)
         yield ["", show(run) if run and run.state == "done" else ""]
 
     pair.click(lambda: submit(pipeline, works, runs).id, None, run_id, **QUEUED).success(
@@ -58,16 +58,19 @@ def submit(pipeline, works: Works, runs: Runs) -> Run:
     pairs = [(group, axis) for group in AXES for axis in AXES]
     methods = [parse_method("dense"), *(pairing_method(pipeline.transformer, *pair) for pair in pairs)]
 
-    def work(run: Run) -> dict[tuple[str, str], tuple[float | None, np.ndarray]]:
+    def work(run: Run) -> list:
         result = works.compare(run, request, methods)
         run.previews.clear()
-        made = {generation.method.label: generation.frames for generation in result.generations}
-        levels = dict(zip(made, result.quality, strict=True))
-        return {
-            pair: (levels[method.label]["psnr"], made[method.label])
-            for pair, method in zip(pairs, methods[1:], strict=True)
-            if method.label in made
+        made = {
+            each.method.label: (each, quality) for each, quality in zip(result.generations, result.quality, strict=True)
         }
+        levels = []
+        for (group, axis), method in zip(pairs, methods[1:], strict=True):
+            if method.label in made:
+                clip, quality = made[method.label]
+                np.save(run.folder / f"{group}-{axis}.npy", clip.frames)
+                levels.append([group, axis, quality.scores["psnr"]])
+        return levels
 
     return runs.submit(work, ("pairings",))
 
@@ -75,11 +78,11 @@ def submit(pipeline, works: Works, runs: Runs) -> Run:
 def show(run: Run) -> str:
     """Groups as rows, axes as columns, in each cell the clip and its PSNR against dense."""
     cells = {
-        pair: (
-            markup.moving(clip),
+        (group, axis): (
+            markup.moving(np.load(run.folder / f"{group}-{axis}.npy")),
             "PSNR could not be measured" if psnr is None else f"{psnr:.1f} dB",
-            pair[0] == pair[1],
+            group == axis,
         )
-        for pair, (psnr, clip) in run.result.items()
+        for group, axis, psnr in run.result
     }
     return markup.pairings(cells, AXES, "PSNR against dense, measured here")

@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -20,7 +20,7 @@ from timeripple.clips.video import read_mp4
 from ui import markup, scales
 from ui.method_form import title
 from ui.player import played
-from ui.runs import Run
+from ui.runs import Run, Runs
 
 EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 MEASURED = "measured here"
@@ -152,21 +152,17 @@ def permalink(report: dict, id: str) -> str:
 # --- Recorded comparisons --------------------------------------------------------------------------------------------
 
 
-def recorded_runs(parent: Path, fill) -> dict[str, Run]:
-    """The comparisons of the repository as finished runs, by an id of their own; copied to `parent`, from where files
-    are served. fill(request, methods): the values of the form."""
-    runs = {}
-    for source in sorted(path.parent for path in EXAMPLES.glob("*/report.json")):
-        folder = parent / source.name
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+def recorded_runs(runs: Runs, fill: Callable[..., list]) -> dict[str, Run]:
+    """The comparisons of the repository as finished runs, by id. fill(request, methods): the values of the form."""
+    found = {}
+    for folder in sorted(path.parent for path in EXAMPLES.glob("*/report.json")):
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         machine, date = report["environment"]["cpu"], report["environment"]["date"][:10]
         report["kind"] = f"recorded on {machine}, {date}"
-        (folder / "report.html").write_text(html_report(report, folder), encoding="utf-8")
-        settings = tuple(fill(*read_settings(report)))
-        id = f"recorded-{source.name}"
-        runs[id] = Run(id, lambda run: None, settings, folder, state="done", result=report)
-    return runs
+        run = runs.adopt(folder, report, tuple(fill(*read_settings(report))))
+        (run.folder / "report.html").write_text(html_report(report, run.folder), encoding="utf-8")
+        found[run.id] = run
+    return found
 
 
 def recorded_card(run: Run) -> tuple[str, str, str, np.ndarray]:

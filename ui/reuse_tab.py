@@ -13,7 +13,7 @@ from timeripple.inspection.laboratory import Specimen, Trial, residual_drift
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
 from ui.correlation_tab import at_grid, picked_place
-from ui.form import QUEUED, QUIET, one_sentence
+from ui.form import QUEUED, QUIET, failure, one_sentence
 from ui.glossary import explained
 from ui.gpu import Works
 from ui.method_form import AXES as AXIS_CHOICES
@@ -108,13 +108,13 @@ def reuse_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, source: Source, p
     def draw_drift(id, step, *settings):
         seen = inspected(runs, id)
         if seen is None:
-            raise gr.Error("There is no run yet; look inside one first.", print_exception=False)
+            raise failure("There is no run yet; look inside one first.")
         with one_sentence():
             config = read_config(*settings)
         later = [kept for kept in seen.kept if kept >= step]
         if len(later) < 2:
             sentence = f"Step {step + 1} is the last one that is kept; pick an earlier one, or look into a new prompt."
-            raise gr.Error(sentence, print_exception=False)
+            raise failure(sentence)
         layers = range(len(seen.layers))
         drift = [residual_drift([seen.qkv(s, layer) for s in later], seen.grid, config) for layer in layers]
         return show_drift(later, torch.stack(drift))

@@ -21,6 +21,7 @@ from ui.form import (
     POLL_SECONDS,
     QUEUED,
     QUIET,
+    failure,
     one_sentence,
     queue_note,
     read_request,
@@ -121,7 +122,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
         while run and not runs.wait(run, POLL_SECONDS):
             yield [markup.facts([waiting(run, runs.ahead(run))]), *[gr.skip()] * 5, None]
         if run and run.state == "failed":
-            raise gr.Error(run.error, print_exception=False)
+            raise failure(run.error)
         if run and run.state == "cancelled":
             yield [markup.facts(["The run has stopped."]), *[gr.skip()] * 6]
             return
@@ -202,8 +203,6 @@ def waiting(run: Run, ahead: int) -> str:
     done, total = run.progress.get("step", (0, 0))
     if ahead:
         return queue_note(ahead)
-    if run.stop.is_set():
-        return "Cancelling: the run stops at the next block of the model."
     return f"Step {done} of {total}." if total else "Starting."
 
 
@@ -218,6 +217,9 @@ def described(runs: Runs, id: str | None) -> list:
     title = run.settings[0] if run else f"{KINDS[0][0]}, kept in 8 bits"
     grid = "×".join(map(str, seen.grid.shape))
     line = f"{title}: {seen.grid.tokens:,} tokens in {grid} (time × height × width), {len(seen.frames)} frames."
+    asked = int(run.settings[-1]["size"].split("x")[0]) if run else len(seen.frames)
+    if len(seen.frames) < asked:
+        line += f" The clip has no more at 8 a second, where {asked} were asked for."
     pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, which is shown"
     if seen.channels:
         pointer += (
@@ -238,8 +240,8 @@ def submit_request(pipeline, works: Works, runs: Runs, request: Request) -> Run:
     """Queues a dense run that is looked into. Raises ValueError, one sentence, for what cannot be generated."""
     request.check(pipeline)
     runs.limits.check(pipeline, request)
-    title = f"“{request.prompt}”, seed {request.seed}"
-    return _submit(runs, (title, _asked(PROMPT, request)), works.inspect_request, request, _kept(request.steps))
+    kept, settings = _kept(request.steps), (f"“{request.prompt}”, seed {request.seed}", _asked(PROMPT, request))
+    return runs.submit(lambda run: works.inspect_request(run, request, kept, run.folder), settings)
 
 
 def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: Request) -> Run:
@@ -249,26 +251,18 @@ def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: R
     if not 0 <= request.seed <= MAX_SEED:
         raise ValueError(f"The seed is {request.seed}; give a whole number from 0 to {MAX_SEED}.")
     runs.limits.check(pipeline, request)
-    limits = runs.limits
-    clip = read_clip(
-        path, request.num_frames, request.height, request.width, limits.max_upload_pixels, limits.max_upload_seconds
-    )
-    title = "Your own clip"
-    if len(clip) < request.num_frames:
-        title += f", which has {len(clip)} frames at 8 a second, where {request.num_frames} were asked for"
-    kept = _kept(request.steps)
-    settings = title, _asked(CLIP, request)
-    return _submit(runs, settings, works.inspect_clip, clip, request.steps, kept, request.seed)
+
+    def work(run: Run) -> Inspection:
+        clip = read_clip(path, request.num_frames, request.height, request.width, runs.limits.clip)
+        return works.inspect_clip(run, clip, request.steps, _kept(request.steps), request.seed, run.folder)
+
+    return runs.submit(work, ("Your own clip", _asked(CLIP, request)))
 
 
 def _asked(kind: str, request: Request) -> dict:
     """What the form was when this was asked for."""
     size = size_text((request.num_frames, request.height, request.width))
     return {"kind": kind, "prompt": request.prompt, "size": size, "steps": request.steps, "seed": request.seed}
-
-
-def _submit(runs: Runs, settings: tuple, inspect: Callable[..., Inspection], *arguments) -> Run:
-    return runs.submit(lambda run: inspect(run, *arguments, run.folder), settings)
 
 
 def _kept(steps: int) -> list[int]:

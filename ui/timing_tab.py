@@ -16,7 +16,7 @@ from timeripple.bench.attention import PROMPT, request_for
 from timeripple.bench.roofline import TOKENS
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, one_sentence, queue_note
+from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
 from ui.glossary import explained
 from ui.gpu import Works
 from ui.runs import Run, Runs
@@ -24,6 +24,7 @@ from ui.runs import Run, Runs
 RECORDED = Path(__file__).parents[1] / "assets" / "benchmarks"
 FIRST_NOTE = "Dense, token and tile attention of one layer, on Q, K and V of a real denoising step."
 LENGTHS = (*TOKENS, 9216)
+MOST_SAVED = 0.8
 COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is written
     "tokens": ("tokens", "{:,}"),
     "ms": ("ms", "{:.2f}"),
@@ -92,7 +93,7 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
     def start(tokens, saving) -> str:
         """Queues the measurement the form asks for."""
         with one_sentence():
-            return submit(works, runs, sorted(tokens), saving).id
+            return submit(pipeline, works, runs, sorted(tokens), saving).id
 
     def follow(id: str | None) -> Iterator[list]:
         """How far the measurement is; ends with what it gave."""
@@ -103,7 +104,7 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
             line = f"{done} of {total} lengths measured." if not ahead else queue_note(ahead)
             yield [markup.facts([line]), *[gr.skip()] * 6]
         if run and run.state == "failed":
-            raise gr.Error(run.error, print_exception=False)
+            raise failure(run.error)
         if run is None or run.state != "done":
             line = "The measurement has stopped." if run else FIRST_NOTE
             yield [markup.facts([line]), gr.Column(visible=False), *[gr.skip()] * 5]
@@ -116,18 +117,23 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
     cancel.click(runs.cancel, run_id, None, **QUIET)
 
 
-def submit(works: Works, runs: Runs, tokens: list[int], saving: float) -> Run:
+def submit(pipeline, works: Works, runs: Runs, tokens: list[int], saving: float) -> Run:
     """Queues a measurement. Raises ValueError, one sentence, for what is out of bounds."""
     if not tokens:
         raise ValueError("There is no number of tokens to measure; choose at least one.")
     for count in tokens:
-        request_for(count)
         if count > runs.limits.max_tokens:
             raise ValueError(f"These are {count:,} tokens; the limit here is {runs.limits.max_tokens:,}.")
+        if tokens.count(count) > 1:
+            raise ValueError(f"The number of tokens {count:,} is given twice; give it once.")
+    if not 0 <= saving <= MOST_SAVED:
+        raise ValueError(f"The saving is {saving:g}; give a share from 0 to {MOST_SAVED:g}, such as 0.7.")
+    runs.limits.check_lengths(pipeline, [request_for(count) for count in tokens])
 
     def work(run: Run) -> dict:
         result = works.attention_scaling(run, tokens, saving)
-        (run.folder / "attention.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+        text = json.dumps(result, indent=2, allow_nan=False)
+        (run.folder / "attention.json").write_text(text, encoding="utf-8")
         with open(run.folder / "attention.csv", "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(result["rows"][0]))
             writer.writeheader()

@@ -26,6 +26,8 @@ TEXTS = {  # settings that leave something out in a tiny random model
     "easycache": "easycache:0.5",
     "teacache": "teacache:0.5",
     "cache-dit": "cache-dit:0.5",
+    "hsa": "hsa:0.3:divisor=3",
+    "lightning-cp": "lightning-cp:3",
 }
 SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS}
 LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]
@@ -158,14 +160,19 @@ def test_cache_dit_says_what_is_missing(tiny_pipeline, monkeypatch):
     assert hooks_of(tiny_pipeline) == {}
 
 
-def test_mag_cache_needs_magnitudes():
-    class OtherPipeline:
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("mag-cache", "only Pond's are known"),
+        ("teacache", "polynomial fitted to WanPipeline's model"),
+        ("faster-cache", "WanPipeline makes two passes"),
+    ],
+)
+def test_what_a_method_must_know_of_the_pipeline_is_said(method, message):
+    class WanPipeline:
         pass
 
-    with (
-        pytest.raises(ConfigError, match="only Pond's are known"),
-        parse_method("mag-cache").cache.applied(OtherPipeline(), 4),
-    ):
+    with pytest.raises(ConfigError, match=message), parse_method(method).cache.applied(WanPipeline(), 4):
         pass
 
 
@@ -214,17 +221,6 @@ def test_faster_cache_guides_in_one_batch_and_leaves_half_of_it_out(tiny_pipelin
         kinds = {(r["kind"], *r["saving"]) for r in records if r["step"] == step}
         assert kinds in ({("dense", 1 - batch / 2, 1 - batch / 2)}, {("cached", 1.0, 1.0)})
     assert any(r["kind"] == "cached" for r in records)
-
-
-def test_faster_cache_needs_guidance_in_one_batch():
-    class WanPipeline:
-        pass
-
-    with (
-        pytest.raises(ConfigError, match="WanPipeline makes two passes"),
-        parse_method("faster-cache").cache.applied(WanPipeline(), 4),
-    ):
-        pass
 
 
 def test_guidance_in_one_batch_gives_the_same_clip(tiny_pipeline):

@@ -12,6 +12,7 @@ from timeripple.clips.quality import psnr
 from timeripple.clips.video import (
     AMPLIFICATIONS,
     FPS,
+    ClipLimits,
     amplification,
     amplified_difference,
     enlarge,
@@ -206,11 +207,11 @@ def hostile(tmp_path, name):
         ("ffconcat version 1.0\nfile /etc/passwd\n", "no video that can be read"),
         ("\0\0\0 ftypisom" + "nonsense" * 100, "0 frames could be read"),
         ("cut off", "0 frames could be read"),
-        ("one frame", "1 frames could be read"),
+        ("one frame", "no moving picture but one frame"),
         ("long", "is 10 seconds long; give one of at most 5"),
         ("large", "frames of 800×600 pixels; give one of at most 200,000"),
     ],
 )
 def test_what_is_no_clip_is_one_sentence(tmp_path, name, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_clip(hostile(tmp_path, name), 16, 64, 64, max_pixels=200_000, max_seconds=5)
+        read_clip(hostile(tmp_path, name), 16, 64, 64, ClipLimits(pixels=200_000, seconds=5))

@@ -212,7 +212,7 @@ class ReuseConfig:
             return self._ramp(window, ramps[0]), self._every(window), None
         choices = [self._every(window)]
         if self.feedback and self.refresh == "auto":
-            choices = [_evenly(window, count) for count in range(len(window) // 2, -1, -1)]
+            choices = [_evenly(window, count) for count in range(len(window) - 1, -1, -1)]
         comfort = self._reused.comfort_with_feedback if self.feedback else self._reused.comfort
         for ramp in ramps:
             for refreshes in choices:

@@ -58,12 +58,19 @@ class Request:
         """Frames, height and width."""
         return self.num_frames, self.height, self.width
 
-    def tokens(self, pipeline: DiffusionPipeline) -> int:
-        """Video tokens that attention will see: of Pond every position of the latent clip, of other pipelines by the
-        factors of their autoencoder and patches."""
+    def grid(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
+        """(t, y, x) sizes in video tokens, as attention will see them: of Pond every position of the latent clip, of
+        other pipelines by the factors of their autoencoder and patches."""
         temporal, spatial = pipelines.factors(pipeline)
         latent = (self.num_frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
-        return math.prod(max(1, size // edge) for size, edge in zip(latent, pipelines.patch_of(pipeline), strict=True))
+        frames, height, width = (
+            max(1, size // edge) for size, edge in zip(latent, pipelines.patch_of(pipeline), strict=True)
+        )
+        return frames, height, width
+
+    def tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Video tokens that attention will see, see `grid`."""
+        return math.prod(self.grid(pipeline))
 
     @classmethod
     def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given: Any) -> "Request":
