@@ -169,7 +169,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
             ).then(*all_of, **QUIET)
         kind.change(choose, kind, [made, prompt, clip, camera], **QUIET)
         cancel.click(runs.cancel, run_id, None, **QUIET)
-        app.load(restore, last, [run_id, kind, prompt, size, steps, seed], **QUEUED)
+        app.load(restore, last, [run_id, kind, prompt, size, steps, seed], **QUIET)
 
     return Source(run_id, step, layer, head, channel, place, size, wire)
 

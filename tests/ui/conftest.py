@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.ui.forms import choose
 from timeripple.bench.ui import FLAGS, chromium
 from ui.build import build_app, launch_options
-from ui.runs import Limits
+from ui.limits import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
 SETTLING = 60  # seconds that a page on a busy machine may take
@@ -86,7 +87,7 @@ def open_page(browser, url, unanswered, settle):
         page.on("pageerror", lambda error: errors.append(str(error)))
         watch(page)
         page.goto(f"{url}?__theme={theme}&{query}")
-        page.get_by_role("button", name="Generate").wait_for()
+        page.get_by_role("button", name="Generate", exact=True).wait_for()
         if settled:  # what the page asks for when it is opened must not come after what the visitor does
             settle(page)
         return page
@@ -131,12 +132,6 @@ def open_tab():
         tab.filter(visible=True).click()
 
     return open_tab
-
-
-def choose(page, label, option):
-    """Picks from a dropdown that is seen."""
-    page.get_by_label(label, exact=True).filter(visible=True).click()
-    page.get_by_role("option", name=option).last.click()
 
 
 def ask_inside(page):
