@@ -56,16 +56,33 @@ CHOICES = {name: [value for _, value in STEPS] for name in SCHEDULE} | {"refresh
 BUDGETS = (0.3, 0.95)
 
 
-def method_form(side: str, name: str) -> list[gr.components.Component]:
+STRENGTHS = ("Fast", "Balanced", "Faithful")
+
+
+def strength_choices() -> list[tuple[str, str]]:
+    """What the simple form offers: the settings found by `tune`, from the lowest quality target to the highest."""
+    targets = sorted(calibrated_methods())
+    names = dict(zip((targets[0], targets[len(targets) // 2], targets[-1]), STRENGTHS, strict=True))
+    return [(f"{names[psnr]} · {psnr} dB" if psnr in names else f"{psnr} dB", str(psnr)) for psnr in targets]
+
+
+def strength_values(target: str) -> list:
+    """The controls of a method as a strength sets them."""
+    values = dict(zip(VALUES, fill_method(parse_method("token"), 20), strict=True))
+    return list((values | {"by": TARGET, "target": target}).values())
+
+
+def method_form(side: str, name: str, target: str | None = None) -> list[gr.components.Component]:
     """Adds the controls of method `side` ("A", "B") to the column that is being built; their order is that of
-    `read_method`, `fill_method` and `VALUES`."""
+    `read_method`, `fill_method` and `VALUES`. target: a quality target to begin with."""
     values = dict(zip(VALUES, fill_method(parse_method(name), 20), strict=True))
+    values |= {"by": TARGET, "target": target} if target else {}
     with gr.Group():
         chosen = gr.Dropdown(
             [(label, key) for key, label in NAMES.items()], value=name, label=f"Method {side}", filterable=False
         )
-        shown = visible(name, BUDGET)
-        by = gr.Radio(MEASURES["token"], value=BUDGET, label=f"How much, {side}", visible=shown["by"])
+        shown = visible(name, values["by"])
+        by = gr.Radio(MEASURES["token"], value=values["by"], label=f"How much, {side}", visible=shown["by"])
         budget = gr.Slider(
             *BUDGETS, value=values["budget"], step=0.01, label=f"Budget {side}", visible=shown["budget"],
             info="Share of attention saved while reusing",
@@ -76,8 +93,8 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
         )  # fmt: skip
         target = gr.Dropdown(
             [(f"{psnr} dB", str(psnr)) for psnr in calibrated_methods()], value=values["target"],
-            label=f"Quality target {side}", filterable=False, visible=False,
-            info="PSNR that calibrated settings kept on average; one prompt may lie some dB off",
+            label=f"Quality target {side}", filterable=False, visible=shown["target"],
+            info="PSNR that settings found by tune kept on average; one prompt may lie some dB off",
         )  # fmt: skip
         with gr.Accordion(f"Axes and schedule of {side}", open=False, visible=shown["more"]) as more:
             axes = gr.CheckboxGroup(AXES, value=list("tyx"), label=f"Reuse along, {side}", visible=shown["axes"])
@@ -194,7 +211,10 @@ def fill_method(method: Method, steps: int) -> list:
 
 
 def title(method: Method) -> str:
-    """What the page calls a method, for example "Token reuse · 75%"."""
+    """What the page calls a method, for example "Token reuse · 75%", or "Token reuse · for 36 dB"."""
+    for psnr, calibrated in calibrated_methods().items():
+        if (calibrated.config, None, None, None) == (method.config, method.cache, method.steps, method.solver):
+            return f"{NAMES['token']} · for {psnr} dB"
     parts = []
     for text in split_stack(method.text):
         name, config = NAMES[text.split(":")[0]], parse_method(text)

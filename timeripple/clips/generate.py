@@ -214,8 +214,8 @@ def generate(
 ) -> Generation:
     """Generate one clip, in the method's own number of steps if it has one.
 
-    on_step is called after every denoising step. should_stop is asked before the first and after every step; once it
-    says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
+    on_step is called after every denoising step. should_stop is asked before every block of the transformer and after
+    every step; once it says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
     """
     request = request.by(method)
     request.check(pipeline)
@@ -267,6 +267,7 @@ def generate(
         with method.applied(pipeline, all_steps) as summarise:
             with (
                 freed(pipeline),
+                stoppable(pipeline, should_stop),
                 pipelines.prepared(pipeline, request.guidance_scale),
                 pipelines.followed(pipeline, after_step) as follow,
             ):
@@ -307,6 +308,25 @@ def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
     except BaseException:
         pipeline.maybe_free_model_hooks()
         raise
+
+
+@contextmanager
+def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    """Inside the block a forward pass, which may take many seconds, ends with Cancelled before the next block of the
+    transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules."""
+
+    def before_block(module: Any, args: Any) -> None:
+        if should_stop is not None and should_stop():
+            raise Cancelled
+
+    lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
+    blocks = [block for each in lists for block in each] if should_stop is not None else []
+    hooks = [block.register_forward_pre_hook(before_block) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_steps(text: str, steps: int) -> set[int]:
