@@ -119,7 +119,13 @@ class Residuals:
         if not self.storage.admit(layer, error):
             return
         last, slope = self._layers.get(layer), None
-        if last is not None and last.fits(error) and last.time != time and self.storage.tensors == 2 and last.plan is plan:
+        if (
+            last is not None
+            and last.fits(error)
+            and last.time != time
+            and self.storage.tensors == 2
+            and last.plan is plan
+        ):
             change = error - last.value.tensor(error.device, error.dtype)
             slope = Packed.of(change / (time - last.time), self.storage)
         self._layers[layer] = Residual(time, plan, Packed.of(error, self.storage), slope, error.device, error.dtype)
