@@ -205,11 +205,11 @@ class ReuseConfig:
     def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
         """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1.
 
-        Measured on Pond (UniPC, 14 steps, 2304 tokens, one prompt, dB against dense): what counts is how long ago the last refresh
-        was, least of all at the first and last steps (one reused step alone: 46 to 47 dB there, 51 to 52 in the
-        middle), and that not everything merges (a refresh every second step: 42.1 with 0.96 of the pairs left out, 39.6
-        with all that can be). Slopes by least squares or parabolas through three refreshes were worse by 0.2 to 0.7,
-        half the slope by 3.4, the first two refreshes side by side by 1; planning again later changed nothing.
+        Measured on Pond (UniPC, 14 steps, 2304 tokens, one prompt, dB against dense): what counts is how long ago the
+        last refresh was, most of all at the first and last steps (one reused step alone: 46 to 47 dB there, 51 to 52 in
+        the middle), and that not everything merges (a refresh every second step: 42.1 with 0.96 of the pairs left out,
+        39.6 with all that can be). Slopes by least squares or parabolas through three refreshes were worse by 0.2 to
+        0.7, half the slope by 3.4, two refreshes side by side at the start by 1; planning again later gained nothing.
         """
         longest = round((DEFAULT_RAMP if isinstance(self.ramp, str) else self.ramp) * num_inference_steps)
         ramps = [longest]
