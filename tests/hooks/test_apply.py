@@ -32,8 +32,9 @@ class Spy:
     granularity: str = "spy"
     forwards: list = field(default_factory=list)
     calls: list = field(default_factory=list)
-    records = ()
+    records = steps = ()
     held_bytes = 0
+    kind = "realised"
 
     def start(self, num_inference_steps):
         self.forwards.append(num_inference_steps)
@@ -48,9 +49,6 @@ class Spy:
 
     def end_forward(self):
         pass
-
-    def saving(self):
-        return {}
 
 
 def hooked_modules(transformer):
@@ -128,7 +126,7 @@ def test_transformers_do_not_share_state():
     denoise(second)
     assert torch.equal(denoise(first), alone)
     both = summary(pipe)
-    assert both["layers"] == 4 and len(both["records"]) == 2 * len(of_first["records"])
+    assert both["layers"] == 4 and len(both["records"]) == len(of_first["records"])  # of the clip made last
     disable(pipe)
     assert hooked_modules(first) == hooked_modules(second) == []
 

@@ -175,7 +175,7 @@ def compare(
     check(pipeline, request, methods)
     if should_stop is not None and should_stop():
         raise Cancelled
-    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline))
+    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
     with pipelines.prepared(pipeline, request.guidance_scale):
         pipeline(**warm_up.arguments(pipeline))
     generations = [reference] if reference else []

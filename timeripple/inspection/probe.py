@@ -273,7 +273,7 @@ class CaptureConfig:
         return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CaptureRun:
-        return CaptureRun(self)
+        return CaptureRun(self, self.schedule(num_inference_steps))
 
 
 class CaptureRun:
@@ -282,8 +282,8 @@ class CaptureRun:
     held_bytes = 0
     _first: str | None = None
 
-    def __init__(self, config: CaptureConfig):
-        self.config = config
+    def __init__(self, config: CaptureConfig, steps: tuple[Step, ...]):
+        self.config, self.steps = config, steps
         self.records: list[dict[str, Any]] = []
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
@@ -303,6 +303,3 @@ class CaptureRun:
 
     def end_forward(self) -> None:
         """Nothing to close."""
-
-    def saving(self) -> None:
-        """Nothing is saved."""
