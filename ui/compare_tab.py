@@ -11,7 +11,7 @@ from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
 from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
-from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, one_sentence, remember, size_choices, size_text, sizes_of
+from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence, remember, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.method_form import method_form, read_method, strength_choices, strength_values, title
 from ui.player import player
@@ -100,6 +100,11 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     outcome = [heading, video_player, numbers, steps_seen]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
+    def filled_by(run: Run) -> list:
+        """The form as the run asked; of a model that has other sizes it stays as it is."""
+        fits = run.id not in recorded or sizes == SIZES
+        return [*run.settings] if fits else [gr.skip()] * len(form)
+
     def start(*settings):
         """Queues the run the form asks for."""
         with one_sentence():
@@ -112,7 +117,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         link = dict(page.query_params)
         run, empty = runs.find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
-            return [run.id, *run.settings, gr.Timer(active=True), None, ""]
+            return [run.id, *filled_by(run), gr.Timer(active=True), None, ""]
         missing = markup.remark(GONE) if "run" in link else ""
         if "prompt" in link:
             return [first.id, *fill_from(link), gr.Timer(active=True), None, missing]
@@ -124,7 +129,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     def pick_recorded(event: gr.EventData):
         run = recorded[event.recorded]
-        return run.id, *run.settings, gr.Timer(active=True), None, ""
+        return run.id, *filled_by(run), gr.Timer(active=True), None, ""
 
     def fill_from(source: dict | str) -> list:
         """The form from a link's query, or from the mp4 at a path."""

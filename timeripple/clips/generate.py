@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -318,12 +318,10 @@ def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | Non
 
     lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
     blocks = [block for each in lists for block in each] if should_stop is not None else []
-    hooks = [block.register_forward_pre_hook(before_block) for block in blocks]
-    try:
+    with ExitStack() as watched:
+        for block in blocks:
+            watched.enter_context(block.register_forward_pre_hook(before_block))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def read_steps(text: str, steps: int) -> set[int]:
