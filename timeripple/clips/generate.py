@@ -257,22 +257,20 @@ def generate(
 
     # The pipelines of other models have no velocity to tell, and no preview.
     seen = {"callback_on_step_end_tensor_inputs": ["latents", "velocity"]} if isinstance(pipeline, PondPipeline) else {}
-    hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
-    if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
-        hooks.append(decoder.register_forward_hook(after_decoding))
-    try:
-        with method.applied(pipeline, all_steps, warn_of_shortfall=False) as summarise:
-            with (
-                freed(pipeline),
-                stoppable(pipeline, should_stop),
-                pipelines.prepared(pipeline, request.guidance_scale),
-                pipelines.followed(pipeline, after_step) as follow,
-            ):
-                video = pipelines.generated(pipeline, request.arguments(pipeline) | follow | seen)
-            summary = summarise()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for model in transformers(pipeline):
+            hooks.enter_context(model.register_forward_pre_hook(before_forward, with_kwargs=True))
+        if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
+            hooks.enter_context(decoder.register_forward_hook(after_decoding))
+        summarise = hooks.enter_context(method.applied(pipeline, all_steps, warn_of_shortfall=False))
+        with (
+            freed(pipeline),
+            stoppable(pipeline, should_stop),
+            pipelines.prepared(pipeline, request.guidance_scale),
+            pipelines.followed(pipeline, after_step) as follow,
+        ):
+            video = pipelines.generated(pipeline, request.arguments(pipeline) | follow | seen)
+        summary = summarise()
     total = watch.seconds
     if not video.isfinite().all():
         raise _broken(method, "in decoding, after the last step")
