@@ -241,9 +241,8 @@ def generate(
                 raise _broken(method, f"at step {done} of {steps}")
             if on_step is not None:
                 seconds = watch.seconds
-                eta = seconds / done * (steps - done)
                 preview = _preview(pipe, index, step_input, tensors.get("velocity"))
-                on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
+                on_step(StepEvent(method.label, done, steps, seconds, seconds / done * (steps - done), preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
         begun, denoised_seconds = denoised_seconds or text_seconds or 0.0, watch.seconds
