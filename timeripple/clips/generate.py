@@ -170,7 +170,8 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`.
+    flaw: see `quality.flaw`. rounds: the seconds of every time that the clip was made, of which `seconds` are the
+    medians; empty where it was made once.
     """
 
     method: Method
@@ -179,6 +180,7 @@ class Generation:
     saving: dict[str, Any] | None
     summary: dict[str, Any]
     flaw: str | None = None
+    rounds: tuple[dict[str, float], ...] = ()
 
     @property
     def shortfall(self) -> str | None:
