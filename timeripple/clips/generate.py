@@ -184,7 +184,8 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise.
+    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise. rounds: the seconds of
+    every time that the clip was made, of which `seconds` are the medians; empty where it was made once.
     """
 
     method: Method
@@ -194,6 +195,7 @@ class Generation:
     summary: dict[str, Any]
     flaw: str | None = None
     step_seconds: tuple[float, ...] = ()
+    rounds: tuple[dict[str, float], ...] = ()
 
     @property
     def shortfall(self) -> str | None:
@@ -263,7 +265,7 @@ def generate(
             hooks.enter_context(decoder.register_forward_hook(after_decoding))
         summarise = hooks.enter_context(method.applied(pipeline, all_steps, warn_of_shortfall=False))
         with (
-            freed(pipeline),
+            pipelines.freed(pipeline),
             stoppable(pipeline, should_stop),
             pipelines.prepared(pipeline, request.guidance_scale),
             pipelines.followed(pipeline, after_step) as follow,
@@ -292,16 +294,6 @@ def _broken(method: Method, where: str) -> BrokenClip:
         f"{method.label} gave numbers that are not finite (NaN or infinite) {where}, so there is no clip of it; "
         f"try {remedy}."
     )
-
-
-@contextmanager
-def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """A run that is left inside the block frees what it held, as finished runs do."""
-    try:
-        yield
-    except BaseException:
-        pipeline.maybe_free_model_hooks()
-        raise
 
 
 @contextmanager
