@@ -71,7 +71,7 @@ class AttentionMethod(Protocol):
 class AttentionRun(Protocol):
     """Attention of one generation, called by the hooks for every forward pass of the transformer.
 
-    Beyond this a run may have `limit_memory(limit, layers)` and `storage`, see `run.ReuseRun`, and
+    Beyond this a run may have `limit_memory(limit, layers)`, `set_times(times)` and `storage`, see `run.ReuseRun`, and
     `module(layer, shape, forward)`, which stands in for a whole self-attention module on hidden states of this shape,
     where it is not in a compiled graph. The batch and the grid may change from one forward pass to the next.
     """

@@ -59,12 +59,19 @@ class Request:
         """Frames, height and width."""
         return self.num_frames, self.height, self.width
 
-    def tokens(self, pipeline: DiffusionPipeline) -> int:
-        """Video tokens that attention will see: of Pond every position of the latent clip, of other pipelines by the
-        factors of their autoencoder and patches."""
+    def grid(self, pipeline: DiffusionPipeline) -> tuple[int, int, int]:
+        """(t, y, x) sizes in video tokens, as attention will see them: of Pond every position of the latent clip, of
+        other pipelines by the factors of their autoencoder and patches."""
         temporal, spatial = pipelines.factors(pipeline)
         latent = (self.num_frames - 1) // temporal + 1, self.height // spatial, self.width // spatial
-        return math.prod(max(1, size // edge) for size, edge in zip(latent, pipelines.patch_of(pipeline), strict=True))
+        frames, height, width = (
+            max(1, size // edge) for size, edge in zip(latent, pipelines.patch_of(pipeline), strict=True)
+        )
+        return frames, height, width
+
+    def tokens(self, pipeline: DiffusionPipeline) -> int:
+        """Video tokens that attention will see, see `grid`."""
+        return math.prod(self.grid(pipeline))
 
     @classmethod
     def for_pipeline(cls, pipeline: DiffusionPipeline, prompt: str, **given: Any) -> "Request":
@@ -177,7 +184,7 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`.
+    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise.
     """
 
     method: Method
@@ -186,6 +193,7 @@ class Generation:
     saving: dict[str, Any] | None
     summary: dict[str, Any]
     flaw: str | None = None
+    step_seconds: tuple[float, ...] = ()
 
     @property
     def shortfall(self) -> str | None:
@@ -203,8 +211,8 @@ def generate(
 ) -> Generation:
     """Generate one clip, in the method's own number of steps if it has one.
 
-    on_step is called after every denoising step. should_stop is asked before the first and after every step; once it
-    says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
+    on_step is called after every denoising step. should_stop is asked before every block of the transformer and after
+    every step; once it says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
     """
     request = request.by(method)
     request.check(pipeline)
@@ -212,6 +220,7 @@ def generate(
         raise Cancelled
     watch = Stopwatch(pipeline._execution_device)
     text_seconds: float | None = None
+    step_seconds: list[float] = []
     step_input: torch.Tensor | None = None
     denoised_seconds = 0.0
     done = steps = 0
@@ -237,7 +246,8 @@ def generate(
                 on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
-        denoised_seconds = watch.seconds
+        begun, denoised_seconds = denoised_seconds or text_seconds or 0.0, watch.seconds
+        step_seconds.append(denoised_seconds - begun)
         return {}
 
     def after_decoding(module: Any, args: Any, output: Any) -> None:
@@ -254,6 +264,7 @@ def generate(
         with method.applied(pipeline, all_steps, warn_of_shortfall=False) as summarise:
             with (
                 freed(pipeline),
+                stoppable(pipeline, should_stop),
                 pipelines.prepared(pipeline, request.guidance_scale),
                 pipelines.followed(pipeline, after_step) as follow,
             ):
@@ -275,7 +286,7 @@ def generate(
         "decode": total - denoised_seconds,
     }
     frames = to_frames(video)
-    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames))
+    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames), tuple(step_seconds))
 
 
 def _broken(method: Method, where: str) -> BrokenClip:
@@ -294,6 +305,25 @@ def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
     except BaseException:
         pipeline.maybe_free_model_hooks()
         raise
+
+
+@contextmanager
+def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    """Inside the block a forward pass, which may take many seconds, ends with Cancelled before the next block of the
+    transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules."""
+
+    def before_block(module: Any, args: Any) -> None:
+        if should_stop is not None and should_stop():
+            raise Cancelled
+
+    lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
+    blocks = [block for each in lists for block in each] if should_stop is not None else []
+    hooks = [block.register_forward_pre_hook(before_block) for block in blocks]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def read_steps(text: str, steps: int) -> set[int]:

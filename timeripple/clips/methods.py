@@ -132,6 +132,8 @@ def parse_method(text: str) -> Method:
         (caches if name in STEP_CACHES else attention).append(PARSERS[name].parse(":".join([name, *own])))
     if len(attention) + len(caches) > 2 or len(caches) > 1:
         raise ConfigError(f"{text!r} stacks too much; stack two, of which one may be a step cache.")
+    if attention and caches and not getattr(caches[0], "stacks", True):
+        raise ConfigError(f"{caches[0].label} stacks on nothing, but this is {text!r}; give it alone.")
     config = StackedConfig(*attention) if len(attention) == 2 else next(iter(attention), None)
     return Method(text, config, next(iter(caches), None), **run)
 

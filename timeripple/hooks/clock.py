@@ -16,6 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -102,6 +103,14 @@ class StepClock:
             raise UnknownStep(f"the pipeline takes more than {total} steps; give num_inference_steps to enable")
         self._steps = total
         return self._enter(transformer, name)
+
+    def times(self, total: int) -> list[float] | None:
+        """The timesteps of the run in progress, where the scheduler of a pipeline has one for each of so many steps."""
+        timesteps = getattr(getattr(self._target(), "scheduler", None), "timesteps", None)
+        if not isinstance(timesteps, Tensor) or timesteps.shape != (total,):
+            return None
+        times = timesteps.tolist()
+        return times if all(later < earlier for earlier, later in pairwise(times)) else None
 
     def _total_of(self, pipeline: Any, in_loop: bool) -> int | None:
         """What a pipeline says outside its loop is of another run."""

@@ -174,6 +174,8 @@ class TransformerHook(ModelHook):
         if hasattr(self.run, "limit_memory"):
             samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
             self.run.limit_memory(self.memory_limit, samples * len(self.layers))
+        if hasattr(self.run, "set_times") and (times := self.clock.times(moment.total)):
+            self.run.set_times(times)
         self.held_bytes, self.choosing_seconds = 0, 0.0
         self.computed: set[tuple[str, str]] = set()  # (pass, layer)
 
