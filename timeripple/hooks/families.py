@@ -191,6 +191,7 @@ _HUNYUAN = r"(single_)?transformer_blocks\.\d+\.attn"
 FAMILIES = {
     "WanTransformer3DModel": _WAN,
     "WanVACETransformer3DModel": _WAN,
+    "WanAnimateTransformer3DModel": _WAN,
     "SkyReelsV2Transformer3DModel": _WAN,
     "HunyuanVideoTransformer3DModel": Family(
         "HunyuanVideo", _HUNYUAN, _hunyuan_grid, _hunyuan_rope, preset=PAPER_HUNYUAN
