@@ -11,7 +11,7 @@ from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
 from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
-from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, one_sentence, remember, size_choices, size_text, sizes_of
+from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence, remember, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.method_form import method_form, read_method, strength_choices, strength_values, title
 from ui.player import player
@@ -41,6 +41,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     own, sizes = Request.for_pipeline(pipeline, "any"), sizes_of(pipeline)
     recorded = recorded_runs(runs, lambda *asked: fill_form(*asked, runs.limits))
     first = next(iter(recorded.values()))
+    # `last` is also what the page itself knows of: a gr.State stays on the server.
     run_id, shown = gr.State(first.id), gr.State([first.id, first.version, 0])
     timer = gr.Timer(POLL_SECONDS, active=False)
     opened = present_run(first)
@@ -100,6 +101,11 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     outcome = [heading, video_player, numbers, steps_seen]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
+    def filled_by(run: Run) -> list:
+        """The form as the run asked; of a model that has other sizes it stays as it is."""
+        fits = run.id not in recorded or sizes == SIZES
+        return [*run.settings] if fits else [gr.skip()] * len(form)
+
     def start(*settings):
         """Queues the run the form asks for."""
         with one_sentence():
@@ -112,19 +118,19 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         link = dict(page.query_params)
         run, empty = runs.find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
-            return [run.id, *run.settings, gr.Timer(active=True), None, ""]
+            return [run.id, run.id, *filled_by(run), gr.Timer(active=True), None, ""]
         missing = markup.remark(GONE) if "run" in link else ""
         if "prompt" in link:
-            return [first.id, *fill_from(link), gr.Timer(active=True), None, missing]
+            return [first.id, None, *fill_from(link), gr.Timer(active=True), None, missing]
         mine = kept and len(kept[1]) == len(form)
         if mine and (kept[0] != started_as or "run" in link):
             gone = missing if kept[0] == started_as else markup.remark(RESTARTED)
-            return [first.id, *kept[1], gr.Timer(active=False), gr.skip(), gone]
-        return [first.id, *empty, gr.Timer(active=False), gr.skip(), ""]
+            return [first.id, None, *kept[1], gr.Timer(active=False), gr.skip(), gone]
+        return [first.id, None, *empty, gr.Timer(active=False), gr.skip(), ""]
 
     def pick_recorded(event: gr.EventData):
         run = recorded[event.recorded]
-        return run.id, *run.settings, gr.Timer(active=True), None, ""
+        return run.id, run.id, *filled_by(run), gr.Timer(active=True), None, ""
 
     def fill_from(source: dict | str) -> list:
         """The form from a link's query, or from the mp4 at a path."""
@@ -181,20 +187,20 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     gr.on([control.input for control in method_b], lambda: gr.Radio(value=None), None, strength, **QUIET)
     gr.on([control.change for control in form], changed, [run_id, *form], [draft, note],
           trigger_mode="always_last", **QUIET)  # fmt: skip
-    filled = [run_id, *form, timer, shown, gone]
+    filled = [run_id, last, *form, timer, shown, gone]
     video.upload(fill_from, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [run_id, last, timer, shown, gone, note], **QUEUED)
-        started.success(show, [run_id, shown], view, **QUIET).then(None, run_id, None, js=remember("run"))
+        started.success(show, [run_id, shown], view, **QUIET).then(None, last, None, js=remember("run"))
         started.success(None, js=SHOW_STAGE)
     picked = gallery.select(pick_recorded, None, filled, **QUIET)
-    picked.success(show, [run_id, shown], view, **QUIET).then(None, run_id, None, js=remember("run"))
+    picked.success(show, [run_id, shown], view, **QUIET).then(None, last, None, js=remember("run"))
     cancel.click(runs.cancel, run_id, None, **QUIET).then(show, [run_id, shown], view, **QUIET)
     timer.tick(show, [run_id, shown], view, trigger_mode="once", **QUIET)
     for wanted in (more.expand, heading.change):
         wanted(know_more, run_id, [*plots, *files], **QUIET)
-    app.load(restore, [last, draft], filled, **QUEUED).success(None, run_id, None, js=remember("run"))
+    app.load(restore, [last, draft], filled, **QUEUED).success(None, last, None, js=remember("run"))
     return size
 
 

@@ -133,9 +133,9 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
         id = dict(page.query_params).get("look", saved)
         run = runs.find(id)
         if run is None or not isinstance(run.settings[-1], dict):
-            return [RECORDED, *[gr.skip()] * 5]
+            return [RECORDED, None, *[gr.skip()] * 5]
         asked = run.settings[-1]
-        return [run.id, asked["kind"], asked["prompt"], asked["size"], asked["steps"], asked["seed"]]
+        return [run.id, run.id, asked["kind"], asked["prompt"], asked["size"], asked["steps"], asked["seed"]]
 
     def choose(kind: str) -> list:
         showing = [gr.Row(visible=kind != RECORDED), gr.Textbox(visible=kind == PROMPT)]
@@ -161,7 +161,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
         for view in drawn:
             view.tab.select(lambda name=view.name: name, None, tab_name, **QUIET).then(*all_of, **QUIET)
         asked = look.click(start, form, [run_id, last], **QUEUED)
-        asked.success(None, run_id, None, js=remember("look"))
+        asked.success(None, last, None, js=remember("look"))
         recorded = kind.input(lambda kind: RECORDED if kind == RECORDED else gr.skip(), kind, run_id, **QUIET)
         for begin in (asked.success, opened.select, recorded.then):
             begin(follow, ready, picked, **QUEUED).then(
@@ -169,7 +169,9 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
             ).then(*all_of, **QUIET)
         kind.change(choose, kind, [made, prompt, clip, camera], **QUIET)
         cancel.click(runs.cancel, run_id, None, **QUIET)
-        app.load(restore, last, [run_id, kind, prompt, size, steps, seed], **QUIET)
+        app.load(restore, last, [run_id, last, kind, prompt, size, steps, seed], **QUIET).then(
+            None, last, None, js=remember("look")
+        )
 
     return Source(run_id, step, layer, head, channel, place, size, wire)
 

@@ -149,7 +149,7 @@ def test_a_clip_that_shows_something_has_every_metric():
     assert judged.scores["vmaf"] == pytest.approx(np.mean(judged.per_frame["vmaf"]))
 
 
-SUMMARY = {"grid": [4, 8, 8], "held_bytes": 0, "records": []}
+SUMMARY = {"grid": [4, 8, 8], "held_bytes": 0, "records": [], "saving": None}
 SECONDS = dict.fromkeys(("total", "text", "denoise", "attention", "plan", "decode"), 1.0)
 
 
