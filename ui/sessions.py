@@ -1,7 +1,7 @@
 """What the server keeps of every open page: the values of its `gr.State`s, and the choices and ranges it was given.
 
-Gradio also keeps a copy of the whole page with all that was shown on it, about a megabyte each, so that a deep link can
-be made of it (`gr.DeepLinkButton`), of which there is none here. Written for Gradio 6.31's `state_holder`; a test counts
+Gradio also keeps a copy of the whole page with all that was shown on it, a megabyte each, so that a deep link can be
+made of it (`gr.DeepLinkButton`), of which there is none here. Written for Gradio 6.31's `state_holder`; a test counts
 what is kept.
 """
 
