@@ -162,8 +162,9 @@ def compare(
 ) -> Comparison:
     """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
 
-    repeat: how often, every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first method does not pay for what only happens once. A method that breaks
-    costs no other's clip; raises BrokenClip where the first one does, which the others are compared with.
+    repeat: how often, every second time in the opposite order; seconds are the medians. An untimed step comes first, so
+    that the first method does not pay for what only happens once. A method that breaks costs no other's clip; raises
+    BrokenClip where the first one does, which the others are compared with.
     """
     check(pipeline, request, methods)
     if repeat < 1:

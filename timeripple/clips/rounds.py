@@ -1,5 +1,5 @@
-"""What a busy machine does to seconds, and how it shows: the same clips made several times, and stages that are the same
-work in every method."""
+"""What a busy machine does to seconds, and how it shows: the same clips made several times, and stages that are the
+same work in every method."""
 
 from __future__ import annotations
 
