@@ -15,7 +15,7 @@ test: venv $(AXE)
 	$(VENV)/ruff format --check .
 	$(VENV)/lint-imports
 	$(VENV)/mypy
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
 
 venv: .venv/dev-ready
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from html import escape
 
 import gradio as gr
 
@@ -22,6 +23,23 @@ PICK = """element.addEventListener('click', event => {
   if (button) trigger('select', {...button.dataset});
 });"""
 """A click on a button of an HTML component tells Python its data attributes."""
+
+
+def remember(name: str) -> str:
+    """JavaScript that writes an id into the page's address, so that a reload shows it again: to this tab of the browser
+    and no other."""
+    return f"""id => {{
+      const url = new URL(location);
+      for (const old of [...url.searchParams.keys()])
+        if (old !== '__theme' && (old === '{name}' || !['run', 'look'].includes(old))) url.searchParams.delete(old);
+      if (id) url.searchParams.set('{name}', id);
+      history.replaceState(history.state, '', url);
+    }}"""
+
+
+def queue_note(ahead: int) -> str:
+    """What a run says that waits for its turn."""
+    return f"Waiting: {ahead} {'run comes' if ahead == 1 else 'runs come'} first."
 
 
 def sizes_of(pipeline) -> dict[str, tuple[int, int, int]]:
@@ -69,4 +87,9 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise gr.Error(str(error), print_exception=False) from None
+        raise failure(str(error)) from None
+
+
+def failure(sentence: str) -> gr.Error:
+    """The message that the page shows: as text, whatever a visitor has put into it, since Gradio takes it as HTML."""
+    return gr.Error(escape(sentence, quote=False), print_exception=False)

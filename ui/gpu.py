@@ -5,13 +5,16 @@ were asked for. Arguments and what it yields are copied between the processes; c
 Files are shared.
 """
 
-import importlib.util
 import queue
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
+from html import unescape
 from typing import Any, NamedTuple
+
+import gradio as gr
 
 from timeripple.bench.attention import request_for
 from timeripple.bench.roofline import attention_scaling
@@ -21,9 +24,7 @@ from timeripple.clips.methods import Method
 from timeripple.inspection.laboratory import laboratory_report
 from timeripple.inspection.probe import inspect_clip, inspect_request
 from timeripple.inspection.reports import attention_report, probe_report
-
-SECONDS_PER_TERAFLOP = 0.1  # generous: a few times what a lent GPU needs
-FIXED_SECONDS = 20
+from ui.limits import gpu_is_lent, seconds_needed
 
 
 class Works(NamedTuple):
@@ -42,7 +43,7 @@ class Works(NamedTuple):
 
 
 def works(pipeline) -> Works:
-    def of_methods(request: Request, methods: Sequence[Method]) -> int:
+    def of_methods(request: Request, methods: Sequence[Method], *_) -> int:
         return seconds_needed(pipeline, request, sum(method.evaluations(request.steps) for method in methods))
 
     def of_one(request: Request, *_) -> int:
@@ -71,7 +72,7 @@ def lent(work: Callable, seconds: Callable[..., int]) -> Callable:
 
     seconds(*arguments): for how long a GPU is asked for.
     """
-    if importlib.util.find_spec("spaces") is None:
+    if not gpu_is_lent():
         return lambda run, *arguments: work(*arguments, on_step=run.report, should_stop=run.stop.is_set)
     import spaces
 
@@ -80,26 +81,25 @@ def lent(work: Callable, seconds: Callable[..., int]) -> Callable:
         yield from stream(lambda report, should_stop: work(*arguments, on_step=report, should_stop=should_stop))
 
     def follow(run, *arguments) -> Any:
-        with closing(on_gpu(*arguments)) as events:
-            for finished, value in events:
-                if finished:
-                    return value
-                run.report(*value)
-                if run.stop.is_set():
-                    raise Cancelled
-        raise RuntimeError("the GPU was taken back before the work was finished")
+        try:
+            with closing(on_gpu(*arguments)) as events:
+                for finished, value in events:
+                    if finished:
+                        return value
+                    run.report(*value)
+                    if run.stop.is_set():
+                        raise Cancelled
+        except gr.Error as error:  # no GPU is free, or the visitor's quota is used up
+            raise ValueError(f"No GPU was lent: {plain(error.message)}") from None
+        raise ValueError("The GPU was taken back before the work was finished; ask for fewer steps or a smaller size.")
 
     return follow
 
 
-def seconds_needed(pipeline, request: Request, steps: int | None = None) -> int:
-    """Estimate of the time on a GPU: two guidance passes of dense attention and linear layers, 4 N^2 d and 24 N d^2
-    floating-point operations a layer, at every step. steps: of all methods together, or None for the request's."""
-    config = pipeline.transformer.config
-    tokens, width = request.tokens(pipeline), config.num_attention_heads * config.attention_head_dim
-    layer = 4 * tokens**2 * width + 24 * tokens * width**2
-    total = 2 * config.num_layers * layer * (steps or request.steps)
-    return round(FIXED_SECONDS + SECONDS_PER_TERAFLOP * total / 1e12)
+def plain(message: str) -> str:
+    """A message in HTML, as Gradio's are, as a sentence in plain text."""
+    text = " ".join(unescape(re.sub(r"<[^>]*>", " ", str(message))).split()).strip("'\" ")
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def stream(work: Callable[[Callable, Callable], Any]) -> Iterator[tuple[bool, Any]]:

@@ -1,98 +1,65 @@
-"""Runs that outlive the page that started them: one worker, a bounded queue, results kept for a while.
+"""Runs that outlive the page that started them: one worker, a bounded and fair queue, results kept for a while.
 
-A run is known by its id alone. Ids cannot be guessed and are never listed, so visitors see only their own runs.
+A run is known by its id alone. Ids cannot be guessed and are never listed, so visitors see only their own runs. What
+is finished is noted in an index on disk, from which the next process takes it up.
 """
 
+import contextvars
 import logging
 import secrets
 import shutil
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from timeripple.clips.generate import Cancelled, Request
+from gradio.context import LocalContext
+
+from timeripple.clips.generate import Cancelled
+from ui.index import claim
+from ui.limits import Limits
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one app allows; `from_environment` reads each from TIMERIPPLE_<NAME IN CAPITALS>.
-
-    max_tokens, max_steps: of one generation. max_queue: runs that may wait for their turn. max_kept: finished runs
-    kept; max_age: for how many seconds; max_megabytes: on how much disk. max_upload_megabytes, max_upload_pixels,
-    max_upload_seconds: of a visitor's file, of a frame of it and of its length. Runs share one model, so they go one
-    after the other.
-    """
-
-    max_tokens: int = 16_384
-    max_steps: int = 50
-    max_queue: int = 8
-    max_kept: int = 50
-    max_age: int = 7200
-    max_megabytes: int = 500
-    max_upload_megabytes: int = 8
-    max_upload_pixels: int = 16_777_216
-    max_upload_seconds: int = 60
-
-    def __post_init__(self):
-        for each in fields(self):
-            if getattr(self, each.name) < 1:
-                raise ValueError(f"{each.name} is {getattr(self, each.name)}; give at least 1, such as {each.default}.")
-
-    def check(self, pipeline, request: Request) -> None:
-        """Raises ValueError, one sentence, for a request that is too large."""
-        self.check_steps(request)
-        if (tokens := request.tokens(pipeline)) > self.max_tokens:
-            raise ValueError(f"This size is {tokens:,} tokens; the limit here is {self.max_tokens:,}.")
-
-    def check_steps(self, request: Request) -> None:
-        """Raises ValueError, one sentence, for too many steps."""
-        if request.steps > self.max_steps:
-            raise ValueError(f"These are {request.steps} steps; the limit here is {self.max_steps}.")
-
-    @classmethod
-    def from_environment(cls, environment: Mapping[str, str]) -> "Limits":
-        """Raises ValueError, one sentence, for a variable that is no whole number of at least 1."""
-        values = {}
-        for each in fields(cls):
-            variable = f"TIMERIPPLE_{each.name.upper()}"
-            text = environment.get(variable, str(each.default))
-            if not text.strip().isdecimal() or int(text) < 1:
-                raise ValueError(f"{variable} is {text!r}; give a whole number of at least 1, such as {each.default}.")
-            values[each.name] = int(text)
-        return cls(**values)
+CLOSING_SECONDS = 10
 
 
 class QueueFull(ValueError):
     """No more runs can wait; the message is one sentence for the visitor."""
 
 
+def visitor_now() -> str:
+    """Whose request is being answered: the session of the open page or of the program that calls; "" for none."""
+    request = LocalContext.request.get(None)
+    return getattr(request, "session_hash", None) or ""
+
+
 @dataclass(eq=False)
 class Run:
     """One piece of work, its progress and its outcome.
 
-    state: queued, running, done, cancelled or failed. progress: the latest event of each method. result: what the
-    work returned, once done; error: one sentence, if it failed; bytes: size of its folder. version: grows with every
-    change that shows.
+    state: queued, running, done, cancelled or failed. progress: the latest event of each method; previews: of all its
+    steps so far. result: what the work returned, once done; error: one sentence, if it failed; bytes: size of its
+    folder. version: grows with every change that shows. visitor: who asked for it; viewers: whose open pages show it.
     """
 
     id: str
-    work: Callable[["Run"], Any]
+    work: Callable[["Run"], Any] | None
     settings: tuple
     folder: Path
+    visitor: str = ""
     state: str = "queued"
     progress: dict = field(default_factory=dict)
+    previews: dict = field(default_factory=dict)
     result: Any = None
     error: str | None = None
     bytes: int = 0
     version: int = 0
-    changed_at: float = field(default_factory=time.monotonic)
+    changed_at: float = field(default_factory=time.time)
     stop: threading.Event = field(default_factory=threading.Event)
+    viewers: set[str] = field(default_factory=set)
 
     @property
     def finished(self) -> bool:
@@ -101,12 +68,14 @@ class Run:
     def report(self, *event) -> None:
         """Takes note of a step: a StepEvent, under the name of its method, or (done, all), as "step"."""
         name, value = ("step", event) if len(event) == 2 else (event[0].method, event[0])
+        if getattr(value, "preview", None) is not None:
+            self.previews.setdefault(name, []).append(value.preview)
         self.changed(progress={**self.progress, name: value})
 
     def changed(self, **attributes) -> None:
         for name, value in attributes.items():
             setattr(self, name, value)
-        self.changed_at = time.monotonic()
+        self.changed_at = time.time()
         self.version += 1
 
 
@@ -114,56 +83,81 @@ class Runs:
     """The registry: starts runs one after the other in a thread of its own, keeps the outcome within `limits`."""
 
     def __init__(self, limits: Limits, parent: str | Path):
-        """`parent` holds the folder of the runs, which goes when the process ends."""
-        Path(parent).mkdir(parents=True, exist_ok=True)
+        """`parent` holds the folder of the runs, with what an earlier process left there."""
         self.limits = limits
-        self._folder = tempfile.TemporaryDirectory(prefix="runs-", dir=parent, ignore_cleanup_errors=True)
-        self._runs: dict[str, Run] = {}  # oldest first
+        self._index = claim(Path(parent))
+        self._folder, self.alone = self._index.folder, self._index.alone
         self._lock = threading.Condition()
-        threading.Thread(target=self._work, name="timeripple-runs", daemon=True).start()
+        self._turns: Counter[str] = Counter()  # when each visitor had a run started last
+        self._recorded: dict[str, Run] = {}
+        self._runs = {  # oldest first
+            kept["id"]: Run(work=None, state="done", folder=self._folder / kept["id"], **kept)
+            for kept in self._index.kept()
+        }
+        self._current: Run | None = None  # what the worker is at, also after it was cancelled
+        self._closing = False
+        self._clean()
+        self._worker = threading.Thread(target=self._work, name="timeripple-runs", daemon=True)
+        self._worker.start()
 
-    def submit(self, work: Callable[[Run], Any], settings: tuple = ()) -> Run:
-        """Queues `work`, which is called with its run: it writes to `run.folder`, calls `run.report` with every step
-        and raises Cancelled soon after `run.stop` is set. Raises QueueFull."""
+    def submit(self, work: Callable[[Run], Any], settings: tuple = (), visitor: str | None = None) -> Run:
+        """Queues `work`, which is called with its run, in the context of this call: it writes to `run.folder`, calls
+        `run.report` with every step and raises Cancelled soon after `run.stop` is set. Raises QueueFull."""
+        visitor = visitor_now() if visitor is None else visitor
+        context = contextvars.copy_context()  # ZeroGPU takes the visitor's quota from it
+        name = secrets.token_urlsafe(16)
+        run = Run(name, lambda run: context.run(work, run), settings, self._folder / name, visitor)
         with self._lock:
-            waiting = sum(run.state == "queued" for run in self._runs.values())
+            unfinished = [run for run in self._runs.values() if not run.finished]
+            own = sum(run.visitor == visitor for run in unfinished)
+            if own >= self.limits.max_visitor_runs:
+                raise QueueFull(f"You have {own} runs waiting already; let one finish or cancel it first.")
+            waiting = sum(run.state == "queued" for run in unfinished)
             if waiting >= self.limits.max_queue:
                 raise QueueFull(f"{waiting} runs are waiting already; please try again in a minute.")
-            name = secrets.token_urlsafe(16)
-            run = self._runs[name] = Run(name, work, settings, Path(self._folder.name) / name)
+            self._runs[name] = run
             self._lock.notify_all()
         return run
 
     def adopt(self, folder: Path, result: Any, settings: tuple) -> Run:
-        """A finished run with a copy of what lies in `folder`, for results that were recorded before."""
-        name = secrets.token_urlsafe(16)
-        run = Run(name, None, settings, Path(self._folder.name) / name, state="done", result=result)
-        shutil.copytree(folder, run.folder)
-        run.bytes = sum(file.stat().st_size for file in run.folder.glob("*"))
+        """A finished run that shows what lies in `folder`, recorded before: one for all visitors, and never forgotten
+        while the process lives."""
+        name = f"recorded-{folder.name}"
         with self._lock:
-            self._runs[name] = run
-            self._clean()
-        return run
+            if name not in self._recorded:
+                shutil.copytree(folder, self._folder / name, dirs_exist_ok=True)
+                self._recorded[name] = Run(name, None, settings, self._folder / name, state="done", result=result)
+            return self._recorded[name]
 
     def find(self, id: str | None) -> Run | None:
-        """The run with this id, or None if there is none or it is no longer kept."""
+        """The run with this id, or None if there is none or it is no longer kept; it is in view of who asks."""
         with self._lock:
             self._clean()
-            return self._runs.get(id)
+            run = self._recorded.get(id) or self._runs.get(id)
+            if run and (visitor := visitor_now()):
+                run.viewers.add(visitor)
+            return run
+
+    def leave(self, visitor: str) -> None:
+        """This visitor's page is closed: nothing is in its view any more."""
+        with self._lock:
+            for run in [*self._runs.values(), *self._recorded.values()]:
+                run.viewers.discard(visitor)
 
     def ahead(self, run: Run) -> int:
         """How many runs come before this one."""
         with self._lock:
-            earlier = list(self._runs)[: list(self._runs).index(run.id)] if run.id in self._runs else []
-            return sum(not self._runs[id].finished for id in earlier)
+            if run.state != "queued":
+                return 0
+            return list(self._line()).index(run) + (self._current is not None)
 
     def cancel(self, id: str | None) -> None:
-        """Stops a run: at once if it waits, after the step in progress if it runs."""
+        """Stops a run: its visitor is told at once, the worker leaves it after the step in progress."""
         with self._lock:
             run = self._runs.get(id)
             if run and not run.finished:
                 run.stop.set()
-                run.changed(state="cancelled" if run.state == "queued" else run.state)
+                run.changed(state="cancelled", work=None)
                 self._lock.notify_all()
 
     def wait(self, run: Run, seconds: float | None = None) -> bool:
@@ -171,31 +165,79 @@ class Runs:
         with self._lock:
             return self._lock.wait_for(lambda: run.finished, seconds)
 
+    def idle(self, seconds: float) -> bool:
+        """Waits until the worker is at nothing, at most so long; says whether it is."""
+        with self._lock:
+            return self._lock.wait_for(lambda: self._current is None, seconds)
+
+    def close(self) -> bool:
+        """Stops what runs and waits, keeps what is finished for the next process; says whether the worker is done."""
+        with self._lock:
+            self._closing = True
+            for run in self._runs.values():
+                if not run.finished:
+                    run.stop.set()
+                    run.changed(state="failed", error="The server is being stopped; please generate again later.")
+            self._lock.notify_all()
+        self._worker.join(CLOSING_SECONDS)
+        self._index.close()
+        return not self._worker.is_alive()
+
     def _work(self) -> None:
-        while True:
+        while not self._closing:
             with self._lock:
-                self._lock.wait_for(lambda: self._next() is not None, timeout=60)
+                self._lock.wait_for(lambda: self._closing or next(self._line(), None), timeout=60)
                 self._clean()
-                if (run := self._next()) is None:
+                run = next(self._line(), None)
+                if run is None or self._closing:
                     continue
+                self._current = run
+                self._turns[run.visitor] = max(self._turns.values(), default=0) + 1
                 run.changed(state="running")
+            overdue = threading.Timer(self.limits.max_wall_seconds, run.stop.set)
+            overdue.start()
             outcome = self._outcome(run)
-            if outcome["state"] != "done":
-                shutil.rmtree(run.folder, ignore_errors=True)
+            overdue.cancel()
             with self._lock:
-                run.changed(**outcome, bytes=sum(file.stat().st_size for file in run.folder.glob("*")))
+                self._finish(run, outcome)
+                self._current = None
                 self._clean()
                 self._lock.notify_all()
 
-    def _next(self) -> Run | None:
-        return next((run for run in self._runs.values() if run.state == "queued"), None)
+    def _finish(self, run: Run, outcome: dict) -> None:
+        """Notes what came of a run, unless it was cancelled meanwhile, and removes what is no result."""
+        run.work = None
+        if not run.finished:
+            size = sum(file.stat().st_size for file in run.folder.glob("*"))
+            if size > self.limits.max_megabytes * 1_000_000:
+                outcome = {
+                    "state": "failed",
+                    "error": f"This result has {size // 1_000_000:,} MB; the limit here is "
+                    f"{self.limits.max_megabytes:,}, so ask for a smaller size.",
+                }
+            run.changed(**outcome, bytes=size)
+            if run.state == "done":
+                self._index.add(run)
+        if run.state != "done":
+            shutil.rmtree(run.folder, ignore_errors=True)
+
+    def _line(self) -> Iterator[Run]:
+        """Runs that wait, in the order of their turn: one of every visitor, then the next of every visitor."""
+        waiting = [run for run in self._runs.values() if run.state == "queued"]
+        turns = self._turns.copy()
+        while waiting:
+            run = min(waiting, key=lambda run: turns[run.visitor])  # of equals the oldest
+            turns[run.visitor] = max(turns.values(), default=0) + 1
+            waiting.remove(run)
+            yield run
 
     def _outcome(self, run: Run) -> dict:
         try:
-            run.folder.mkdir(parents=True)
+            run.folder.mkdir(parents=True, exist_ok=True)
             return {"state": "done", "result": run.work(run)}
         except Cancelled:
-            return {"state": "cancelled"}
+            seconds = self.limits.max_wall_seconds
+            return {"state": "failed", "error": f"The run was stopped after {seconds:,} seconds, the limit here."}
         except ValueError as error:
             return {"state": "failed", "error": str(error)}
         except OSError as error:
@@ -207,12 +249,26 @@ class Runs:
             return {"state": "failed", "error": f"The run stopped on an unexpected {type(error).__name__}; try again."}
 
     def _clean(self) -> None:
-        """Forgets finished runs that are too old, too many or too large together, oldest first."""
-        kept = [run for run in self._runs.values() if run.finished]
-        oldest_allowed = time.monotonic() - self.limits.max_age
+        """Forgets finished runs that are too old, or too many or too large together: of the visitor who has most of
+        them the oldest, those that are in view last."""
+        kept = [run for run in self._runs.values() if run.finished and run is not self._current]
+        oldest_allowed = time.time() - self.limits.max_age
         for run in list(kept):
-            too_large = sum(run.bytes for run in kept) > self.limits.max_megabytes * 1_000_000
-            if too_large or len(kept) > self.limits.max_kept or run.changed_at < oldest_allowed:
-                shutil.rmtree(run.folder, ignore_errors=True)
-                kept.remove(run)
-                del self._runs[run.id]
+            if run.changed_at < oldest_allowed and not run.viewers:
+                self._forget(run, kept)
+        while kept and (
+            len(kept) > self.limits.max_kept or sum(run.bytes for run in kept) > self.limits.max_megabytes * 1_000_000
+        ):
+            share = Counter(run.visitor for run in kept)
+            if len(kept) <= self.limits.max_kept:
+                for run in kept:
+                    share[run.visitor] += run.bytes
+            self._forget(max(kept, key=lambda run: (not run.viewers, share[run.visitor])), kept)
+        present = {run.visitor for run in self._runs.values()}
+        self._turns = Counter({visitor: turn for visitor, turn in self._turns.items() if visitor in present})
+
+    def _forget(self, run: Run, kept: list[Run]) -> None:
+        kept.remove(run)
+        del self._runs[run.id]
+        self._index.remove(run.id)
+        shutil.rmtree(run.folder, ignore_errors=True)

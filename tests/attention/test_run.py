@@ -6,6 +6,7 @@ from timeripple.attention import AttentionCall, ReuseRun, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
 from timeripple.attention.plans import tile, token
+from timeripple.attention.records import summarise_saving
 
 GRID = TokenGrid(4, 4, 4)
 
@@ -145,7 +146,7 @@ def test_held_bytes_count_passes_and_layers():
 def test_the_window_meets_its_budget(granularity, refresh):
     config = ReuseConfig(granularity, budget=0.5, refresh=refresh, query_tile=(2, 2, 2))
     run, _ = generate(config, 10, drift=0.02, passes=("cond", "uncond"))
-    saving = run.saving()
+    saving = summarise_saving(run.records, run.steps, config.kind)
     window = [step.index for step in run.steps if step.in_window]
     assert saving["kind"] == ("theoretical" if granularity == "channel" else "realised")
     assert saving["reuse_steps"] == pytest.approx(0.5, abs=0.02)

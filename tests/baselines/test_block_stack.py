@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple.attention.method import ConfigError
 from timeripple.baselines import teacache
 from timeripple.baselines.forecast import ForecastConfig
 from timeripple.baselines.spectrum import SpectrumConfig
@@ -171,17 +170,6 @@ def test_coefficients_are_those_of_the_pairs_of_changes(tiny_pipeline):
     x, y = np.array(pairs).T
     expected = np.poly1d(np.polyfit(x, y, 4))
     np.testing.assert_allclose(found(x), expected(x), rtol=1e-3)
-
-
-def test_teacache_needs_a_polynomial():
-    class OtherPipeline:
-        pass
-
-    with (
-        pytest.raises(ConfigError, match="polynomial fitted to OtherPipeline's model"),
-        parse_method("teacache").cache.applied(OtherPipeline(), 4),
-    ):
-        pass
 
 
 def test_attention_forecast_continues_the_outputs_of_the_refreshes(tiny_pipeline):

@@ -12,6 +12,7 @@ from timeripple.clips.quality import psnr
 from timeripple.clips.video import (
     AMPLIFICATIONS,
     FPS,
+    ClipLimits,
     amplification,
     amplified_difference,
     enlarge,
@@ -20,6 +21,7 @@ from timeripple.clips.video import (
     read_metadata,
     read_mp4,
     side_by_side,
+    signed_difference,
     write_mp4,
 )
 
@@ -121,11 +123,17 @@ def test_differences_are_amplified_as_far_as_they_fit(error, factor):
 
 
 def test_frames_of_the_player():
-    reference, clip = np.full((2, 64, 48, 3), 40, np.uint8), np.full((2, 64, 48, 3), 50, np.uint8)
-    frames = player_frames(reference, clip, 16)
-    assert frames.shape == (2, 256, 3 * (192 + 16), 3)
-    for number, level in enumerate((40, 50, 160)):
+    levels = (40, 50, 36)
+    frames = player_frames([np.full((2, 64, 48, 3), level, np.uint8) for level in levels], 16)
+    assert frames.shape == (2, 256, 5 * (192 + 16), 3)
+    for number, level in enumerate((*levels, 128 + 8 * 10, 128 - 8 * 4)):
         assert (frames[:, :, number * 208 : (number + 1) * 208] == level).all()
+
+
+def test_signed_differences_are_cut_off_at_both_ends():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), dtype=np.uint8)
+    expected = [min(255, max(0, 128 + 4 * (int(x) - int(y)))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+    assert signed_difference(a, b, 8).ravel().tolist() == expected
 
 
 def test_full_disk():
@@ -199,11 +207,11 @@ def hostile(tmp_path, name):
         ("ffconcat version 1.0\nfile /etc/passwd\n", "no video that can be read"),
         ("\0\0\0 ftypisom" + "nonsense" * 100, "0 frames could be read"),
         ("cut off", "0 frames could be read"),
-        ("one frame", "1 frames could be read"),
+        ("one frame", "no moving picture but one frame"),
         ("long", "is 10 seconds long; give one of at most 5"),
         ("large", "frames of 800×600 pixels; give one of at most 200,000"),
     ],
 )
 def test_what_is_no_clip_is_one_sentence(tmp_path, name, sentence):
     with pytest.raises(ValueError, match=sentence):
-        read_clip(hostile(tmp_path, name), 16, 64, 64, max_pixels=200_000, max_seconds=5)
+        read_clip(hostile(tmp_path, name), 16, 64, 64, ClipLimits(pixels=200_000, seconds=5))

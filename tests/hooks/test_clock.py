@@ -18,7 +18,7 @@ TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=
 class Log:
     """A config whose runs leave attention alone and note what they are told; turn: of the pipeline's loop."""
 
-    label, granularity, kind, records, held_bytes = "log", None, "realised", (), 0
+    label, granularity, kind, records, steps, held_bytes = "log", None, "realised", (), (), 0
 
     def __init__(self):
         self.totals, self.forwards, self.turn = [], [], 0
@@ -38,9 +38,6 @@ class Log:
 
     def end_forward(self):
         pass
-
-    def saving(self):
-        return None
 
     def skipped(self, layer, heads):
         raise AssertionError("nothing is skipped")

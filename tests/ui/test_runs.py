@@ -8,7 +8,7 @@ import pytest
 from timeripple.clips.generate import Cancelled
 from ui.runs import Limits, QueueFull, Runs
 
-LIMITS = Limits(max_queue=3, max_kept=2, max_age=60, max_megabytes=1)
+LIMITS = Limits(max_queue=3, max_visitor_runs=9, max_kept=2, max_age=60, max_megabytes=1)
 
 
 @dataclass
@@ -53,7 +53,7 @@ def test_runs_go_one_after_the_other(runs):
     first, second = runs.submit(until_stopped), runs.submit(lambda run: None)
     assert (runs.ahead(first), runs.ahead(second), second.state) == (0, 1, "queued")
     runs.cancel(first.id)
-    assert finished(runs, second).state == "done" and first.state == "cancelled"
+    assert first.state == "cancelled" and finished(runs, second).state == "done"
 
 
 def test_cancel_stops_a_run_and_removes_what_it_wrote(runs):
@@ -67,7 +67,7 @@ def test_cancel_stops_a_run_and_removes_what_it_wrote(runs):
     run = runs.submit(work)
     assert started.wait(10)
     runs.cancel(run.id)
-    assert finished(runs, run).state == "cancelled" and not run.folder.exists()
+    assert run.state == "cancelled" and runs.idle(10) and not run.folder.exists()
 
 
 def test_a_waiting_run_is_cancelled_at_once_and_never_starts(runs):
@@ -145,3 +145,114 @@ def test_limits_come_from_the_environment():
 def test_a_bad_limit_is_one_sentence(text):
     with pytest.raises(ValueError, match=r"TIMERIPPLE_MAX_TOKENS is .*; give a whole number of at least 1"):
         Limits.from_environment({"TIMERIPPLE_MAX_TOKENS": text})
+
+
+def test_visitors_take_turns(tmp_path):
+    """Three of one visitor, then one of another: the other's comes second."""
+    runs, order, go = Runs(Limits(), tmp_path), [], threading.Event()
+    first = runs.submit(lambda run: go.wait(10), visitor="a")
+    waiting = [runs.submit(lambda run, name=name: order.append(name), visitor=name[0]) for name in ("a1", "a2", "b1")]
+    assert [runs.ahead(run) for run in waiting] == [2, 3, 1] and runs.ahead(first) == 0
+    go.set()
+    assert all(runs.wait(run, 10) for run in waiting) and order == ["b1", "a1", "a2"]
+
+
+def test_one_visitor_cannot_fill_the_queue(tmp_path):
+    runs, go = Runs(Limits(), tmp_path), threading.Event()
+    mine = [runs.submit(lambda run: go.wait(10), visitor="a") for _ in range(Limits().max_visitor_runs)]
+    with pytest.raises(QueueFull, match="You have 3 runs waiting already"):
+        runs.submit(lambda run: None, visitor="a")
+    other = runs.submit(lambda run: "fine", visitor="b")
+    go.set()
+    assert finished(runs, other).result == "fine" and all(finished(runs, run).state == "done" for run in mine)
+    assert finished(runs, runs.submit(lambda run: "again", visitor="a")).result == "again"
+
+
+def test_cancelling_answers_at_once_whatever_the_run_does(runs):
+    started, go = threading.Event(), threading.Event()
+
+    def stubborn(run):
+        started.set()
+        go.wait(30)
+        (run.folder / "late.mp4").write_bytes(b"late")
+
+    run = runs.submit(stubborn)
+    assert started.wait(10)
+    runs.cancel(run.id)
+    assert run.state == "cancelled" and runs.wait(run, 0)
+    go.set()
+    assert runs.idle(10) and run.state == "cancelled" and not run.folder.exists()
+
+
+def test_a_run_that_takes_too_long_is_stopped(tmp_path):
+    runs = Runs(Limits(max_wall_seconds=1), tmp_path)
+    run = finished(runs, runs.submit(until_stopped))
+    assert (run.state, run.error) == ("failed", "The run was stopped after 1 seconds, the limit here.")
+
+
+def test_a_result_that_is_too_large_is_said(runs):
+    run = finished(runs, runs.submit(lambda run: (run.folder / "clip.mp4").write_bytes(bytes(1_100_000))))
+    assert run.state == "failed" and "This result has 1 MB; the limit here is 1" in run.error
+    assert not run.folder.exists()
+
+
+def test_results_of_others_and_those_in_view_are_the_last_to_go(tmp_path, monkeypatch):
+    runs = Runs(Limits(max_kept=3), tmp_path)
+    other = finished(runs, runs.submit(lambda run: None, visitor="b"))
+    mine = [finished(runs, runs.submit(lambda run: None, visitor="a"))]
+    monkeypatch.setattr("ui.runs.visitor_now", lambda: "a")
+    assert runs.find(mine[0].id)  # looks at it
+    mine += [finished(runs, runs.submit(lambda run: None, visitor="a")) for _ in range(4)]
+    monkeypatch.setattr("ui.runs.visitor_now", lambda: "")
+    assert [runs.find(run.id) is not None for run in (other, *mine)] == [True, True, False, False, False, True]
+    runs.leave("a")
+    last = finished(runs, runs.submit(lambda run: None, visitor="a"))
+    assert runs.find(mine[0].id) is None and runs.find(last.id) is last and runs.find(other.id) is other
+
+
+def test_recorded_results_are_no_runs(tmp_path):
+    recorded = tmp_path / "ball"
+    recorded.mkdir()
+    (recorded / "dense.mp4").write_bytes(bytes(500_000))
+    runs = Runs(replace(LIMITS, max_kept=1), tmp_path / "here")
+    mine = finished(runs, runs.submit(lambda run: 1))
+    shown = {runs.adopt(recorded, {"a": 1}, ("b",)).id for _ in range(50)}
+    assert len(shown) == 1 and runs.find(mine.id) is mine
+    assert (runs.find(shown.pop()).folder / "dense.mp4").stat().st_size == 500_000
+
+
+def test_finished_results_survive_and_the_rest_does_not(tmp_path):
+    runs = Runs(LIMITS, tmp_path)
+    done = finished(runs, runs.submit(lambda run: {"psnr": (run.folder / "a.mp4").write_bytes(b"abc")}, ("red", 7)))
+    running = runs.submit(until_stopped)
+    while running.state != "running":
+        pass
+    (done.folder.parent / "left over").mkdir()
+    assert runs.close() and running.error == "The server is being stopped; please generate again later."
+    again = Runs(LIMITS, tmp_path)
+    kept = again.find(done.id)
+    assert (kept.state, kept.result, kept.settings, kept.bytes) == ("done", {"psnr": 3}, ("red", 7), 3)
+    assert (kept.folder / "a.mp4").read_bytes() == b"abc" and again.find(running.id) is None
+    assert [path.name for path in kept.folder.parent.iterdir() if path.is_dir()] == [done.id]
+
+
+def test_processes_on_one_machine_have_a_folder_each(tmp_path):
+    first, second = Runs(LIMITS, tmp_path), Runs(LIMITS, tmp_path)
+    done = finished(first, first.submit(lambda run: 1))
+    assert done.folder.parent.name == "runs-0" and second.find(done.id) is None
+    assert finished(second, second.submit(lambda run: 1)).folder.parent.name == "runs-1"
+    assert first.alone and not second.alone
+
+
+def test_an_index_that_is_broken_is_made_anew(tmp_path):
+    (tmp_path / "runs-0" / "orphan").mkdir(parents=True)
+    (tmp_path / "runs-0" / "index.sqlite").write_bytes(b"no database" * 1000)
+    runs = Runs(LIMITS, tmp_path)
+    assert finished(runs, runs.submit(lambda run: 2)).result == 2
+    assert not (tmp_path / "runs-0" / "orphan").exists()
+
+
+def test_a_full_disk_costs_the_index_and_not_the_run(runs):
+    runs._index._connection.close()  # what sqlite then raises is its own kind of error
+    run = finished(runs, runs.submit(lambda run: 3))
+    assert (run.state, run.result) == ("done", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -85,6 +86,7 @@ class ReuseConfig:
             f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1",
         )
         _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
+        _require(self.theta != math.inf, f"theta {self.theta} is no number to compare with; give one such as 0.3")
         _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
         _require(
             self._reused.any_window or self.window == 2,
@@ -161,7 +163,7 @@ class ReuseConfig:
         return ":".join(self._parts())
 
     def _parts(self) -> list[str]:
-        amount = f"theta={self.theta:g}" if self.budget is None else f"{self.budget:g}"
+        amount = f"theta={number_text(self.theta or 0)}" if self.budget is None else number_text(self.budget)
         parts = [self.granularity, amount]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -321,6 +323,12 @@ def _parse(name: str, text: str) -> Any:
     return int(text) if name in ("window", "refresh", "dense_last") else float(text)
 
 
+def number_text(value: float) -> str:
+    """A number as short as can be that is read back as it was, without the plus that stands between the parts of a
+    stack: "0.75", "1000000", "1e16"."""
+    return repr(float(value)).removesuffix(".0").replace("e+", "e")
+
+
 def _format(name: str, value: Any) -> str:
     """Inverse of `_parse`."""
     if name == "extrapolate":
@@ -329,6 +337,8 @@ def _format(name: str, value: Any) -> str:
         return "".join(value)
     if name == "query_tile":
         return "x".join(map(str, value))
+    if isinstance(value, float):
+        return number_text(value)
     return "none" if value is None else str(value)
 
 

@@ -7,7 +7,7 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
-from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.records import Records
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.hooks import HOOK, transformers
@@ -30,7 +30,7 @@ PASSES_HOOK = "timeripple-passes"
 
 class StepCache(Protocol):
     """A frozen config of what leaves modules or steps out. It may have `computed(num_inference_steps)`, the steps at
-    which attention is asked for, where they are known beforehand."""
+    which attention is asked for, where they are known beforehand, and `stacks = False` if it cannot be stacked."""
 
     @property
     def label(self) -> str:
@@ -137,12 +137,10 @@ def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
         held = tensors_in(hooks)
         most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
 
-    handles = [model.register_forward_hook(count) for model in models]
-    try:
+    with ExitStack() as watching:
+        for model in models:
+            watching.enter_context(model.register_forward_hook(count))
         yield lambda: most
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
@@ -177,7 +175,14 @@ class CountedConfig:
 
 
 class CountedRun:
-    """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
+    """Does for a cache what `ReuseRun` does for reuse, and keeps the same records.
+
+    A cache may set, for the forward pass that begins, `rows`: the numbers of the queries that it wants, None: all, and
+    `samples`: of the batch that the pass is asked for, None: the most that were seen.
+    """
+
+    rows: Tensor | None = None
+    samples: int | None = None
 
     def __init__(self, steps: tuple[Step, ...]):
         self.steps, self._records, self._batch = steps, Records(), 1
@@ -186,11 +191,16 @@ class CountedRun:
         self._name, self._step = pass_name, self.steps[step_index]
 
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
-        """[batch, heads, tokens, d], dense; samples that are missing from the batch are saved."""
+        """[batch, heads, tokens, d], dense, 0 for queries that are not wanted; samples that are missing from the batch
+        are saved, as are the rows."""
         start = mark(call.device)
-        output = dense_attention(call)
+        if self.rows is None:
+            output, share = dense_attention(call), 1.0
+        else:
+            output, share = torch.zeros_like(call.query), len(self.rows) / call.grid.tokens
+            output[:, :, self.rows] = dense_attention(call, queries=self.rows)
         self._batch = max(self._batch, call.batch)
-        saving = torch.full((call.heads,), 1 - call.batch / self._batch, dtype=torch.float64)
+        saving = torch.full((call.heads,), 1 - share * call.batch / (self.samples or self._batch), dtype=torch.float64)
         self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
@@ -210,7 +220,3 @@ class CountedRun:
     def records(self) -> list[dict[str, Any]]:
         """See `Records.read`."""
         return self._records.read()
-
-    def saving(self) -> dict[str, Any]:
-        """As `ReuseRun.saving`: share of attention saved."""
-        return summarise_saving(self.records, self.steps, "realised")

@@ -55,6 +55,10 @@ def compare(
     ] = None,
     image: Annotated[str, typer.Option(help="Picture that an image-to-video pipeline begins with.")] = "",
     video: Annotated[str, typer.Option(help="Video that a video-to-video pipeline begins with.")] = "",
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far video to video goes from its video, 0 to 1; by default the pipeline's."),
+    ] = None,
     model: Model = "pond",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -82,6 +86,7 @@ def compare(
         pipeline = load_pipeline(model, device, dtype, offload, "video" if video else "image" if image else None)
         given: dict[str, Any] = {"steps": steps, "num_frames": frames, "height": height, "width": width}
         given |= {"guidance_scale": guidance, "true_cfg_scale": true_guidance, "image": image, "video": video}
+        given["strength"] = strength
         request = Request.for_pipeline(pipeline, prompt, negative_prompt=negative_prompt, seed=seed, **given)
         comparing.check(pipeline, request, chosen)
 

@@ -1,6 +1,7 @@
 """Several methods, same prompt and noise: what each took, what it saved, how close it stayed to the first."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -48,6 +49,11 @@ class Comparison:
         return [None] + [amplification(frames, reference) for frames in others]
 
     @property
+    def player_amplification(self) -> int:
+        """By how much differences are amplified in the player: as much as the largest of them lets."""
+        return min((factor for factor in self.amplifications if factor), default=1)
+
+    @property
     def speedups(self) -> list[float]:
         """Measured, end to end: total seconds of the reference over those of each generation."""
         reference = self.generations[0].seconds["total"]
@@ -88,6 +94,7 @@ class Comparison:
             "remarks": self.remarks,
             "broken": self.broken,
             "grid": self.generations[0].summary["grid"],
+            "player_amplification": self.player_amplification,
             "methods": [
                 {
                     "method": generation.method.text,
@@ -127,7 +134,9 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
         if each.name in values:
             try:
                 found[each.name] = kind(str(values[each.name]))
-            except ValueError:
+                if kind is not str and not math.isfinite(found[each.name]):
+                    raise ValueError
+            except (ValueError, OverflowError):
                 raise ValueError(f"{each.name} is {str(values[each.name])[:40]!r}; give a number.") from None
     if not found.get("prompt", "").strip():
         raise ValueError("These settings name no prompt; give those of a comparison.")
@@ -155,16 +164,18 @@ def compare(
     pipeline: DiffusionPipeline,
     request: Request,
     methods: list[Method],
+    reference: Generation | None = None,
     *,
     repeat: int = 1,
     on_step: Callable[[StepEvent], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Comparison:
-    """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
+    """Generate `request` with every method, one after the other, from the same noise; callbacks as in `generate`.
 
-    repeat: how often, every second time in the opposite order; seconds are the medians. An untimed step comes first, so
-    that the first method does not pay for what only happens once. A method that breaks costs no other's clip; raises
-    BrokenClip where the first one does, which the others are compared with.
+    reference: what the first method gave for this request before, so that it is not computed again. repeat: how often,
+    every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first
+    method does not pay for what only happens once. A method that breaks costs no other's clip; raises BrokenClip where
+    the first one does, which the others are compared with.
     """
     check(pipeline, request, methods)
     if repeat < 1:
@@ -172,14 +183,15 @@ def compare(
     if should_stop is not None and should_stop():
         raise Cancelled
     load_before = load()
-    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline))
+    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
     with pipelines.prepared(pipeline, request.guidance_scale):
         pipeline(**warm_up.arguments(pipeline))
     made: dict[str, list[Generation]] = {method.label: [] for method in methods}
+    known = methods[0].label if reference else None
     broken: dict[str, str] = {}
     for round_number in range(repeat):
         for method in methods if round_number % 2 == 0 else reversed(methods):
-            if method.label in broken:
+            if method.label == known or method.label in broken:
                 continue
             try:
                 clip = generate(pipeline, request, method, on_step=on_step, should_stop=should_stop)
@@ -188,9 +200,10 @@ def compare(
                 if method is methods[0]:
                     raise
                 broken[method.label] = str(error)
-    generations = [together(made[method.label]) for method in methods if method.label not in broken]
-    reference, *others = (generation.frames for generation in generations)
-    return Comparison(request, generations, [None, *(judge(clip, reference) for clip in others)], broken, load_before)
+    generations = [together(made[method.label]) for method in methods if method.label not in {known, *broken}]
+    generations = [reference, *generations] if reference else generations
+    first, *others = (generation.frames for generation in generations)
+    return Comparison(request, generations, [None, *(judge(clip, first) for clip in others)], broken, load_before)
 
 
 def check_folder(folder: str | Path) -> None:
@@ -204,7 +217,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
     """Write one mp4 per method, side_by_side.mp4, report.json and, where plotly is installed to draw it, report.html to
     `folder`, all or none; returns paths.
 
-    player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
+    player.mp4 holds all clips and how they differ from the first (`video.player_frames`), if there are two.
     Files of these names are replaced, others left alone. Raises OSError, one sentence.
     """
     folder = Path(folder)
@@ -219,7 +232,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
         clips = [generation.frames for generation in comparison.generations]
         write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
         if len(clips) > 1:
-            frames = player_frames(clips[0], clips[1], comparison.amplifications[1] or 1)
+            frames = player_frames(clips, comparison.player_amplification)
             write_mp4(staging / "player.mp4", frames, metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if can_draw():

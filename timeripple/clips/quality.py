@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from timeripple.clips.video import enlarge, ffmpeg
+from timeripple.clips.video import enlarge, ffmpeg, run_ffmpeg
 
 PSNR_CAP = 100.0
 """What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""
@@ -112,7 +111,7 @@ def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="timeripple-") as folder:
         for name, frames in clips.items():
             (Path(folder) / name).write_bytes(frames.tobytes())
-        result = subprocess.run([*command, "-lavfi", graph, "-f", "null", "-"], cwd=folder, capture_output=True)
+        result = run_ffmpeg([*command, "-lavfi", graph, "-f", "null", "-"], clips["clip.rgb"].size // 3, cwd=folder)
         if result.returncode:
             reason = result.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise OSError(f"VMAF cannot be measured: {reason or 'ffmpeg failed'}.")

@@ -23,8 +23,9 @@ def together(generations: list[Generation]) -> Generation:
 
 
 def speedups_by_round(generation: Generation, reference: Generation) -> list[float] | None:
-    """Seconds of the reference over those of a clip, round by round; None where there was one round only."""
-    pairs = zip(reference.rounds, generation.rounds, strict=True)
+    """Seconds of the reference over those of a clip, round by round; None where there was one round only, or where the
+    reference is known from before."""
+    pairs = zip(reference.rounds, generation.rounds, strict=False)
     return [base["total"] / own["total"] for base, own in pairs] or None
 
 

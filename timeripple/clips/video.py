@@ -2,10 +2,14 @@
 
 import errno
 import json
-import re
+import logging
+import os
+import signal
 import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import imageio_ffmpeg
@@ -13,10 +17,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 FPS = 8
+DECODE = Path(__file__).with_name("decode.py")
+ENCODE_SECONDS = 60
+"""How long writing a video may take, and a second more for every million pixels."""
 WATCHABLE = 512
 """Pixels up to which small clips are enlarged."""
 CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of every clip that is scaled as it is read
 
 
 def ffmpeg() -> str:
@@ -27,6 +35,15 @@ def ffmpeg() -> str:
         raise OSError(
             "There is no ffmpeg to write videos with; install imageio-ffmpeg anew, or set IMAGEIO_FFMPEG_EXE to one."
         ) from None
+
+
+def run_ffmpeg(command: list[str], pixels: int, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    """The program's end, at most a time that fits so many pixels; one that hangs is stopped, which is a failure too."""
+    seconds = ENCODE_SECONDS + pixels / 1e6
+    try:
+        return subprocess.run(command, capture_output=True, timeout=seconds, **options)
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, b"", b"ffmpeg took longer than %d seconds" % seconds)
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:
@@ -68,13 +85,21 @@ def amplified_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -
     return np.minimum(255, factor * difference).astype(np.uint8)
 
 
-def player_frames(reference: np.ndarray, clip: np.ndarray, factor: int) -> np.ndarray:
-    """What a player shows of two clips: reference, clip and `amplified_difference`, enlarged, next to each other.
+def signed_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -> np.ndarray:
+    """128 + factor / 2 * (clip - reference) of each value, cut off at 0 and 255; uint8 [F, H, W, 3] all three."""
+    difference = clip.astype(np.int16) - reference
+    return np.clip(128 + factor * difference / 2, 0, 255).round().astype(np.uint8)
 
-    Returns uint8 [F, H, 3 * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated 8 times
-    on both sides, so that coding does not let one bleed into the next.
+
+def player_frames(clips: Sequence[np.ndarray], factor: int) -> np.ndarray:
+    """What a player shows of n clips, of which the first is the reference: the clips, then `signed_difference` of each
+    other one from it, all enlarged and next to each other.
+
+    Returns uint8 [F, H, (2 n - 1) * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated
+    8 times on both sides, so that coding does not let one bleed into the next.
     """
-    panels = [enlarge(panel) for panel in (reference, clip, amplified_difference(clip, reference, factor))]
+    reference, *others = clips
+    panels = [enlarge(panel) for panel in (*clips, *(signed_difference(clip, reference, factor) for clip in others))]
     sides = ((0, 0), (0, 0), (SEAM, SEAM), (0, 0))
     return np.concatenate([np.pad(panel, sides, mode="edge") for panel in panels], axis=2)
 
@@ -104,7 +129,7 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
     command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={colour}", "-pix_fmt", "yuv420p"]
     command += ["-c:v", "libx264", "-crf", "16", "-g", str(fps), "-movflags", "+faststart"]
     command += ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    result = subprocess.run([*command, "-f", "mp4", str(path)], input=frames.tobytes(), capture_output=True)
+    result = run_ffmpeg([*command, "-f", "mp4", str(path)], len(frames) * height * width, input=frames.tobytes())
     if result.returncode:
         if Path(path).is_file():
             Path(path).unlink()
@@ -116,17 +141,27 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """What `write_mp4` kept as metadata. Raises ValueError, one sentence, for a file that holds none."""
-    command = [ffmpeg(), "-loglevel", "error", "-f", "mov", "-protocol_whitelist", "file"]
-    command += ["-i", str(path), "-f", "ffmetadata", "-"]
-    text = subprocess.run(command, capture_output=True, timeout=30).stdout.decode(errors="replace")
-    lines = re.search(r"^comment=((?:[^\\\n]|\\.|\\\n)*)$", text, re.MULTILINE)
     try:
-        metadata = json.loads(re.sub(r"\\(.)", r"\1", lines[1], flags=re.DOTALL)) if lines else None
-    except json.JSONDecodeError:
+        facts, _ = _ask({"path": str(path), "container": "mov"}, ClipLimits())
+        metadata = json.loads(facts["metadata"]["comment"])
+    except (ValueError, LookupError, RecursionError):
         metadata = None
     if not isinstance(metadata, dict):
         raise ValueError("This file holds no settings; give an mp4 that TimeRipple wrote.")
     return metadata
+
+
+class ClipLimits(NamedTuple):
+    """What a stranger's video may be, and take: pixels of the longer side and of a frame, frames a second and seconds,
+    known before anything is decoded; seconds of processor time, of which the clock may show three times as many, and
+    megabytes of memory."""
+
+    side: int = 8192
+    pixels: int = 8192 * 4320
+    rate: int = 240
+    seconds: int = 600
+    cpu_seconds: int = 60
+    megabytes: int = 4096
 
 
 CONTAINERS = {  # what a file of this format holds at its start, as (offset, bytes), and the reader that may open it
@@ -138,13 +173,13 @@ CONTAINERS = {  # what a file of this format holds at its start, as (offset, byt
 
 
 def read_clip(
-    path: str | Path, num_frames: int, height: int, width: int, max_pixels: int = 4096 * 4096, max_seconds: float = 60
+    path: str | Path, num_frames: int, height: int, width: int, limits: ClipLimits | None = None
 ) -> np.ndarray:
     """The beginning of anybody's video at 8 frames a second, cropped to the middle: uint8 [F, height, width, 3].
 
     F is num_frames, or fewer, but at least 2, where the video is shorter. Only MP4, WebM, MKV, AVI and GIF are opened,
-    by what is in the file, so that no playlist can point elsewhere. Raises ValueError, one sentence, for files that
-    are no such video, larger than max_pixels per frame or longer than max_seconds.
+    by what is in the file, so that no playlist can point elsewhere, in a process of its own, see `clips.decode`. Raises
+    ValueError, one sentence, for files that are no such video or over the limits.
     """
     try:
         with open(path, "rb") as file:
@@ -156,27 +191,32 @@ def read_clip(
     container = next((name for name, (at, mark) in CONTAINERS.items() if head[at : at + len(mark)] == mark), None)
     if container is None:
         raise ValueError("This file is no video that can be read; give an MP4, WebM, MKV, AVI or GIF file.")
-    source = ["-f", container, "-protocol_whitelist", "file"]
-    crop = f"fps={FPS},scale={width}:{height}:force_original_aspect_ratio=increase,crop={width}:{height}"
-    output = ["-vf", crop, "-frames:v", str(num_frames)]
-    reader = imageio_ffmpeg.read_frames(str(path), input_params=source, output_params=output)
-    frames = []
+    wanted = {"path": str(path), "container": container, "num_frames": num_frames}
+    wanted |= {"height": height, "width": width, "fps": FPS}
+    facts, data = _ask(wanted, limits or ClipLimits())
+    return np.frombuffer(data, np.uint8).reshape(facts["shape"]).copy()
+
+
+def _ask(job: dict[str, Any], limits: ClipLimits) -> tuple[dict[str, Any], bytes]:
+    """What `clips.decode` answers. Raises ValueError, one sentence."""
+    command = [sys.executable, "-P", str(DECODE), json.dumps(job | limits._asdict())]
+    one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
-        facts = next(reader)
-        pixels, seconds = facts["source_size"][0] * facts["source_size"][1], facts["duration"]
-        if pixels > max_pixels:
-            size = "×".join(map(str, facts["source_size"]))
-            raise ValueError(f"This video has frames of {size} pixels; give one of at most {max_pixels:,} pixels.")
-        if seconds > max_seconds:
-            raise ValueError(f"This video is {seconds:.0f} seconds long; give one of at most {max_seconds:g} seconds.")
-        frames = [np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader]
-    except (OSError, RuntimeError, LookupError, AssertionError, StopIteration):
-        pass  # whatever ffmpeg cannot make sense of
-    finally:
-        reader.close()
-    if len(frames) < 2:
-        raise ValueError(f"This video holds no moving picture: {len(frames)} frames could be read; give at least 2.")
-    return np.stack(frames)
+        result = subprocess.run(
+            command, capture_output=True, timeout=3 * limits.cpu_seconds, env=os.environ | one_thread
+        )
+        ended = -result.returncode
+    except subprocess.TimeoutExpired:
+        ended = signal.SIGXCPU
+    if ended in (signal.SIGXCPU, signal.SIGKILL):
+        raise ValueError(f"This video takes more than {limits.cpu_seconds} seconds to read; give a smaller one.")
+    line, _, data = result.stdout.partition(b"\n")
+    if ended or not line:
+        raise ValueError(f"This video is broken, or takes more than {limits.megabytes:,} MB to read; give another one.")
+    facts = json.loads(line)
+    if "error" in facts:
+        raise ValueError(facts["error"])
+    return facts, data
 
 
 def count_frames(path: str | Path, most: int) -> int:

@@ -11,26 +11,9 @@ from torch import Tensor
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.timing import environment
 from timeripple.clips.generate import Request
-from timeripple.hooks import family_of
 from timeripple.inspection import attention_maps as maps
 from timeripple.inspection.correlations import correlation_table
-from timeripple.inspection.probe import Capture, capture
-
-
-def rope_frequencies(transformer: Any) -> list[tuple[str, float]]:
-    """Of every channel of a head: the axis RoPE turns it with, and by how many radians per token.
-
-    Channels lie in pairs, and pair i of an axis with d channels turns by theta^(-2 i / d), theta 10,000 unless the
-    model says otherwise. Empty for models whose channels mix axes.
-    """
-    family = family_of(transformer)
-    groups = family.rope(transformer) if family else {}
-    theta = getattr(transformer.config, "rope_theta", 10_000)
-    return [
-        (axis, theta ** (-2 * (channel // 2) / (group.stop - group.start)))
-        for axis, group in groups.items()
-        for channel in range(group.stop - group.start)
-    ]
+from timeripple.inspection.probe import Capture, capture, rope_frequencies
 
 
 def probe_report(
@@ -72,14 +55,9 @@ def attention_report(
     head, at most 256 x 256 cells, see `averaged_map`; head: a row of `head_report`. Callbacks as in `capture`. Raises
     ValueError, one sentence, for a layer, head or place that does not exist.
     """
-    model = pipeline.transformer.config
-    for name, value, count in (("layer", layer, model.num_layers), ("head", head, model.num_attention_heads)):
-        if not 0 <= value < count:
-            raise ValueError(f"The {name} is {value}; give one from 0 to {count - 1}.")
+    check_place(pipeline, request, layer, head, place)
     captures = capture(pipeline, request, [step], on_step=on_step, should_stop=should_stop)
     seen, grid = captures[layer], captures[layer].grid
-    if not all(0 <= at < size for at, size in zip(place, grid.shape, strict=True)):
-        raise ValueError(f"The token is {place}; the grid is {grid.shape} (t, y, x), counted from 0.")
     query, key = (side[0, head : head + 1].float() for side in (seen.query, seen.key))
     token = grid.text_before + (place[0] * grid.height + place[1]) * grid.width + place[2]
     reused, sharing = maps.reused_row(query, key, token, maps.plan_at(query, key, grid, config))
@@ -98,6 +76,19 @@ def attention_report(
         "kind": "measured here",
         "environment": environment(pipeline),
     }
+
+
+def check_place(
+    pipeline: DiffusionPipeline, request: Request, layer: int, head: int, place: tuple[int, int, int]
+) -> None:
+    """Raises ValueError, one sentence, for a layer, head or token (t, y, x) that a run of the request does not have."""
+    model = pipeline.transformer.config
+    for name, value, count in (("layer", layer, model.num_layers), ("head", head, model.num_attention_heads)):
+        if not 0 <= value < count:
+            raise ValueError(f"The {name} is {value}; give one from 0 to {count - 1}.")
+    grid = request.grid(pipeline)
+    if not all(0 <= at < size for at, size in zip(place, grid, strict=True)):
+        raise ValueError(f"The token is {place}; the grid is {grid} (t, y, x), counted from 0.")
 
 
 def correlation_report(captures: list[Capture], lags: tuple[int, ...] = (1, 2, 3, 4)) -> list[dict[str, Any]]:
