@@ -8,8 +8,8 @@ from diffusers import AutoencoderTiny
 
 from timeripple.pond import autoencoder
 from timeripple.pond.autoencoder import build_autoencoder, decode, encode
-from timeripple.pond.components import Middle, PatchBasis, look_around, patches, write_components
-from timeripple.pond.train_autoencoder import loss_of
+from timeripple.pond.components import Middle, PatchBasis, around, look_around, patches, write_components
+from timeripple.pond.train_autoencoder import draw_cells, loss_of
 
 
 @pytest.fixture(scope="module")
@@ -100,19 +100,37 @@ def test_the_middle_is_the_class_own(vae):
         for parameter in middle.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
         hidden = vae.decoder.mid_block(vae.decoder.conv_in(z))
-        torch.testing.assert_close(middle(z), hidden, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(middle(around(z)).movedim(-1, 1), hidden, atol=1e-4, rtol=1e-4)
         assert hidden.std() > 0.01
         assert vae.decode(z).sample.isfinite().all()
 
 
 def test_the_loss_is_the_error_of_pixels(vae, basis, video, monkeypatch):
+    """Of cells drawn each with a weight of its own; not of first frames, of which three in four are not decoded."""
     monkeypatch.setattr("timeripple.pond.train_autoencoder.NOISE", 0.0)
     coefficients = basis.project(patches(video[:3]))
     decoded = vae.decode(coefficients[:, :16]).sample
-    within = ((coefficients / basis.scale.view(-1, 1, 1, 1)).movedim(1, -1) @ basis.components + basis.mean)[:, 1:]
-    error = within - patches(decoded)[:, 1:]
-    loss = loss_of(Middle(vae), coefficients[:, :, 1:], basis.scale)
-    torch.testing.assert_close(loss.detach(), error.pow(2).mean(), atol=1e-5, rtol=1e-3)
+    within = (coefficients / basis.scale.view(-1, 1, 1, 1)).movedim(1, -1) @ basis.components + basis.mean
+    squared = (within - patches(decoded))[:, 1:].pow(2).mean(-1).flatten()
+    weight = torch.rand(len(squared)) + 0.5
+    seen = around(coefficients[:, :16])[:, 1:].flatten(0, 3)
+    loss = loss_of(Middle(vae), seen, coefficients.movedim(1, -1)[:, 1:].flatten(0, 3), weight, basis.scale)
+    torch.testing.assert_close(loss.detach(), (squared * weight).sum() / weight.sum(), atol=1e-5, rtol=1e-3)
+
+
+def test_drawn_cells_stand_for_all(basis, video):
+    """Weighted by one over their probability, they have the mean of all; they are fewer, and harder."""
+    torch.manual_seed(0)
+    coefficients = basis.project(patches(video)) * torch.linspace(0.01, 2, 40).pow(3).view(-1, 1, 1, 1, 1)
+    everything = coefficients.movedim(1, -1).flatten(0, 3)
+    drawn = [draw_cells(coefficients, basis.scale) for _ in range(60)]
+    seen, wanted, weight = (torch.cat(parts).float() for parts in zip(*drawn, strict=True))
+    assert len(wanted) / 60 < 0.6 * len(everything)
+    energy = wanted.pow(2).sum(1)
+    estimate = (energy * weight).sum() / 60 / len(everything)
+    torch.testing.assert_close(estimate, everything.pow(2).sum(1).mean(), rtol=0.02, atol=0)
+    assert energy.mean() > 1.3 * everything.pow(2).sum(1).mean()
+    torch.testing.assert_close(seen[:, 2 * 9 + 4 :: 27], wanted[:, :16])  # the middle of the last frame, per channel
 
 
 def test_four_frames_and_eight_by_eight_pixels_are_a_cell(vae, video):

@@ -77,9 +77,8 @@ def tiny(monkeypatch):
         monkeypatch.setattr(module, "SIZES", sizes)
     for module in (clips, train_autoencoder):
         monkeypatch.setattr(module, "WINDOWS", ((9, 32), (5, 48)))
-    monkeypatch.setattr(train_autoencoder, "FIRST", {"cpu": 20})
-    monkeypatch.setattr(train_autoencoder, "BATCH", {"cpu": 8})
-    monkeypatch.setattr(train_autoencoder, "CAPACITY", {"cpu": 16})
+    for name, value in {"FIRST": 16, "BATCH": 32, "CAPACITY": 600}.items():
+        monkeypatch.setattr(train_autoencoder, name, {"cpu": value})
     monkeypatch.setattr(train_autoencoder, "LOG_SECONDS", 0)
     monkeypatch.setattr(train, "TOKENS", {"cpu": 100})
     monkeypatch.setattr(train, "CAPACITY", {"cpu": (8, 8, 8)})

@@ -4,8 +4,8 @@
 a convolution can treat each place of a patch in its own way, and principal components of patches are exactly within
 its reach (`components.py`): training begins where they are. Wan's own `AutoencoderKLWan`, whose decoder repeats pixels
 and blurs, had to learn even that: after six minutes on an H200 it gave held-out clips back at 25.5 dB, where 16
-components give 32.5. A latent frame is decoded from itself and a few before it, and nothing is averaged over time or space: colours
-do not drift, whatever the length and size. `train_autoencoder.py` trains it.
+components give 32.5. A latent frame is decoded from itself and a few before it, and nothing is averaged over time or
+space: colours do not drift, whatever the length and size. `train_autoencoder.py` trains it.
 """
 
 import numpy as np

@@ -45,11 +45,11 @@ def random_clips(
 
 
 def random_windows(
-    count: int, num_frames: int, window: int, rng: random.Random, device: str, follow: float = 0.6
+    count: int, num_frames: int, window: int, rng: random.Random, device: str, follow: float = 0.0
 ) -> Tensor:
     """Pieces of training clips of all sizes that are large enough, uint8 RGB [B, 3, F, window, window].
 
-    follow: how many of them are where the subject is halfway through, by chance on its left, right, above or below.
+    follow: the share of them that are where the subject is halfway through, it anywhere inside them.
     """
     size = rng.choice([size for _, size in SIZES if size >= window])
     length = rng.choice([length for length, _ in SIZES if length >= num_frames])

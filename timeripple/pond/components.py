@@ -110,27 +110,35 @@ def write_components(vae: AutoencoderKLLTXVideo, basis: PatchBasis) -> None:
     _give_back_differences(decoder.conv_out.conv, COLOURS)
 
 
+def around(z: Tensor) -> Tensor:
+    """Latents [B, 16, n, h, w] of 3×3×3 cells, the middle of the last frame being each cell's own: [B, n, h, w, 432].
+
+    The first frame counts as its own past, and zeros are around: as the class has it.
+    """
+    padded = F.pad(torch.cat([z[:, :, :1], z[:, :, :1], z], 2), (1, 1, 1, 1))
+    return padded.unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1).movedim(1, 4).flatten(4)
+
+
 @torch.no_grad()
 def look_around(vae: AutoencoderKLLTXVideo, examples: list[Tensor]) -> None:
     """Make the decoder's first convolution the best linear guess of all coefficients from the latents of a cell and of
     those around and before it: least squares over examples, coefficients [B, 192, n, h, w] each."""
-    convolution, n = vae.decoder.conv_in.conv, LATENT_CHANNELS
-    gram, moments = 0, 0
+    gram, moments, cells = 0, 0, 0
     for coefficients in examples:
-        around = _padded(coefficients[:, :n]).unfold(2, 3, 1).unfold(3, 3, 1).unfold(4, 3, 1)
-        around = F.pad(around.movedim(1, 4).flatten(4).flatten(0, 3), (0, 1), value=1.0)
-        gram = gram + around.T @ around
-        moments = moments + around.T @ coefficients.movedim(1, -1).flatten(0, 3)
-    cells = sum(coefficients[:, 0].numel() for coefficients in examples)
+        seen = F.pad(around(coefficients[:, :LATENT_CHANNELS]).flatten(0, 3), (0, 1), value=1.0)
+        gram = gram + seen.T @ seen
+        moments = moments + seen.T @ coefficients.movedim(1, -1).flatten(0, 3)
+        cells += len(seen)
     ridge = RIDGE * torch.eye(len(gram), device=gram.device)
     weights = torch.linalg.solve(gram / cells + ridge, moments / cells)
-    convolution.weight.copy_(weights[:-1].T.unflatten(1, (n, 3, 3, 3)))
+    convolution = vae.decoder.conv_in.conv
+    convolution.weight.copy_(weights[:-1].T.unflatten(1, (LATENT_CHANNELS, 3, 3, 3)))
     convolution.bias.copy_(weights[-1])
 
 
 class Middle(torch.nn.Module):
     """The decoder's middle as matrices that share an autoencoder's weights, as long as its blocks look at one cell at a
-    time: latents [B, 16, n, h, w] to coefficients [B, 192, n, h, w]."""
+    time: latents around cells, [..., 432], to the cells' coefficients, [..., 192]."""
 
     def __init__(self, vae: AutoencoderKLLTXVideo):
         super().__init__()
@@ -142,17 +150,12 @@ class Middle(torch.nn.Module):
             [first.bias.data, *(convolution.bias.data for convolution in convolutions)]
         )
 
-    def forward(self, z: Tensor) -> Tensor:
-        weights = list(zip(self.matrices, self.biases, strict=True))
-        hidden = F.conv3d(_padded(z), weights[0][0].unflatten(1, (-1, 3, 3, 3)), weights[0][1]).movedim(1, -1)
-        for block, one, two in zip(self.blocks, weights[1::2], weights[2::2], strict=True):
+    def forward(self, seen: Tensor) -> Tensor:
+        first, *rest = zip(self.matrices, self.biases, strict=True)
+        hidden = F.linear(seen, *first)
+        for block, one, two in zip(self.blocks, rest[::2], rest[1::2], strict=True):
             hidden = hidden + F.linear(F.silu(block.norm2(F.linear(F.silu(block.norm1(hidden)), *one))), *two)
-        return hidden.movedim(-1, 1)
-
-
-def _padded(z: Tensor) -> Tensor:
-    """The first frame twice more before, zeros around: as the class does."""
-    return F.pad(torch.cat([z[:, :, :1], z[:, :, :1], z], 2), (1, 1, 1, 1))
+        return hidden
 
 
 def _readout(vae: AutoencoderKLLTXVideo) -> torch.nn.Conv3d:

@@ -4,8 +4,9 @@
 
 The encoder is done at once: latents are principal components of patches. So the decoder can be made better while a
 denoiser learns, or after. It begins with the best linear guess of what the latents leave out; its blocks learn the
-rest, in coefficients of 192 components, whose errors are those of pixels, at a fraction of the cost. Windows of
-rendered clips are where most of the error is: near the subject. Muon trains the matrices, AdamW the biases.
+rest, in coefficients of 192 components, whose errors are those of pixels, at a fraction of the cost. Cells that the
+latents tell little of, most of them at the subject's border, are drawn more often and weigh less. Muon trains the
+matrices, AdamW the biases.
 """
 
 import json
@@ -26,23 +27,38 @@ from timeripple.pond.autoencoder import (
     to_unit,
 )
 from timeripple.pond.clips import SIZES, WINDOWS, Newest, held_out_clips, random_windows
-from timeripple.pond.components import PATCH, Middle, PatchBasis, look_around, patches, write_components
+from timeripple.pond.components import PATCH, Middle, PatchBasis, around, look_around, patches, write_components
 
-FIRST = {"cuda": 800, "cpu": 160}  # windows of each shape that the linear parts are fitted to
-BATCH = {"cuda": 256, "cpu": 32}  # windows
-CAPACITY = {"cuda": 16_000, "cpu": 2_400}  # windows kept, of each shape
-REUSE = 8  # how often a window is drawn
+FIRST = {"cuda": 800, "cpu": 240}  # windows of each shape that the linear parts are fitted to
+BATCH = {"cuda": 65_536, "cpu": 4_096}  # cells
+CAPACITY = {"cuda": 4_000_000, "cpu": 200_000}  # cells kept
+NEW = {"cuda": 64, "cpu": 8}  # windows rendered at once
+REUSE = 20  # how often a cell is drawn
 MUON_LR, ADAM_LR = 5e-3, 1e-3
+FOLLOW = 0.6  # of the windows are where the subject is
 WARMUP = 30  # iterations
 NOISE = 0.02  # of latents in training, so that the decoder bears what a denoiser leaves
 LOG_SECONDS, SAVE_SECONDS = 20, 120
 
 
-def loss_of(middle: Middle, coefficients: Tensor, scale: Tensor) -> Tensor:
-    """Mean squared error of pixels, in [-1, 1], as far as the components [B, 192, n, h, w] reach."""
-    z = coefficients[:, :LATENT_CHANNELS]
-    error = middle(z + NOISE * torch.randn_like(z)).float() - coefficients
-    return (error / scale.view(-1, 1, 1, 1)).pow(2).sum(1).mean() / PATCH
+def draw_cells(coefficients: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Some cells of coefficients [B, 192, n, h, w], the likelier the more their latents leave out, up to certainty at
+    twice the mean.
+
+    Returns: latents around them [N, 432], their coefficients [N, 192], and one over their probability [N].
+    """
+    seen = around(coefficients[:, :LATENT_CHANNELS]).flatten(0, 3)
+    wanted = coefficients.movedim(1, -1).flatten(0, 3)
+    left_out = (wanted / scale)[:, LATENT_CHANNELS:].pow(2).sum(1)
+    chance = (left_out / (2 * left_out.mean())).clamp(0.02, 1)
+    picked = torch.rand_like(chance) < chance
+    return seen[picked].half(), wanted[picked].half(), 1 / chance[picked]
+
+
+def loss_of(middle: Middle, seen: Tensor, wanted: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Mean squared error of pixels, in [-1, 1], as far as the components reach, of cells as `draw_cells` gives them."""
+    error = (middle(seen + NOISE * torch.randn_like(seen)).float() - wanted) / scale
+    return (error.pow(2).sum(1) * weight).sum() / weight.sum() / PATCH
 
 
 def train(out: Path, minutes: float, device: str) -> None:
@@ -58,14 +74,14 @@ def train(out: Path, minutes: float, device: str) -> None:
     torch.set_float32_matmul_precision("high")
     rng, vae = random.Random(first), build_autoencoder().to(device).requires_grad_(False)
 
-    def seen(shape: tuple[int, int], count: int) -> Tensor:
-        return patches(to_unit(random_windows(count, *shape, rng, device)))
+    def windows(shape: tuple[int, int], follow: float) -> Tensor:
+        return patches(to_unit(random_windows(NEW[kind], *shape, rng, device, follow)))
 
     if checkpoint:
         vae.load_state_dict(checkpoint["vae"])
         basis = PatchBasis.of(vae)
     else:
-        examples = [torch.cat([seen(shape, 20) for _ in range(FIRST[kind] // 20)]) for shape in WINDOWS]
+        examples = [torch.cat([windows(shape, 0) for _ in range(FIRST[kind] // NEW[kind])]) for shape in WINDOWS]
         basis = PatchBasis.fit(torch.cat([example.flatten(0, 3) for example in examples]))
         write_components(vae, basis)
         look_around(vae, [basis.project(example) for example in examples])
@@ -75,8 +91,7 @@ def train(out: Path, minutes: float, device: str) -> None:
     if checkpoint:
         muon.load_state_dict(checkpoint["muon"])
         adam.load_state_dict(checkpoint["adam"])
-    kept = {shape: Newest(CAPACITY[kind]) for shape in WINDOWS}
-    count = BATCH[kind]
+    kept, drawn = Newest(CAPACITY[kind]), 0
 
     def save() -> None:
         state = {"vae": vae.state_dict(), "muon": muon.state_dict(), "adam": adam.state_dict(), "iteration": iteration}
@@ -85,13 +100,14 @@ def train(out: Path, minutes: float, device: str) -> None:
 
     started, logged, saved, progress, losses = time.time(), 0.0, 0.0, 0.0, []
     while iteration == first or progress < 1:
-        shape = WINDOWS[iteration % len(WINDOWS)]
-        for _ in range(1 if len(kept[shape]) >= count else REUSE):
-            kept[shape].add(basis.project(seen(shape, count // REUSE)))
+        while kept.seen < max(4 * BATCH[kind], drawn / REUSE):
+            seen = windows(rng.choice(WINDOWS), FOLLOW)
+            kept.add(*draw_cells(basis.project(seen), basis.scale))
+        drawn += BATCH[kind]
         factor = min(1.0, (iteration - first + 1) / WARMUP, 1.5 * (1 - min(1.0, progress)))
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_LR * factor, ADAM_LR * factor
         with torch.autocast(kind, torch.bfloat16):
-            loss = loss_of(middle, kept[shape].draw(count)[0], basis.scale)
+            loss = loss_of(middle, *kept.draw(BATCH[kind]), basis.scale)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(middle.parameters(), 1.0)
         for optimizer in (muon, adam):
@@ -110,7 +126,7 @@ def train(out: Path, minutes: float, device: str) -> None:
             saved = seconds
             save()
     save()
-    set_statistics(vae, to_unit(random_windows(64, *WINDOWS[-1], rng, device, follow=0.0)))
+    set_statistics(vae, to_unit(random_windows(64, *WINDOWS[-1], rng, device)))
     psnr = reconstruction_psnr(vae, [clip for _, clip in held_out_clips(4, *SIZES[1])])
     note(out / "vae.jsonl", {"iteration": iteration, "held_out_psnr": round(psnr, 2)})
     vae.to(torch.float16).save_pretrained(out / "vae", max_shard_size="12MB")
