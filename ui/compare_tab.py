@@ -47,7 +47,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     opened = present_run(first)
 
     with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=300, elem_classes="tr-controls"):
+        with gr.Column(scale=2, min_width=300, elem_classes="tr-controls", elem_id="form"):
             prompt = gr.Textbox(PRESETS["Ball at sunset"], lines=2, label="Prompt")
             gr.Examples(
                 [[preset] for preset in PRESETS.values()], [prompt], label="Try one of these",
@@ -64,7 +64,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
                 steps = gr.Slider(2, max(2, most), value=min(own.steps, most), step=1, label="Denoising steps")
                 with gr.Row(elem_classes="tr-tight"):
                     seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
-                    dice = gr.Button("⚄ Random", scale=1, min_width=110, elem_classes="tr-dice")
+                    dice = gr.Button("⚄ Random", scale=1, min_width=130, elem_classes="tr-dice")
                 guidance = gr.Slider(
                     1, 8, value=min(8, own.guidance_scale), step=0.5, label="Guidance",
                     info="How strictly the prompt is kept",
@@ -73,7 +73,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
                 with gr.Accordion("Schedule", open=False):
                     schedule = gr.Plot(show_label=False, elem_classes="tr-plot")
                     schedule_note = gr.HTML()
-                video = gr.File(label="Settings from an mp4 that TimeRipple wrote", file_types=[".mp4"], height=90)
+                video = gr.File(label="Settings from an mp4 that TimeRipple wrote", file_types=[".mp4"], height=130)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
             gone, note = (gr.HTML(elem_classes="tr-maybe") for _ in range(2))
             stage = gr.HTML(visible=False, elem_id="stage")

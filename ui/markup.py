@@ -37,7 +37,8 @@ def headline(
     return f"""<section class="tr-headline"><h2>{escape(text)}</h2><p>{escape(why)}</p>
       <div class="tr-bars">{rows}</div>
       <p class="tr-detail">{escape(detail)} · <em class="tr-kind tr-{kind.split()[0]}">{escape(kind)}</em> ·
-      <a href="{escape(link)}">Link to this result</a></p>{said}</section>"""
+      <a href="{escape(link)}">Link to this result</a></p>
+      <p class="tr-jump"><a href="#form">Generate your own ↓</a></p>{said}</section>"""
 
 
 def numbers(rows: list[tuple[str, str, list]]) -> str:
