@@ -28,8 +28,9 @@ def headline(
     rows = "".join(
         f"""<div class="tr-bars-row"><span>{escape(name)}</span>
         <div role="img" aria-label="{escape(name)}: {total:.1f} seconds, {attention:.1f} of them attention">
-        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%"><b>attention {attention:.1f} s</b></i
-        ><i class="tr-rest" style="width:{100 * (total - attention) / longest:.1f}%"></i>
+        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%">
+        <b><span>attention </span>{attention:.1f} s</b></i><i class="tr-rest"
+          style="width:{100 * (total - attention) / longest:.1f}%"></i>
         <em>{total:.1f} s</em></div></div>"""
         for name, attention, total in bars
     )

@@ -77,10 +77,10 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
     threading.Thread(target=warm_recorded, daemon=True).start()  # so that the first look need not wait
     with gr.Row(elem_classes="tr-tight tr-source"):
         kinds = [pair for pair in KINDS if is_pond or pair[1] != CLIP]
-        kind = gr.Dropdown(kinds, value=RECORDED, label="Look into", filterable=False, min_width=190, scale=2)
-        step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=110)
-        layer = gr.Dropdown([], label="Layer", filterable=False, min_width=80)
-        head = gr.Dropdown([], label="Head", filterable=False, min_width=80)
+        kind = gr.Dropdown(kinds, value=RECORDED, label="Look into", filterable=False, min_width=260, scale=2)
+        step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=125)
+        layer = gr.Dropdown([], label="Layer", filterable=False, min_width=70)
+        head = gr.Dropdown([], label="Head", filterable=False, min_width=70)
     with gr.Row(elem_classes="tr-tight", visible=False) as made:
         prompt = gr.Textbox(PRESETS["Ball at sunset"], label="Prompt", min_width=260, scale=3)
         clip = gr.File(
