@@ -224,7 +224,7 @@ def test_zoom_pan_values_and_saving(open_player):
     for x in beside:
         shows(page, x, SPOT, y=0.5, tolerance=10)
     page.mouse.down()
-    page.mouse.move(middle[0] - 60, middle[1], steps=4)
+    page.mouse.move(middle[0] - 100, middle[1], steps=4)
     page.mouse.up()
     shows(page, beside[0], LEVEL_A[0], y=0.5)
     shows(page, beside[1], LEVEL_B[0], y=0.5)
