@@ -88,6 +88,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     ) as app:
         gr.HTML(markup.header(links()))
         # Outside the tabs: what is inside one is not read before the tab is opened.
+        looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
@@ -96,7 +97,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
             with gr.Tab("Method"):
                 method_tab()
             with gr.Tab("Look inside") as opened:
-                source = source_bar(app, opened, pipeline, work, runs)
+                source = source_bar(app, opened, pipeline, work, runs, looked_into)
                 with gr.Tabs():
                     with gr.Tab("Correlations") as tab:
                         views = [correlation_tab(tab, runs, source)]

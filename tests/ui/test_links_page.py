@@ -106,7 +106,7 @@ def test_data_under_every_plot(result, settle):
         files[kind] = Path(download.value.path()).read_bytes()
     rows = list(csv.DictReader(files["CSV"].decode().splitlines()))
     points = json.loads(files["JSON"])["points"]
-    assert len(rows) == len(points) == 2 * 4 and rows[0]["x"] == "1"
+    assert len(rows) == len(points) == 4 and rows[0]["x"] == "1"
     assert [float(row["y"]) for row in rows] == [point["y"] for point in points]
     assert files["PNG"].startswith(b"\x89PNG")
 

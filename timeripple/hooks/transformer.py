@@ -28,7 +28,7 @@ from timeripple.hooks.compiled import handle, traced_begin
 from timeripple.hooks.families import GENERIC, Family
 from timeripple.hooks.masks import MaskReader
 from timeripple.hooks.processor import ReuseProcessor
-from timeripple.hooks.registry import listen, listen_no_more
+from timeripple.hooks.registry import forget_run, listen, listen_no_more
 
 HOOK = "timeripple"
 
@@ -168,6 +168,9 @@ class TransformerHook(ModelHook):
 
     def _start(self, moment: Moment) -> None:
         self.note()
+        forget_run(self.transformer, but=HOOK)
+        if self.states._context is not None:  # which they forget too
+            _set_cache_context(self.transformer, self.states._context)
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run, self.clip, self.number = config.start(moment.total), moment.clip, moment.run
         self.account.begin(moment.clip)
