@@ -136,17 +136,6 @@ def test_ids_are_long_and_nothing_else_finds_a_run(runs):
     assert finished(runs, second).result == 2
 
 
-def test_limits_come_from_the_environment():
-    assert Limits.from_environment({}) == Limits()
-    assert Limits.from_environment({"TIMERIPPLE_MAX_STEPS": "12"}).max_steps == 12
-
-
-@pytest.mark.parametrize("text", ["0", "-3", "many", "1.5", ""])
-def test_a_bad_limit_is_one_sentence(text):
-    with pytest.raises(ValueError, match=r"TIMERIPPLE_MAX_TOKENS is .*; give a whole number of at least 1"):
-        Limits.from_environment({"TIMERIPPLE_MAX_TOKENS": text})
-
-
 def test_visitors_take_turns(tmp_path):
     """Three of one visitor, then one of another: the other's comes second."""
     runs, order, go = Runs(Limits(), tmp_path), [], threading.Event()

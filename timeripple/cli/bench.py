@@ -44,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
         ("scaling", scaling),
         ("roofline", roofline),
         ("ui", ui),
+        ("load", load),
     ):
         bench.command(name)(command)
     app.add_typer(bench, name="bench")
@@ -235,6 +236,23 @@ def ui(
     with one_sentence(ValueError):
         from timeripple.bench.ui import page_speed
     _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
+
+
+def load(
+    visitors: Annotated[int, typer.Option(min=1, help="Open pages at a time.")] = 50,
+    seconds: Annotated[int, typer.Option(min=1, help="How long they come and go.")] = 120,
+    as_json: AsJson = False,
+) -> None:
+    """Many visitors at once on the real app: pages, picks, runs, uploads and cancels, over HTTP."""
+    with one_sentence(ValueError):
+        try:
+            from timeripple.bench import load as bench
+        except ImportError:
+            raise ValueError("Visitors speak HTTP through httpx, which comes with Gradio; install '.[app]'.") from None
+    result = _run("seconds", lambda count: bench.load(visitors, seconds, count))
+    _print(result, as_json, ("what", "count", "p50", "p95", "worst"))
+    if not as_json:
+        say("lost {lost}, mixed {mixed}, refused {refused}, memory grew by {growth_mb:.0f} MB".format(**result))
 
 
 def _run(name: str, bench: Callable[[Count], dict[str, Any]]) -> dict[str, Any]:
