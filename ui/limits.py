@@ -24,7 +24,7 @@ FIXED_SECONDS = 20
 """What a run takes besides the denoiser: loading, decoding, judging, writing."""
 CAPTURED_BYTES = 4
 HIGHEST = 10**9
-NEAR = 0.8  # how alike two names are of which one may be a slip of the other
+NEAR = 0.9  # how alike two names are of which one may be a slip of the other
 MARKS = "<!-- made by `python -m ui.limits` -->", "<!-- end -->"
 
 

@@ -235,7 +235,8 @@ def test_processes_on_one_machine_have_a_folder_each(tmp_path):
 
 def test_an_index_that_is_broken_is_made_anew(tmp_path):
     (tmp_path / "runs-0" / "orphan").mkdir(parents=True)
-    (tmp_path / "runs-0" / "index.sqlite").write_bytes(b"no database" * 1000)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "runs-0.sqlite").write_bytes(b"no database" * 1000)
     runs = Runs(LIMITS, tmp_path)
     assert finished(runs, runs.submit(lambda run: 2)).result == 2
     assert not (tmp_path / "runs-0" / "orphan").exists()
