@@ -13,7 +13,7 @@ from gradio.blocks import Block
 from gradio.components import State
 from gradio.state_holder import SessionState, StateHolder
 
-CHECKED = {"choices", "minimum", "maximum"}
+OFFERED = ("choices", "minimum", "maximum")
 
 
 class Nothing(dict):
@@ -28,6 +28,8 @@ class Nothing(dict):
 
 class LeanState(SessionState):
     def __init__(self, blocks):  # in place of the original's, which makes the copy
+        self.fresh = blocks.default_config.blocks
+        self.latest = None
         self.blocks_config = copy(blocks.default_config)
         self.config_values = Nothing()
         self.state_data, self._state_ttl = {}, {}
@@ -35,9 +37,18 @@ class LeanState(SessionState):
         self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
 
     def __setitem__(self, key, value) -> None:
-        """Of components only those whose values are checked against what they offer."""
-        if not isinstance(value, Block) or isinstance(value, State) or CHECKED & vars(value).keys():
-            super().__setitem__(key, value)
+        """A component that offers what the fresh page does is needed until it has been sent, so the latest is kept."""
+        if self.latest in self.fresh:
+            self.blocks_config.blocks[self.latest] = self.fresh[self.latest]
+        super().__setitem__(key, value)
+        before = self.fresh.get(key)
+        is_plain = isinstance(before, Block) and not isinstance(before, State)
+        self.latest = key if is_plain and offers(value) == offers(before) else None
+
+
+def offers(component: Block) -> dict:
+    """Choices and range of a component, as far as it has them."""
+    return {name: value for name, value in vars(component).items() if name in OFFERED}
 
 
 class LeanStates(StateHolder):

@@ -56,7 +56,7 @@ class Timed:
 
 def request_for(tokens: int, steps: int = 20, seed: int = 0) -> Request:
     """A request of about this many tokens: 16 frames of a square. Raises ValueError for fewer than 256."""
-    side = round((tokens / FRAMES) ** 0.5)
+    side = round((max(0, tokens) / FRAMES) ** 0.5)
     if side < 4:
         raise ValueError(f"The number of tokens is {tokens}; give at least 256, such as 4096.")
     size = side * SPATIAL_FACTOR
