@@ -7,7 +7,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import apply_group_offloading
 
+from tests.hooks.pipelines import build, generate
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.hooks.processor import ReuseProcessor
 
 STEPS = 4
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
@@ -159,6 +161,30 @@ def test_adapters(model, loaded):
     else:
         differs_and_returns(model)
     assert not torch.equal(denoise(model), plain)
+
+
+@pytest.mark.filterwarnings("error:Attention stays dense")
+def test_projections_that_are_fused_and_taken_apart_again():
+    """diffusers keeps the processors of before, ours among them, and puts them back."""
+    pipe, inputs = build("cogvideox", "euler")
+    dense = generate(pipe, inputs)
+    enable(pipe, TOKEN)
+    reused = generate(pipe, inputs)
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(generate(pipe, inputs), reused)
+    disable(pipe)
+    pipe.transformer.unfuse_qkv_projections()
+    for _ in range(2):
+        enable(pipe, "token:0.5")
+        enable(pipe, TOKEN)
+        assert torch.equal(generate(pipe, inputs), reused)
+        disable(pipe)
+        assert torch.equal(generate(pipe, inputs), dense)
+    assert not any(isinstance(module.processor, ReuseProcessor) for module in attentions(pipe.transformer))
+
+
+def attentions(transformer):
+    return [module for module in transformer.modules() if hasattr(module, "processor")]
 
 
 def test_training_mode_stays_dense(model):
