@@ -9,6 +9,7 @@ from diffusers.hooks import apply_group_offloading
 
 from tests.hooks.pipelines import build, generate
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.clips.methods import parse_method
 from timeripple.hooks.processor import ReuseProcessor
 
 STEPS = 4
@@ -118,6 +119,31 @@ def test_group_offloading(model):
         model, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"), offload_type="leaf_level"
     )
     assert torch.equal(differs_and_returns(model), expected)
+
+
+CACHES = ("taylorseer:2:start=1", "first-block-cache:0.3", "pab:2:start=0:end=1000", "delta-dit:2", "forecast:0.5",
+          "easycache:0.5", "hsa", "lightning-cp:2")  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_step_caches_beside_group_offloading(cache):
+    """Whose hooks hold weights, which are not the cache's."""
+    pipe, inputs = build("wan", "euler")
+    dense = generate(pipe, inputs)
+
+    def cached():
+        with parse_method(cache).applied(pipe, STEPS) as summarise:
+            return generate(pipe, inputs), summarise()["held_bytes"]
+
+    alone, held = cached()
+    apply_group_offloading(
+        pipe.transformer, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+        offload_type="block_level", num_blocks_per_group=1,
+    )  # fmt: skip
+    for _ in range(2):
+        offloaded, held_beside = cached()
+        assert torch.equal(offloaded, alone) and held_beside == held > 0
+        assert torch.equal(generate(pipe, inputs), dense)
 
 
 def test_offloading_by_accelerate(model):
