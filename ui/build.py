@@ -19,6 +19,7 @@ from ui.limits import Limits
 from ui.method_tab import method_tab
 from ui.reuse_tab import reuse_tab
 from ui.runs import Runs
+from ui.sessions import lean_sessions
 from ui.source import source_bar
 from ui.timing_tab import timing_tab
 
@@ -60,7 +61,7 @@ def launch_options(limits: Limits) -> dict:
     return LAUNCH | {
         "max_file_size": f"{limits.max_upload_megabytes}mb",
         "state_session_capacity": limits.max_sessions,
-        "app_kwargs": {"middleware": [guard]},
+        "app_kwargs": {"middleware": [guard], "lifespan": lean_sessions},
     }
 
 
@@ -87,6 +88,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     ) as app:
         gr.HTML(markup.header(links()))
         # Outside the tabs: what is inside one is not read before the tab is opened.
+        looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
@@ -95,7 +97,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
             with gr.Tab("Method"):
                 method_tab()
             with gr.Tab("Look inside") as opened:
-                source = source_bar(app, opened, pipeline, work, runs)
+                source = source_bar(app, opened, pipeline, work, runs, looked_into)
                 with gr.Tabs():
                     with gr.Tab("Correlations") as tab:
                         views = [correlation_tab(tab, runs, source)]

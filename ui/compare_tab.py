@@ -11,7 +11,7 @@ from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
 from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
-from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, one_sentence, remember, size_choices, size_text, sizes_of
+from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence, remember, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.method_form import method_form, read_method, strength_choices, strength_values, title
 from ui.player import player
@@ -30,23 +30,25 @@ SHOW_STAGE = "() => innerWidth <= 768 && document.getElementById('stage').scroll
 """On a phone the stage lies below the form."""
 GONE = "This result is no longer kept; the form has its settings, so generate it again."
 RESTARTED = "The app was started anew since this page was opened: its runs are gone, and the form is as you left it."
+LOST = "The app was started anew since, or keeps the result no longer; the form is as it was, so generate it again."
 CHANGED = "The form has changed since: this is still the result of what was asked for before."
 
 
 def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdown:
     """Adds the content of the tab to `app`, which is being built; returns its choice of a size."""
-    last = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
+    # Of which run this page is; None: of the first recorded one. A gr.State would be gone with the server.
+    run_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
     draft = gr.BrowserState(None, storage_key="timeripple-form", secret="timeripple")  # (this start of the app, form)
     started_as, references = secrets.token_hex(8), References()
     own, sizes = Request.for_pipeline(pipeline, "any"), sizes_of(pipeline)
     recorded = recorded_runs(runs, lambda *asked: fill_form(*asked, runs.limits))
     first = next(iter(recorded.values()))
-    run_id, shown = gr.State(first.id), gr.State([first.id, first.version, 0])
+    shown = gr.State([first.id, first.version, 0])
     timer = gr.Timer(POLL_SECONDS, active=False)
     opened = present_run(first)
 
     with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=300, elem_classes="tr-controls"):
+        with gr.Column(scale=2, min_width=300, elem_classes="tr-controls", elem_id="form"):
             prompt = gr.Textbox(PRESETS["Ball at sunset"], lines=2, label="Prompt")
             gr.Examples(
                 [[preset] for preset in PRESETS.values()], [prompt], label="Try one of these",
@@ -64,7 +66,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
                 steps = gr.Slider(FEWEST_STEPS, highest, value=min(own.steps, most), step=1, label="Denoising steps")
                 with gr.Row(elem_classes="tr-tight"):
                     seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
-                    dice = gr.Button("⚄ Random", scale=1, min_width=110, elem_classes="tr-dice")
+                    dice = gr.Button("⚄ Random", scale=1, min_width=130, elem_classes="tr-dice")
                 guidance = gr.Slider(
                     *GUIDANCE, value=min(GUIDANCE[1], own.guidance_scale), step=0.5, label="Guidance",
                     info="How strictly the prompt is kept",
@@ -73,7 +75,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
                 with gr.Accordion("Schedule", open=False):
                     schedule = gr.Plot(show_label=False, elem_classes="tr-plot")
                     schedule_note = gr.HTML()
-                video = gr.File(label="Settings from an mp4 that TimeRipple wrote", file_types=[".mp4"], height=90)
+                video = gr.File(label="Settings from an mp4 that TimeRipple wrote", file_types=[".mp4"], height=130)
         with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
             gone, note = (gr.HTML(elem_classes="tr-maybe") for _ in range(2))
             stage = gr.HTML(visible=False, elem_id="stage")
@@ -100,31 +102,39 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     outcome = [heading, video_player, numbers, steps_seen]
     view = [stage, results, *outcome, generate, cancel, timer, shown]
 
+    def find(id: str | None) -> Run | None:
+        return runs.find(id) if id else first
+
+    def filled_by(run: Run) -> list:
+        """The form as the run asked; of a model that has other sizes it stays as it is."""
+        fits = run.id not in recorded or sizes == SIZES
+        return [*run.settings] if fits else [gr.skip()] * len(form)
+
     def start(*settings):
         """Queues the run the form asks for."""
         with one_sentence():
             run = submit(pipeline, works, runs, *read_form(settings), settings, references)
-        return run.id, run.id, gr.Timer(active=True), None, "", ""
+        return run.id, gr.Timer(active=True), None, "", ""
 
     def restore(saved, kept, page: gr.Request):
         """After a reload, or by a link: the form as it was, the timer that shows the run if it is still kept, and a
         word on what is gone."""
         link = dict(page.query_params)
-        run, empty = runs.find(link.get("run", saved)), [gr.skip()] * len(form)
+        run, empty = find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
-            return [run.id, *run.settings, gr.Timer(active=True), None, ""]
+            return [run.id, *filled_by(run), gr.Timer(active=True), None, ""]
         missing = markup.remark(GONE) if "run" in link else ""
         if "prompt" in link:
-            return [first.id, *fill_from(link), gr.Timer(active=True), None, missing]
+            return [None, *fill_from(link), gr.Timer(active=True), None, missing]
         mine = kept and len(kept[1]) == len(form)
         if mine and (kept[0] != started_as or "run" in link):
             gone = missing if kept[0] == started_as else markup.remark(RESTARTED)
-            return [first.id, *kept[1], gr.Timer(active=False), gr.skip(), gone]
-        return [first.id, *empty, gr.Timer(active=False), gr.skip(), ""]
+            return [None, *kept[1], gr.Timer(active=False), gr.skip(), gone]
+        return [None, *empty, gr.Timer(active=False), gr.skip(), ""]
 
     def pick_recorded(event: gr.EventData):
         run = recorded[event.recorded]
-        return run.id, *run.settings, gr.Timer(active=True), None, ""
+        return run.id, *filled_by(run), gr.Timer(active=True), None, ""
 
     def fill_from(source: dict | str) -> list:
         """The form from a link's query, or from the mp4 at a path."""
@@ -134,8 +144,8 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     def changed(id, *settings):
         """Keeps what is in the form, and marks a result that is no longer what it asks for."""
-        run = runs.find(id)
-        same = id in recorded or run is None or not run.finished or [*run.settings] == [*settings]
+        run = find(id)
+        same = not id or id in recorded or run is None or not run.finished or [*run.settings] == [*settings]
         return [started_as, list(settings)], "" if same else markup.remark(CHANGED)
 
     def draw_schedule(steps, *values):
@@ -152,9 +162,11 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     def show(id, already_shown):
         """Everything that depends on the run, from its present state; nothing if nothing has changed."""
-        run = runs.find(id)
+        run = find(id)
         if run is None:
-            return [gr.skip()] * len(view)
+            lost, idle = gr.HTML(markup.notice("This run is gone", LOST), visible=True), gr.Timer(active=False)
+            skipped = [gr.skip()] * len(outcome)
+            return [lost, gr.Column(visible=False), *skipped, gr.Button(interactive=True), gr.Button(), idle, None]
         ahead = runs.ahead(run)
         now = [run.id, run.version, ahead]
         if now == already_shown:
@@ -171,7 +183,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         ]
 
     def know_more(id):
-        run = runs.find(id)
+        run = find(id)
         return details(result_of(run), run.folder) if run and run.state == "done" else [gr.skip()] * 9
 
     methods = [steps, *method_a, *method_b]
@@ -185,7 +197,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     video.upload(fill_from, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
-        started = trigger(start, form, [run_id, last, timer, shown, gone, note], **QUEUED)
+        started = trigger(start, form, [run_id, timer, shown, gone, note], **QUEUED)
         started.success(show, [run_id, shown], view, **QUIET).then(None, run_id, None, js=remember("run"))
         started.success(None, js=SHOW_STAGE)
     picked = gallery.select(pick_recorded, None, filled, **QUIET)
@@ -194,7 +206,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     timer.tick(show, [run_id, shown], view, trigger_mode="once", **QUIET)
     for wanted in (more.expand, heading.change):
         wanted(know_more, run_id, [*plots, *files], **QUIET)
-    app.load(restore, [last, draft], filled, **QUEUED).success(None, run_id, None, js=remember("run"))
+    app.load(restore, [run_id, draft], filled, **QUEUED).success(None, run_id, None, js=remember("run"))
     return size
 
 

@@ -19,6 +19,10 @@ def header(links: list[tuple[str, str]]) -> str:
       <nav aria-label="Sources">{anchors}</nav></header>"""
 
 
+WORD = 0.45
+"""Share of the longest bar from which a word has room in one."""
+
+
 def headline(
     text: str, why: str, bars: list[tuple[str, float, float]], detail: str, kind: str, link: str, remarks: list[str]
 ) -> str:
@@ -28,8 +32,9 @@ def headline(
     rows = "".join(
         f"""<div class="tr-bars-row"><span>{escape(name)}</span>
         <div role="img" aria-label="{escape(name)}: {total:.1f} seconds, {attention:.1f} of them attention">
-        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%"><b>attention {attention:.1f} s</b></i
-        ><i class="tr-rest" style="width:{100 * (total - attention) / longest:.1f}%"></i>
+        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%">
+        <b>{"attention " if attention > WORD * longest else ""}{attention:.1f} s</b></i><i class="tr-rest"
+          style="width:{100 * (total - attention) / longest:.1f}%"></i>
         <em>{total:.1f} s</em></div></div>"""
         for name, attention, total in bars
     )
@@ -37,7 +42,8 @@ def headline(
     return f"""<section class="tr-headline"><h2>{escape(text)}</h2><p>{escape(why)}</p>
       <div class="tr-bars">{rows}</div>
       <p class="tr-detail">{escape(detail)} · <em class="tr-kind tr-{kind.split()[0]}">{escape(kind)}</em> ·
-      <a href="{escape(link)}">Link to this result</a></p>{said}</section>"""
+      <a href="{escape(link)}">Link to this result</a></p>
+      <p class="tr-jump"><a href="#form">Generate your own ↓</a></p>{said}</section>"""
 
 
 def numbers(rows: list[tuple[str, str, list]]) -> str:

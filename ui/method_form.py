@@ -47,6 +47,7 @@ STACKS = [
 OURS = ("token", "tile", "channel")
 BUDGET, THETA, TARGET = "Budget", "Threshold θ", "Quality target"
 MEASURES = {"token": [BUDGET, THETA, TARGET], "tile": [BUDGET, THETA], "channel": [BUDGET, THETA]}
+"""How each may be asked for; the radio always has all three, as a value that is on its way may be any of them."""
 AUTO = ("Automatic", "auto")
 STEPS = [AUTO, *((f"{n} step{'s' * (n != 1)}", str(n)) for n in range(11))]
 REFRESH = [AUTO, ("Off", "none"), *((f"Every {n} steps", str(n)) for n in range(2, 11))]
@@ -118,7 +119,7 @@ def method_form(side: str, name: str, target: str | None = None) -> list[gr.comp
         by = by if by in measures else BUDGET
         shown = visible(name, by)
         return [
-            gr.Radio(measures, value=by, visible=shown["by"]),
+            gr.Radio(value=by, visible=shown["by"]),
             *(part(visible=shown[key]) for part, key in zip(parts, keys, strict=True)),
         ]
 

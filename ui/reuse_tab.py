@@ -99,7 +99,13 @@ def reuse_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, source: Source, p
         if not tried:
             return [gr.skip()] * 5
         curve, cards, _, sheet = describe(*tried, SAVING, side, place, alternatives=False)
-        return [curve, cards, sheet, gr.Radio(SAVING), gr.Slider(value=min(0.95, max(0.05, saving)), visible=True)]
+        return [
+            curve,
+            cards,
+            sheet,
+            gr.Radio(value=SAVING),
+            gr.Slider(value=min(0.95, max(0.05, saving)), visible=True),
+        ]
 
     def draw_alternatives(*picked):
         tried = try_picked(*picked)

@@ -38,6 +38,7 @@ RECORDED, PROMPT, CLIP = "recorded", "prompt", "clip"
 KINDS = [("Red ball (recorded)", RECORDED), ("A new prompt", PROMPT), ("My own clip", CLIP)]
 CLIP_FILES = [".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"]
 ABOUT = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
+GONE = "What you looked into is no longer kept; look into it again."
 GROUPS = {"t": "time", "y": "height", "x": "width"}
 
 
@@ -45,7 +46,7 @@ class Source(NamedTuple):
     """The bar on top of the tabs, and what is picked in it for all of them. opened: the tab that is seen; channel,
     place: what was picked in a tab."""
 
-    run_id: gr.State
+    run_id: gr.BrowserState
     step: gr.Dropdown
     layer: gr.Dropdown
     head: gr.Dropdown
@@ -65,22 +66,21 @@ class View(NamedTuple):
     draw: Callable
 
 
-def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Runs) -> Source:
+def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> Source:
     """Adds the bar to what is being built; its `wire(views)` brings it and the tabs below it to life.
 
-    opened: the tab that holds all of it.
+    opened: the tab that holds all of it; run_id: remembers what is looked into, None the recorded run.
     """
-    last = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
-    run_id, shown_id, tab_name = gr.State(RECORDED), gr.State(None), gr.State("")
+    shown_id, tab_name = gr.State(""), gr.State("")
     channel, place = gr.State(0), gr.State((0, 0, 0))
     is_pond, sizes = isinstance(pipeline, PondPipeline), sizes_of(pipeline)
     threading.Thread(target=warm_recorded, daemon=True).start()  # so that the first look need not wait
     with gr.Row(elem_classes="tr-tight tr-source"):
         kinds = [pair for pair in KINDS if is_pond or pair[1] != CLIP]
-        kind = gr.Dropdown(kinds, value=RECORDED, label="Look into", filterable=False, min_width=190, scale=2)
-        step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=110)
-        layer = gr.Dropdown([], label="Layer", filterable=False, min_width=80)
-        head = gr.Dropdown([], label="Head", filterable=False, min_width=80)
+        kind = gr.Dropdown(kinds, value=RECORDED, label="Look into", filterable=False, min_width=260, scale=2)
+        step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=125)
+        layer = gr.Dropdown([], label="Layer", filterable=False, min_width=70)
+        head = gr.Dropdown([], label="Head", filterable=False, min_width=70)
     with gr.Row(elem_classes="tr-tight", visible=False) as made:
         prompt = gr.Textbox(PRESETS["Ball at sunset"], label="Prompt", min_width=260, scale=3)
         clip = gr.File(
@@ -103,7 +103,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
     note = gr.HTML(elem_id="source-note")
     form = [kind, prompt, clip, camera, size, steps, seed]
 
-    def start(kind, prompt, clip, camera, size, steps, seed) -> list:
+    def start(kind, prompt, clip, camera, size, steps, seed) -> str:
         """Queues the run the form asks for."""
         with one_sentence():
             request = read_request(prompt, seed, size, steps or 0)
@@ -111,7 +111,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
                 run = submit_request(pipeline, works, runs, request)
             else:
                 run = submit_clip(pipeline, works, runs, clip or camera, request)
-        return [run.id, run.id]
+        return run.id
 
     def follow(id: str | None, shown: str | None) -> Iterator[list]:
         """How far the run is; ends with what can be picked. Nothing where it is shown already."""
@@ -120,7 +120,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
             yield [gr.skip()] * 7
             return
         while run and not runs.wait(run, POLL_SECONDS):
-            yield [markup.facts([waiting(run, runs.ahead(run))]), *[gr.skip()] * 5, None]
+            yield [markup.facts([waiting(run, runs.ahead(run))]), *[gr.skip()] * 5, ""]
         if run and run.state == "failed":
             raise failure(run.error)
         if run and run.state == "cancelled":
@@ -133,7 +133,7 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
         id = dict(page.query_params).get("look", saved)
         run = runs.find(id)
         if run is None or not isinstance(run.settings[-1], dict):
-            return [RECORDED, *[gr.skip()] * 5]
+            return [None, *[gr.skip()] * 5]
         asked = run.settings[-1]
         return [run.id, asked["kind"], asked["prompt"], asked["size"], asked["steps"], asked["seed"]]
 
@@ -160,16 +160,18 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
             control.input(*all_of, trigger_mode="always_last", **QUIET)
         for view in drawn:
             view.tab.select(lambda name=view.name: name, None, tab_name, **QUIET).then(*all_of, **QUIET)
-        asked = look.click(start, form, [run_id, last], **QUEUED)
+        asked = look.click(start, form, run_id, **QUEUED)
         asked.success(None, run_id, None, js=remember("look"))
-        recorded = kind.input(lambda kind: RECORDED if kind == RECORDED else gr.skip(), kind, run_id, **QUIET)
+        recorded = kind.input(lambda kind: None if kind == RECORDED else gr.skip(), kind, run_id, **QUIET)
         for begin in (asked.success, opened.select, recorded.then):
             begin(follow, ready, picked, **QUEUED).then(
                 lambda name: name or drawn[0].name, tab_name, tab_name, **QUIET
             ).then(*all_of, **QUIET)
         kind.change(choose, kind, [made, prompt, clip, camera], **QUIET)
         cancel.click(runs.cancel, run_id, None, **QUIET)
-        app.load(restore, last, [run_id, kind, prompt, size, steps, seed], **QUIET)
+        app.load(restore, run_id, [run_id, kind, prompt, size, steps, seed], **QUIET).then(
+            None, run_id, None, js=remember("look")
+        )
 
     return Source(run_id, step, layer, head, channel, place, size, wire)
 
@@ -192,8 +194,8 @@ def first_step(seen: Inspection) -> int:
 
 
 def inspected(runs: Runs, id: str | None) -> Inspection | None:
-    """What a run has kept; None while there is nothing to see."""
-    if id == RECORDED:
+    """What a run has kept, or without an id the recorded one; None while there is nothing to see."""
+    if not id:
         return recorded_inspection()
     run = runs.find(id)
     return run.result if run and isinstance(run.result, Inspection) else None
@@ -210,7 +212,7 @@ def described(runs: Runs, id: str | None) -> list:
     """Note, steps, layers, heads, channel and place for a run: those where the effect is strongest."""
     seen, run = inspected(runs, id), runs.find(id)
     if seen is None:
-        return [markup.facts([ABOUT]), *[gr.skip()] * 5]
+        return [markup.facts([GONE if id else ABOUT]), *[gr.skip()] * 5]
     step = first_step(seen)
     views.warm(seen, step)
     layer, head, channel = views.strongest_effect(seen, step)

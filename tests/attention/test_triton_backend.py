@@ -82,8 +82,8 @@ def carried_out(output, exact, plan, head, mask, scale):
         output[:] = reference.softmax_attention(query, key, value, hidden, scale)
     elif kind == "TokenPlan":
         query_groups, key_groups = (
-            [(side.owner[head] == row).nonzero()[:, 0].cpu() for row in range(side.counts[head])]
-            for side in (plan.query, plan.key)
+            [(owner == row).nonzero()[:, 0].cpu() for row in range(count)]
+            for owner, count in ((side.owner[head], side.counts[head]) for side in (plan.query, plan.key))
         )
         rows, keys, values = (
             torch.stack([x[group].mean(0) for group in groups])

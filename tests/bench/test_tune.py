@@ -67,13 +67,15 @@ def exhaustive(saved, keeps, lost=LOST):
 
 def test_the_fastest_that_keeps_a_psnr(tiny_pipeline, world):
     asked, saved, _ = world
-    found = tune(tiny_pipeline, REQUESTS, Target(psnr=36), tuple(SAVED))
+    counts = []
+    found = tune(tiny_pipeline, REQUESTS, Target(psnr=36), tuple(SAVED), on_run=lambda *count: counts.append(count))
     seconds, _, family = min(exhaustive(saved, lambda seconds, level: level >= 36))
     assert work.family(found["method"]) == family == "token:0.5"
     assert found["psnr"] >= 36 and found["seconds"] == pytest.approx(seconds)
     low, high = found["psnr_interval"]
     assert low < found["psnr"] < high and found["target"] == {"psnr": 36}
     assert len(asked) == len(set(asked)) < 60
+    assert [done for done, _ in counts] == [*range(1, len(asked) + 1)] and all(done <= total for done, total in counts)
     json.dumps(found, allow_nan=False)
 
 
@@ -101,7 +103,7 @@ def test_where_a_peer_wins_it_returns_that(tiny_pipeline, world):
     assert work.family(tune(tiny_pipeline, REQUESTS, Target(psnr=34), tuple(SAVED))["method"]) == "forecast:0.7"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     costs=st.lists(st.floats(0.2, 1.3), min_size=4, max_size=4),
     losses=st.lists(st.floats(0, 14), min_size=4, max_size=4),

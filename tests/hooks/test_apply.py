@@ -169,8 +169,11 @@ def test_tensors_are_released_and_numbers_kept(transformer):
     transformer._reset_stateful_cache()
     assert hook.run is None
     assert summary(transformer) == during
-    tensor = (3 * 4 * 6) * 48 * 4  # tokens, channels, float32
-    plan = 2 * 2 * (2 * (3 * 4 * 6) + 1) * 8  # two sides, two heads, owners and sizes and a count, int64
+    tokens, rows = 3 * 4 * 6, 2 * 2 * 3  # every window is one row
+    tensor = tokens * 48 * 4  # channels, float32
+    plan = tokens + (tokens + 1) + 2  # which tokens by row and where rows begin, int32, and their number, int64
+    packed = 2 * tokens + 2 * rows  # tokens by row and rows by token, where rows begin and their sizes, int32
+    plan = 2 * 2 * (plan + packed) * 4  # two sides, two heads
     assert during["held_bytes"] == len(LAYERS) * (2 * 2 * tensor + plan)  # passes, an error and its slope
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.ui.forms import choose
+from tests.ui.forms import ask_inside, choose
 from timeripple.bench.ui import FLAGS, chromium
 from ui.build import build_app, launch_options
 from ui.limits import Limits
@@ -132,15 +132,6 @@ def open_tab():
         tab.filter(visible=True).click()
 
     return open_tab
-
-
-def ask_inside(page):
-    """Has a tiny run of five steps looked into, of what the form says."""
-    choose(page, "Size", "Tiny")
-    number = page.get_by_label("Denoising steps", exact=True).filter(visible=True)
-    number.fill("5")
-    number.press("Tab")
-    page.get_by_role("button", name="Look inside").filter(visible=True).click()
 
 
 @pytest.fixture

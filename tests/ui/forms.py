@@ -39,3 +39,12 @@ def start_long_run(page):
     settings(page, "Large", 40)
     generate(page)
     expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
+
+
+def ask_inside(page):
+    """Has a tiny run of five steps looked into, of what the form says."""
+    choose(page, "Size", "Tiny")
+    number = page.get_by_label("Denoising steps", exact=True).filter(visible=True)
+    number.fill("5")
+    number.press("Tab")
+    page.get_by_role("button", name="Look inside").filter(visible=True).click()

@@ -125,6 +125,8 @@ def test_results_belong_to_the_tab_and_survive_a_reload(open_page, look):
     expect(page).to_have_url(re.compile("run="))
     other = page.context.new_page()  # another tab of the same browser
     other.goto(page.url.split("&run=")[0].split("run=")[0])
+    expect(other.locator(".tr-headline .tr-kind")).to_have_text("measured here")  # it begins with the latest result
+    other.wait_for_timeout(1000)
     settings(other, "Tiny", 5, "a blue star rising")
     generate(other)
     expect(other.locator(".tr-headline .tr-detail")).to_contain_text("a blue star rising", timeout=60_000)

@@ -84,9 +84,12 @@ def dense_attention(call: AttentionCall, residual: Tensor | None = None) -> Tens
 
 def token_attention(call: AttentionCall, plan: TokenPlan, residual: Tensor | None = None) -> Tensor:
     """See `plans.token.TokenPlan.carry_out`."""
-    bias = plan.key.sizes.float().log2()
-    if call.key_mask is not None:  # masked keys are text, which has rows of its own
-        bias = bias.scatter_add_(1, plan.key.owner, _hidden(call.key_mask, call.heads))
+    bias, grid = plan.key.sizes.float().log2(), call.grid
+    if call.key_mask is not None:  # masked keys are text, which has the first and the last rows
+        hidden = _hidden(call.key_mask, call.heads)
+        bias[:, : grid.text_before] += hidden[:, : grid.text_before]
+        last = plan.key.counts[:, None] - torch.arange(grid.text_after, 0, -1, device=call.device)
+        bias.scatter_add_(1, last, hidden[:, grid.video.stop :])
     return _attend(call, plan.query, _merged(call, plan.key, bias), None, residual)
 
 

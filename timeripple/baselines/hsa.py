@@ -2,12 +2,12 @@
 that are active at a step attend to the keys and values of all, which are kept of those that are not; these move on with
 their last velocity, a cached Euler update.
 
-After the paper's abstract and public summaries of it, which leave open how many tokens are active, where the window
-lies in which tokens rest, and what exactly ranks them. Here the change is the L1 distance of a token's velocity from
-that of the last step but one at which all were active, over the L1 norm of that; it is taken from the first guidance
-pass, as a mean over the batch. Two groups of tokens: `share` of them take every step and the others every
-`divisor`-th; by default that leaves half of the work of the window, the milder of the paper's two budgets. Whatever
-solver the pipeline has goes on with the kept velocity, so with solver=euler the update is the paper's, and others bring
+As described in the paper's abstract and in what others wrote of it, which leave open how many tokens are active, where
+the window lies in which tokens rest, and what exactly ranks them. Here it is how far a token's velocity moved between
+the last two steps at which all were active, in the L1 norm and as a share of the earlier one; taken from the first
+guidance pass, mean over the batch. There are two groups: `share` of the tokens take every step and the others every
+`divisor`-th, which by default leaves half of the work of the window, the milder of the paper's two budgets. Whatever
+solver the pipeline has goes on with the kept velocity: with solver=euler the update is the paper's, and others bring
 what they know of earlier steps into it.
 """
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, scaled_dot_product_attention
 
 from timeripple.attention.method import ConfigError
-from timeripple.baselines.block_stack import hooked
+from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.settings import NamedSettings, require
 from timeripple.hooks import HOOK, family_of, transformers
 from timeripple.hooks.processor import Interception
@@ -183,12 +183,10 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
+class BlockHook(PlacedHook):
     """One block: computes active tokens only; the first takes them out, the last puts them back among zeros."""
 
-    def __init__(self, root: RootHook, is_first: bool, is_last: bool):
-        super().__init__()
-        self.root, self.is_first, self.is_last = root, is_first, is_last
+    root: RootHook
 
     def new_forward(
         self, module: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Any

@@ -104,7 +104,8 @@ def tune(
     rows: the same of all methods that were measured on every request, dense among them, the fastest first; left_out:
     methods that the pipeline does not suit, and why; target, environment, versions, kind. The choice is the fastest
     row that keeps the PSNR, or the best one within the time; so where dense with fewer steps or a peer wins, it is
-    that. engine, on_run, load: as in `sweep`. Raises ValueError where nothing reaches the target.
+    that. engine, load: as in `sweep`; on_run(finished, all that are known to come) is called after every generation.
+    Raises ValueError where nothing reaches the target.
     """
     for request in requests:
         request.check(pipeline)
@@ -112,8 +113,17 @@ def tune(
     worker = Worker(lambda: pipeline)  # one for all rounds, as it keeps the converged clips
     kind = Worker if engine == "ray" else lambda _: worker
 
+    finished = 0
+
+    def count(done: int, total: int) -> None:
+        if on_run is not None:
+            on_run(finished + done, finished + total)
+
     def run(jobs: list[Job]) -> dict[Job, dict[str, Any]]:
-        return sweep(jobs, pipeline, None, engine, on_run, load, kind, machine(pipeline))
+        nonlocal finished
+        results = sweep(jobs, pipeline, None, engine, count, load, kind, machine(pipeline))
+        finished += len(jobs)
+        return results
 
     generate_once(pipeline, requests[0])
     search = Search(run, requests, target)

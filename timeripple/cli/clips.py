@@ -63,6 +63,7 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = "none",
+    repeat: Annotated[int, typer.Option(min=1, help="How often every clip is made; seconds are the medians.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
 ) -> None:
     """Generate one prompt with several methods from the same noise, and write videos and a report.
@@ -99,7 +100,7 @@ def compare(
             progress.start_task(tasks[event.method])
             progress.update(tasks[event.method], completed=event.step)
 
-        comparison = comparing.compare(pipeline, request, chosen, on_step=show)
+        comparison = comparing.compare(pipeline, request, chosen, repeat=repeat, on_step=show)
     with one_sentence(OSError):
         paths = comparing.save(comparison, out, pipeline)
     console().print(_comparison_table(comparison))

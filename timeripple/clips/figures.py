@@ -144,7 +144,7 @@ def styled(figure: go.Figure, title: str) -> go.Figure:
     lines = _in_lines(title)
     figure.update_layout(
         title={"text": "<br>".join(lines), "x": 0.02, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top",
-               "pad": {"t": 10}, "font": {"size": 15}},
+               "pad": {"t": 14}, "font": {"size": 15}},
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -152,7 +152,7 @@ def styled(figure: go.Figure, title: str) -> go.Figure:
         hoverlabel=HOVER,
         showlegend=True,
         legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
-        margin={"l": 60, "r": 20, "t": 24 + 20 * len(lines), "b": 20},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines), "b": 20},
     )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)

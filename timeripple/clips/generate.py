@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -184,7 +184,8 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise.
+    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise. rounds: the seconds of
+    every time that the clip was made, of which `seconds` are the medians; empty where it was made once.
     """
 
     method: Method
@@ -194,6 +195,7 @@ class Generation:
     summary: dict[str, Any]
     flaw: str | None = None
     step_seconds: tuple[float, ...] = ()
+    rounds: tuple[dict[str, float], ...] = ()
 
     @property
     def shortfall(self) -> str | None:
@@ -241,9 +243,8 @@ def generate(
                 raise _broken(method, f"at step {done} of {steps}")
             if on_step is not None:
                 seconds = watch.seconds
-                eta = seconds / done * (steps - done)
                 preview = _preview(pipe, index, step_input, tensors.get("velocity"))
-                on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
+                on_step(StepEvent(method.label, done, steps, seconds, seconds / done * (steps - done), preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
         begun, denoised_seconds = denoised_seconds or text_seconds or 0.0, watch.seconds
@@ -257,22 +258,20 @@ def generate(
 
     # The pipelines of other models have no velocity to tell, and no preview.
     seen = {"callback_on_step_end_tensor_inputs": ["latents", "velocity"]} if isinstance(pipeline, PondPipeline) else {}
-    hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
-    if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
-        hooks.append(decoder.register_forward_hook(after_decoding))
-    try:
-        with method.applied(pipeline, all_steps, warn_of_shortfall=False) as summarise:
-            with (
-                freed(pipeline),
-                stoppable(pipeline, should_stop),
-                pipelines.prepared(pipeline, request.guidance_scale),
-                pipelines.followed(pipeline, after_step) as follow,
-            ):
-                video = pipelines.generated(pipeline, request.arguments(pipeline) | follow | seen)
-            summary = summarise()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for model in transformers(pipeline):
+            hooks.enter_context(model.register_forward_pre_hook(before_forward, with_kwargs=True))
+        if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
+            hooks.enter_context(decoder.register_forward_hook(after_decoding))
+        summarise = hooks.enter_context(method.applied(pipeline, all_steps, warn_of_shortfall=False))
+        with (
+            pipelines.freed(pipeline),
+            stoppable(pipeline, should_stop),
+            pipelines.prepared(pipeline, request.guidance_scale),
+            pipelines.followed(pipeline, after_step) as follow,
+        ):
+            video = pipelines.generated(pipeline, request.arguments(pipeline) | follow | seen)
+        summary = summarise()
     total = watch.seconds
     if not video.isfinite().all():
         raise _broken(method, "in decoding, after the last step")
@@ -298,16 +297,6 @@ def _broken(method: Method, where: str) -> BrokenClip:
 
 
 @contextmanager
-def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """A run that is left inside the block frees what it held, as finished runs do."""
-    try:
-        yield
-    except BaseException:
-        pipeline.maybe_free_model_hooks()
-        raise
-
-
-@contextmanager
 def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | None) -> Iterator[None]:
     """Inside the block a forward pass, which may take many seconds, ends with Cancelled before the next block of the
     transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules."""
@@ -318,12 +307,10 @@ def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | Non
 
     lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
     blocks = [block for each in lists for block in each] if should_stop is not None else []
-    hooks = [block.register_forward_pre_hook(before_block) for block in blocks]
-    try:
+    with ExitStack() as watched:
+        for block in blocks:
+            watched.enter_context(block.register_forward_pre_hook(before_block))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def read_steps(text: str, steps: int) -> set[int]:

@@ -207,6 +207,16 @@ def inputs(pipeline: DiffusionPipeline, image: str, video: str, size: Size) -> d
 
 
 @contextmanager
+def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """A run that is left inside the block frees what it held, as finished runs do."""
+    try:
+        yield
+    except BaseException:
+        pipeline.maybe_free_model_hooks()
+        raise
+
+
+@contextmanager
 def prepared(pipeline: DiffusionPipeline, guidance_scale: float) -> Iterator[None]:
     """Inside, a guider guides by this scale, and an autoencoder that decodes in tiles only does so; then they are as
     they were."""

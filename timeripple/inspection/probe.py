@@ -19,7 +19,8 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips import pipelines
-from timeripple.clips.generate import Cancelled, Request, freed, stoppable, to_frames
+from timeripple.clips.generate import Cancelled, Request, stoppable, to_frames
+from timeripple.clips.pipelines import freed
 from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_video
 from timeripple.pond.pipeline import PondPipeline

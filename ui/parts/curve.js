@@ -35,8 +35,8 @@ element.addEventListener('pointerdown', event => {
   if (!event.target.closest('svg')) return;
   event.preventDefault();
   dragging = true;
-  element.setPointerCapture(event.pointerId);
   move(from(event));
+  element.setPointerCapture(event.pointerId);
 });
 element.addEventListener('pointermove', event => dragging && move(from(event)));
 element.addEventListener('pointerup', () => { dragging = false; });

@@ -93,7 +93,9 @@ class PackedRows:
 
     def merge(self, x: Tensor) -> Tensor:
         """Mean of the tokens of every row: [batch, heads, tokens, d] -> [rows, d]."""
-        return embedding_bag(self.order, x.transpose(1, 2).reshape(-1, x.shape[-1]), self.starts, mode="mean")
+        tokens = x.transpose(1, 2).reshape(-1, x.shape[-1])
+        total = embedding_bag(self.order, tokens, self.starts, mode="sum")  # which is four times as fast as "mean"
+        return total.mul_((1 / self.sizes).to(x.dtype)[:, None])  # exact for sizes of a power of two
 
     def spread(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Every token gets its row: [rows, d] -> [batch, heads, tokens, d], in memory token by token."""
@@ -282,9 +284,11 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
     sum_c weight_c * Eq. 3 squared). The Haar transform splits a window by the axes along which a component changes;
     what changes along any axis of the subset is its deviation.
     """
-    weighted = video[:, table.T] * weight.sqrt()[:, None, None]  # [heads, 8 positions, windows, d]
-    parts = HAAR.to(video) @ weighted.flatten(2)  # [heads, 8, ...]: the bits of a part are the axes it changes along
-    energy = torch.linalg.vector_norm(parts.view(weighted.shape), dim=-1).square_() / 64
+    heads, _, head_dim = video.shape
+    tokens = (video * weight.sqrt()[:, None]).transpose(0, 1).flatten(1)  # all heads of a token lie side by side
+    windows = tokens.index_select(0, table.T.flatten()).view(8, -1)
+    parts = (HAAR.to(video) @ windows).view(8, -1, heads, head_dim)  # the bits of a part: the axes it changes along
+    energy = torch.linalg.vector_norm(parts, dim=-1).square_().permute(2, 0, 1) / 64  # [heads, 8, windows]
 
     bits, levels = torch.arange(8, device=video.device), []
     for level in range(1, axes.bit_count() + 1):
