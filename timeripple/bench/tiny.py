@@ -28,7 +28,7 @@ STEPS = 6
 SMALL = {"num_frames": 9, "height": 64, "width": 96}
 SIZES = {  # what some can make, and of many frames small ones
     "AllegroPipeline": {"num_frames": 24, "height": 160, "width": 160},
-    "HunyuanVideoFramepackPipeline": {"height": 32, "width": 48},
+    "HunyuanVideoFramepackPipeline": {"height": 32},
     "LTXI2VLongMultiPromptPipeline": {"height": 128, "width": 128},
 }
 PROMPT, NEGATIVE = "a cat walks on the grass", "blurred and dark"  # of different lengths
