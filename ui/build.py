@@ -19,6 +19,7 @@ from ui.limits import Limits
 from ui.method_tab import method_tab
 from ui.reuse_tab import reuse_tab
 from ui.runs import Runs
+from ui.sessions import lean_sessions
 from ui.source import source_bar
 from ui.timing_tab import timing_tab
 
@@ -60,7 +61,7 @@ def launch_options(limits: Limits) -> dict:
     return LAUNCH | {
         "max_file_size": f"{limits.max_upload_megabytes}mb",
         "state_session_capacity": limits.max_sessions,
-        "app_kwargs": {"middleware": [guard]},
+        "app_kwargs": {"middleware": [guard], "lifespan": lean_sessions},
     }
 
 

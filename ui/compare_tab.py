@@ -10,7 +10,7 @@ from timeripple.clips.compare import read_settings
 from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
-from ui.comparison import References, describe, fill_form, read_form, submit
+from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
 from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence, remember, size_choices, size_text, sizes_of
 from ui.gpu import Works
 from ui.method_form import method_form, read_method, strength_choices, strength_values, title
@@ -62,12 +62,13 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
             with gr.Accordion("Advanced", open=False):
                 method_a, method_b = method_form("A", "dense"), method_form("B", "token", strength.value)
                 most = runs.limits.max_steps
-                steps = gr.Slider(2, max(2, most), value=min(own.steps, most), step=1, label="Denoising steps")
+                highest = max(FEWEST_STEPS, most)
+                steps = gr.Slider(FEWEST_STEPS, highest, value=min(own.steps, most), step=1, label="Denoising steps")
                 with gr.Row(elem_classes="tr-tight"):
                     seed = gr.Number(0, label="Seed", precision=0, min_width=120, scale=3)
                     dice = gr.Button("⚄ Random", scale=1, min_width=130, elem_classes="tr-dice")
                 guidance = gr.Slider(
-                    1, 8, value=min(8, own.guidance_scale), step=0.5, label="Guidance",
+                    *GUIDANCE, value=min(GUIDANCE[1], own.guidance_scale), step=0.5, label="Guidance",
                     info="How strictly the prompt is kept",
                 )  # fmt: skip
                 negative = gr.Textbox("", label="Negative prompt", info="What to steer away from; may stay empty")
@@ -122,11 +123,12 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         run, empty = find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
             return [run.id, *filled_by(run), gr.Timer(active=True), None, ""]
+        missing = markup.remark(GONE) if "run" in link else ""
         if "prompt" in link:
-            return [None, *fill_from(link), gr.Timer(active=True), None, markup.remark(GONE)]
+            return [None, *fill_from(link), gr.Timer(active=True), None, missing]
         mine = kept and len(kept[1]) == len(form)
         if mine and (kept[0] != started_as or "run" in link):
-            gone = markup.remark(RESTARTED if kept[0] != started_as else GONE)
+            gone = missing if kept[0] == started_as else markup.remark(RESTARTED)
             return [None, *kept[1], gr.Timer(active=False), gr.skip(), gone]
         return [None, *empty, gr.Timer(active=False), gr.skip(), ""]
 

@@ -3,7 +3,7 @@
 import threading
 
 from timeripple.clips.compare import Comparison, check, save
-from timeripple.clips.generate import Generation, Request
+from timeripple.clips.generate import MAX_SEED, Generation, Request
 from timeripple.clips.methods import Method, parse_method
 from ui import markup
 from ui.form import SIZES, queue_note, read_request, size_of
@@ -14,6 +14,7 @@ from ui.result import keep_previews
 from ui.runs import Run, Runs
 
 DENSE = "dense"
+FEWEST_STEPS, GUIDANCE = 2, (1, 8)  # what the form holds
 
 
 class References:
@@ -49,6 +50,13 @@ def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: di
     if len(methods) != 2:
         raise ValueError(f"These settings compare {len(methods)} methods; the form compares two.")
     limits.check_steps(request)
+    for name, value, (low, high) in (
+        ("seed", request.seed, (0, MAX_SEED)),
+        ("number of steps", request.steps, (FEWEST_STEPS, limits.max_steps)),
+        ("guidance", request.guidance_scale, GUIDANCE),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"The {name} is {str(value)[:40]}; the form holds {low} to {high}.")
     filled = [value for method in methods for value in fill_method(method, request.steps)]
     size = size_of(request, sizes)
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]

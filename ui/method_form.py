@@ -2,7 +2,8 @@
 
 import gradio as gr
 
-from timeripple.attention.config import DEFAULT_BUDGET
+from timeripple.attention.config import DEFAULT_BUDGET, number_text
+from timeripple.attention.method import ConfigError
 from timeripple.baselines import STEP_CACHES
 from timeripple.clips.methods import RUN, Method, calibrated_methods, parse_method, split_stack
 from ui.form import QUIET
@@ -33,6 +34,8 @@ NAMES = {
     "easycache": "EasyCache",
     "teacache": "TeaCache",
     "cache-dit": "cache-dit",
+    "hsa": "Heterogeneous steps (HSA)",
+    "lightning-cp": "LightningCP",
 }
 STACKS = [
     ("Nothing", ""),
@@ -50,6 +53,8 @@ STEPS = [AUTO, *((f"{n} step{'s' * (n != 1)}", str(n)) for n in range(11))]
 REFRESH = [AUTO, ("Off", "none"), *((f"Every {n} steps", str(n)) for n in range(2, 11))]
 AXES = [("time", "t"), ("height", "y"), ("width", "x")]
 SCHEDULE = ("dense_first", "dense_last", "ramp")  # in steps here, where the config has shares
+CHOICES = {name: [value for _, value in STEPS] for name in SCHEDULE} | {"refresh": [value for _, value in REFRESH]}
+BUDGETS = (0.3, 0.95)
 
 
 STRENGTHS = ("Fast", "Balanced", "Faithful")
@@ -80,7 +85,7 @@ def method_form(side: str, name: str, target: str | None = None) -> list[gr.comp
         shown = visible(name, values["by"])
         by = gr.Radio(MEASURES["token"], value=values["by"], label=f"How much, {side}", visible=shown["by"])
         budget = gr.Slider(
-            0.3, 0.95, value=values["budget"], step=0.01, label=f"Budget {side}", visible=shown["budget"],
+            *BUDGETS, value=values["budget"], step=0.01, label=f"Budget {side}", visible=shown["budget"],
             info="Share of attention saved while reusing",
         )  # fmt: skip
         theta = gr.Number(
@@ -151,21 +156,29 @@ def read_method(values: list, steps: int) -> Method:
     others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
     if name == "dense" or name in STEP_CACHES:
         return parse_method(":".join([name, *others]))
-    amount = f"theta={given['theta'] or 0:g}" if by == THETA and name in OURS else f"{given['budget']:g}"
-    parts = [name] if "theta=" in given["others"] else [name, amount]  # a peer's threshold is among its other settings
+    # a peer's threshold is among its other settings
+    parts = [name] if "theta=" in given["others"] else [name, amount(given, by)]
     if name in OURS:
         chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
         parts += [f"axes={chosen}"] if chosen != "tyx" else []
         parts += [f"refresh={given['refresh']}"] if given["refresh"] != "auto" else []
-        parts += [f"ramp={int(given['ramp']) / steps:g}"] if given["ramp"] != "auto" else []
-    parts += [f"dense_first={int(given['dense_first']) / steps:g}"] if given["dense_first"] != "auto" else []
+        parts += [f"ramp={number_text(int(given['ramp']) / steps)}"] if given["ramp"] != "auto" else []
+    parts += [f"dense_first={number_text(int(given['dense_first']) / steps)}"] if given["dense_first"] != "auto" else []
     parts += [f"dense_last={given['dense_last']}"] if given["dense_last"] != "auto" else []
     stack = (given["stack"] or "").strip(" +")
     return parse_method("+".join([":".join(parts + others), *([stack] if stack else [])]))
 
 
+def amount(given: dict, by: str) -> str:
+    """Budget or threshold, as a method's text has it."""
+    if by == THETA and given["name"] in OURS:
+        return f"theta={number_text(given['theta'] or 0)}"
+    return number_text(given["budget"])
+
+
 def fill_method(method: Method, steps: int) -> list:
-    """The values of the controls from which `read_method` makes this method again."""
+    """The values of the controls from which `read_method` makes this method again. Raises ConfigError, one sentence,
+    for a budget that they do not reach."""
     text, *stack = split_stack(method.text)
     name, _, settings = text.partition(":")
     values = dict.fromkeys(VALUES, "auto") | {
@@ -177,17 +190,20 @@ def fill_method(method: Method, steps: int) -> list:
     config = getattr(method.config, "reuse", method.config)  # of a stack of two, the first
     others = []
     if config.budget is not None:
+        if not BUDGETS[0] <= config.budget <= BUDGETS[1]:
+            low, high = BUDGETS
+            raise ConfigError(f"The budget is {config.budget:g}; the form holds {low:g} to {high:g}.")
         values["budget"] = config.budget
     elif name in OURS:
         values |= {"by": THETA, "theta": config.theta}
     else:
-        others.append(f"theta={config.theta:g}")
+        others.append(f"theta={number_text(config.theta)}")
     for part in settings.split(":") if settings else []:
         setting, _, text = part.partition("=")
-        if setting == "dense_last" or (setting == "refresh" and name in OURS):
-            values[setting] = text
-        elif setting in SCHEDULE and (name in OURS or setting != "ramp"):
-            values[setting] = text if text == "auto" else str(round(float(text) * steps))
+        is_share = setting in ("dense_first", "ramp") and text != "auto"
+        choice = str(round(float(text) * steps)) if is_share else text
+        if setting in CHOICES and choice in CHOICES[setting] and (name in OURS or setting.startswith("dense")):
+            values[setting] = choice
         elif setting == "axes":
             values["axes"] = list(config.axes)
         elif text and setting not in ("theta", "budget"):

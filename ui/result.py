@@ -160,7 +160,8 @@ def recorded_runs(runs: Runs, fill: Callable[..., list]) -> dict[str, Run]:
         machine, date = report["environment"]["cpu"], report["environment"]["date"][:10]
         report["kind"] = f"recorded on {machine}, {date}"
         run = runs.adopt(folder, report, tuple(fill(*read_settings(report))))
-        (run.folder / "report.html").write_text(html_report(report, run.folder), encoding="utf-8")
+        if not (page := run.folder / "report.html").exists():
+            page.write_text(html_report(report, run.folder), encoding="utf-8")
         found[run.id] = run
     return found
 

@@ -6,6 +6,7 @@ from timeripple.attention import AttentionCall, ReuseRun, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
 from timeripple.attention.plans import tile, token
+from timeripple.attention.records import summarise_saving
 
 GRID = TokenGrid(4, 4, 4)
 
@@ -129,10 +130,15 @@ def test_an_error_that_is_linear_in_time_is_given_back_exactly(granularity):
 
 def test_held_bytes_count_passes_and_layers():
     run, _ = generate(ReuseConfig(theta=0.5, refresh=3), 6, passes=("cond", "uncond"))
-    tensor, plan = 2 * GRID.tokens * 8 * 4, 2 * 2 * (2 * GRID.tokens + 1) * 8  # two sides, two heads, int64
-    assert run.held_bytes == 2 * 2 * 2 * tensor + 2 * plan  # passes, layers, an error and its slope
+    tensor = 2 * GRID.tokens * 8 * 4
+    sides = [side for kept in run._plans.values() for side in (kept.plan.query, kept.plan.key)]
+    plans = sum(2 * (4 * GRID.tokens + 4 * (GRID.tokens + 1) + 8) for _ in sides)  # of two heads: order, starts, counts
+    plans += sum(2 * 2 * 4 * GRID.tokens + 2 * 4 * int(side.counts.sum()) for side in sides)  # and packed
+    assert (
+        len(sides) == 2 * 2 and run.held_bytes == 2 * 2 * 2 * tensor + plans
+    )  # passes, layers, an error and its slope
     run, _ = generate(ReuseConfig(theta=0.5, refresh=3, extrapolate=False), 6, passes=("cond", "uncond"))
-    assert run.held_bytes == 2 * 2 * tensor + 2 * plan
+    assert run.held_bytes == 2 * 2 * tensor + plans
 
 
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
@@ -140,7 +146,7 @@ def test_held_bytes_count_passes_and_layers():
 def test_the_window_meets_its_budget(granularity, refresh):
     config = ReuseConfig(granularity, budget=0.5, refresh=refresh, query_tile=(2, 2, 2))
     run, _ = generate(config, 10, drift=0.02, passes=("cond", "uncond"))
-    saving = run.saving()
+    saving = summarise_saving(run.records, run.steps, config.kind)
     window = [step.index for step in run.steps if step.in_window]
     assert saving["kind"] == ("theoretical" if granularity == "channel" else "realised")
     assert saving["reuse_steps"] == pytest.approx(0.5, abs=0.02)

@@ -149,7 +149,7 @@ def test_a_clip_that_shows_something_has_every_metric():
     assert judged.scores["vmaf"] == pytest.approx(np.mean(judged.per_frame["vmaf"]))
 
 
-SUMMARY = {"grid": [4, 8, 8], "held_bytes": 0, "records": []}
+SUMMARY = {"grid": [4, 8, 8], "held_bytes": 0, "records": [], "saving": None}
 SECONDS = dict.fromkeys(("total", "text", "denoise", "attention", "plan", "decode"), 1.0)
 
 
@@ -263,7 +263,8 @@ def speaks_locale(call):
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     named = {keyword.arg for keyword in call.keywords}
     modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-    opens = name == "open" and ast.unparse(call.func) != "Image.open" and not any("b" in mode for mode in modes)
+    of_bytes = ast.unparse(call.func) in ("Image.open", "av.open") or any("b" in mode for mode in modes)
+    opens = name == "open" and not of_bytes
     return (name in ("run", "Popen") and "text" in named) or (
         (opens or name in ("read_text", "write_text")) and "encoding" not in named
     )

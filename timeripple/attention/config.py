@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -85,6 +86,7 @@ class ReuseConfig:
             f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1",
         )
         _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
+        _require(self.theta != math.inf, f"theta {self.theta} is no number to compare with; give one such as 0.3")
         _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
         _require(
             self._reused.any_window or self.window == 2,
@@ -161,7 +163,7 @@ class ReuseConfig:
         return ":".join(self._parts())
 
     def _parts(self) -> list[str]:
-        amount = f"theta={self.theta:g}" if self.budget is None else f"{self.budget:g}"
+        amount = f"theta={number_text(self.theta or 0)}" if self.budget is None else number_text(self.budget)
         parts = [self.granularity, amount]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -203,7 +205,14 @@ class ReuseConfig:
         return tuple(step(i) for i in range(num_inference_steps))
 
     def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
-        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1."""
+        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1.
+
+        Measured on Pond (UniPC, 14 steps, 2304 tokens, one prompt, dB against dense): what counts is how long ago the
+        last refresh was, most of all at the first and last steps (one reused step alone: 46 to 47 dB there, 51 to 52 in
+        the middle), and that not everything merges (a refresh every second step: 42.1 with 0.96 of the pairs left out,
+        39.6 with all that can be). Slopes by least squares or parabolas through three refreshes were worse by 0.2 to
+        0.7, half the slope by 3.4, two refreshes side by side at the start by 1; planning again later gained nothing.
+        """
         longest = round((DEFAULT_RAMP if isinstance(self.ramp, str) else self.ramp) * num_inference_steps)
         ramps = [longest]
         if self.ramp == "auto":
@@ -278,9 +287,10 @@ class ReuseConfig:
 
 
 def _evenly(window: range, count: int) -> list[int]:
-    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be."""
+    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be, of which the
+    shorter ones come last: the last steps bear errors worst."""
     parts = count + 1
-    return [window.start - 1 + (2 * part * (len(window) + 1) + parts) // (2 * parts) for part in range(1, parts)]
+    return [window.start - 1 - (-part * (len(window) + 1) // parts) for part in range(1, parts)]
 
 
 _EXAMPLES = {
@@ -313,6 +323,12 @@ def _parse(name: str, text: str) -> Any:
     return int(text) if name in ("window", "refresh", "dense_last") else float(text)
 
 
+def number_text(value: float) -> str:
+    """A number as short as can be that is read back as it was, without the plus that stands between the parts of a
+    stack: "0.75", "1000000", "1e16"."""
+    return repr(float(value)).removesuffix(".0").replace("e+", "e")
+
+
 def _format(name: str, value: Any) -> str:
     """Inverse of `_parse`."""
     if name == "extrapolate":
@@ -321,6 +337,8 @@ def _format(name: str, value: Any) -> str:
         return "".join(value)
     if name == "query_tile":
         return "x".join(map(str, value))
+    if isinstance(value, float):
+        return number_text(value)
     return "none" if value is None else str(value)
 
 

@@ -13,7 +13,7 @@ from timeripple.attention.call import AttentionCall
 from timeripple.attention.dispatch import AttentionStatistics, Backend, ripple_attention
 from timeripple.attention.method import Curve, Plan, ReuseMethod, Step
 from timeripple.attention.plans.curve import theta_for_saving
-from timeripple.attention.records import Records, mean_by_step, summarise_saving
+from timeripple.attention.records import Records, mean_by_step
 from timeripple.attention.residuals import Residuals, Storage
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
@@ -176,10 +176,6 @@ class ReuseRun:
         """Memory held for later steps: the residuals of all passes and the plans."""
         residuals = sum(state.residuals.nbytes for state in self._passes.values())
         return residuals + sum(kept.plan.nbytes for kept in self._plans.values())
-
-    def saving(self) -> dict[str, Any]:
-        """See `summarise_saving`."""
-        return summarise_saving(self.records, self.steps, self.config.kind)
 
     def _dense(self, layer: str, call: AttentionCall) -> Tensor:
         started = mark(call.device)

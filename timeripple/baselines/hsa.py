@@ -2,12 +2,12 @@
 that are active at a step attend to the keys and values of all, which are kept of those that are not; these move on with
 their last velocity, a cached Euler update.
 
-After the paper's abstract and public summaries of it, which leave open how many tokens are active, where the window
-lies in which tokens rest, and what exactly ranks them. Here the change is the L1 distance of a token's velocity from
-that of the last step but one at which all were active, over the L1 norm of that; it is taken from the first guidance
-pass, as a mean over the batch. Two groups of tokens: `share` of them take every step and the others every
-`divisor`-th; by default that leaves half of the work of the window, the milder of the paper's two budgets. Whatever
-solver the pipeline has goes on with the kept velocity, so with solver=euler the update is the paper's, and others bring
+As described in the paper's abstract and in what others wrote of it, which leave open how many tokens are active, where
+the window lies in which tokens rest, and what exactly ranks them. Here it is how far a token's velocity moved between
+the last two steps at which all were active, in the L1 norm and as a share of the earlier one; taken from the first
+guidance pass, mean over the batch. There are two groups: `share` of the tokens take every step and the others every
+`divisor`-th, which by default leaves half of the work of the window, the milder of the paper's two budgets. Whatever
+solver the pipeline has goes on with the kept velocity: with solver=euler the update is the paper's, and others bring
 what they know of earlier steps into it.
 """
 
@@ -139,8 +139,9 @@ class RootHook(ModelHook):
         self.kept = self.passes.setdefault(clock.passes[-1], Kept())
         if clock.step != self.step:
             self.step, self.chosen = clock.step, None if clock.step in self.full else self._choose()
-        known = self.kept.velocity is not None and self.kept.velocity.shape[2:] == latents.shape[2:]
-        self.rows = clock.run.rows = self.chosen if known and len(self.kept.velocity) == len(latents) else None
+        before = self.kept.velocity
+        known = before is not None and (len(before), *before.shape[2:]) == (len(latents), *latents.shape[2:])
+        self.rows = clock.run.rows = self.chosen if known else None
         output = self.fn_ref.original_forward(*args, **kwargs)
         velocity = output[0] if isinstance(output, tuple) else output.sample
         velocity = self._keep(velocity, module.config.patch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, ClassVar, Self, cast
 
+from timeripple.attention.config import number_text
 from timeripple.attention.method import ConfigError
 
 
@@ -47,7 +48,7 @@ class NamedSettings:
 
 
 def _written(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else number_text(value)
 
 
 def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import Device, TokenGrid
-from timeripple.attention.method import ReuseSettings
+from timeripple.attention.method import Curve, ReuseSettings
 from timeripple.attention.plans.tile import TileCurve, Tiling, window_probability
 from timeripple.baselines.settings import as_reuse
 
@@ -32,7 +32,7 @@ class SkipConfig(ReuseConfig):
     refresh: int | str | None = None
     name = "skip"
 
-    def measure(self, call: AttentionCall) -> TileCurve:
+    def measure(self, call: AttentionCall) -> Curve:
         """Windows go by their estimated probability, the smallest first.
 
         A window's threshold is the probability missed once it goes too; a tile's most probable window never goes.

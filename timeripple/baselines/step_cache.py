@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
-from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.records import Records
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.hooks import HOOK, transformers
@@ -220,7 +220,3 @@ class CountedRun:
     def records(self) -> list[dict[str, Any]]:
         """See `Records.read`."""
         return self._records.read()
-
-    def saving(self) -> dict[str, Any]:
-        """As `ReuseRun.saving`: share of attention saved."""
-        return summarise_saving(self.records, self.steps, "realised")

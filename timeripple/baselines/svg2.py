@@ -78,7 +78,7 @@ class Svg2Run(ReuseRun):
 
     def __init__(self, config: Svg2Config, num_inference_steps: int):
         self.centroids = Centroids(config)
-        super().__init__(self.centroids, num_inference_steps)  # type: ignore[arg-type]  # it stands for the config
+        super().__init__(self.centroids, num_inference_steps)
         self._backend = "torch"  # there is no other for clusters of any size
 
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
@@ -222,7 +222,9 @@ def clustered(call: AttentionCall, config: Svg2Config, start: tuple[Tensor, Tens
     missed = probability.cumsum(-1)
     missed[..., -max(1, int(LEAST * missed.shape[-1])) :] = math.inf
     thresholds = torch.empty_like(missed).scatter_(-1, order, missed)
-    return ClusterCurve(*numbers, *sizes, call.grid, call.batch, thresholds, (centroids[0], centroids[1]))
+    return ClusterCurve(
+        numbers[0], numbers[1], sizes[0], sizes[1], call.grid, call.batch, thresholds, (centroids[0], centroids[1])
+    )
 
 
 def drawn(x: Tensor, count: int) -> Tensor:

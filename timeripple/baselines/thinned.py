@@ -15,7 +15,7 @@ from torch import Tensor
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import Kind, Step, dense_steps
-from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.records import Records
 from timeripple.attention.run import ReuseRun
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
@@ -96,7 +96,3 @@ class ThinnedRun:
     @property
     def held_bytes(self) -> int:
         return self.run.held_bytes
-
-    def saving(self) -> dict[str, Any]:
-        """As `ReuseRun.saving`, over all steps."""
-        return summarise_saving(self.records, self.steps, self.run.config.kind)

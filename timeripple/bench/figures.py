@@ -69,8 +69,9 @@ def quality_over_seconds(rows: list[dict[str, Any]], title: str) -> go.Figure:
         group = "dense" if name.startswith("dense") else "ours" if is_ours(name) else "peers"
         index, counts[group] = counts[group], counts[group] + 1
         colour = {"dense": INK, "ours": PALETTE[index % len(PALETTE)], "peers": FAINT}[group]
-        low, high = zip(*(row["psnr_converged_interval"] for row in own), strict=True)
         level = [row["psnr_converged"] for row in own]
+        intervals = [row["psnr_converged_interval"] or (y, y) for row, y in zip(own, level, strict=True)]
+        low, high = zip(*intervals, strict=True)
         figure.add_scatter(
             x=[row["seconds"] for row in own], y=level, name=name, mode="lines+markers", legendgroup=group,
             line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 3 if group == "ours" else 1.5},

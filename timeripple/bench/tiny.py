@@ -48,14 +48,15 @@ def example_files(folder: Path) -> dict[str, str]:
 
 def inputs_for(name: str, files: dict[str, str]) -> dict[str, str]:
     """Those of `example_files` that the pipeline of this class begins with."""
-    picture = "ImageToVideo" in name or "Framepack" in name
-    return {what: files[what] for what, wanted in (("image", picture), ("video", "VideoToVideo" in name)) if wanted}
+    wanted = {"image": ("ImageToVideo", "Framepack"), "video": ("VideoToVideo", "FunControl")}
+    return {what: files[what] for what, kinds in wanted.items() if any(kind in name for kind in kinds)}
 
 
 def small_request(pipeline: DiffusionPipeline, files: dict[str, str], prompt: str = PROMPT, **given: Any) -> Request:
     """A small clip of it; how it is rounded is not spoken of."""
     name = type(pipeline).__name__
-    size = {"num_frames": 24, "height": 160, "width": 160} if name == "AllegroPipeline" else SMALL
+    size = {"AllegroPipeline": {"num_frames": 24, "height": 160, "width": 160},
+            "LTXI2VLongMultiPromptPipeline": SMALL | {"height": 128, "width": 128}}.get(name, SMALL)  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = {"seed": 1, "steps": STEPS} | size | inputs_for(name, files) | given
@@ -253,7 +254,7 @@ def cogvideox(kind: Any, channels: int = 4) -> Any:
     return with_encoders(kind(text_encoder=None, **parts), pair)
 
 
-def cogvideox_i2v(kind: Any) -> Any:
+def cogvideox_with_picture(kind: Any) -> Any:
     return cogvideox(kind, channels=8)
 
 
@@ -267,6 +268,12 @@ def ltx(kind: Any) -> Any:
     )  # fmt: skip
     parts = {"transformer": transformer, "vae": vae, "scheduler": euler(), "tokenizer": None}
     return with_encoders(kind(text_encoder=None, **parts), masked_pair)
+
+
+def ltx_long(kind: Any) -> Any:
+    pipeline = ltx(kind)
+    pipeline.scheduler = diffusers.LTXEulerAncestralRFScheduler.from_config(pipeline.scheduler.config)
+    return pipeline
 
 
 def mochi(kind: Any) -> Any:
@@ -301,6 +308,7 @@ PIPELINES: dict[str, Callable[[Any], Any]] = {
     "WanVACEPipeline": vace,
     "SkyReelsV2Pipeline": skyreels,
     "SkyReelsV2DiffusionForcingPipeline": skyreels,
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": skyreels,
     "SkyReelsV2ImageToVideoPipeline": skyreels_i2v,
     "HunyuanVideoPipeline": hunyuan,
     "HunyuanVideoImageToVideoPipeline": hunyuan_i2v,
@@ -309,11 +317,13 @@ PIPELINES: dict[str, Callable[[Any], Any]] = {
     "HunyuanVideo15Pipeline": hunyuan15,
     "HunyuanVideo15ImageToVideoPipeline": hunyuan15_i2v,
     "CogVideoXPipeline": cogvideox,
-    "CogVideoXImageToVideoPipeline": cogvideox_i2v,
+    "CogVideoXImageToVideoPipeline": cogvideox_with_picture,
     "CogVideoXVideoToVideoPipeline": cogvideox,
+    "CogVideoXFunControlPipeline": cogvideox_with_picture,
     "LTXPipeline": ltx,
     "LTXImageToVideoPipeline": ltx,
     "LTXConditionPipeline": ltx,
+    "LTXI2VLongMultiPromptPipeline": ltx_long,
     "MochiPipeline": mochi,
     "AllegroPipeline": allegro,
 }

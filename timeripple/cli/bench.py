@@ -237,7 +237,7 @@ def ui(
     _print(shown, as_json, ("what", "median", "worst", "goal"))
 
 
-def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int, ...], PondPipeline]:
+def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int, ...], "PondPipeline"]:
     """Numbers of tokens, `usual` where none are given, and a Pond that has been asked whether it can make them."""
     from timeripple.bench.attention import request_for
     from timeripple.clips.models import load_pond
@@ -287,9 +287,10 @@ def support(
     with one_sentence(ValueError, OSError):
         from timeripple.bench import support as tried
 
-        text = None if into is None else into.read_text(encoding="utf-8")
+        if into is not None:
+            tried.replaced(into.read_text(encoding="utf-8"), "")  # whether it can be, before it takes a minute
         with counted("pipelines") as count:
             table = tried.table(tried.support(count))
         say(table)
-        if into is not None and text is not None:
-            into.write_text(tried.replaced(text, table), encoding="utf-8")
+        if into is not None:
+            into.write_text(tried.replaced(into.read_text(encoding="utf-8"), table), encoding="utf-8")

@@ -1,6 +1,7 @@
 """Several methods, same prompt and noise: what each took, what it saved, how close it stayed to the first."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -16,11 +17,12 @@ from typing import Any
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.records import saving_by_head
-from timeripple.attention.timing import environment
+from timeripple.attention.timing import environment, load
 from timeripple.clips import pipelines
 from timeripple.clips.generate import BrokenClip, Cancelled, Generation, Request, StepEvent, generate
 from timeripple.clips.methods import Method, parse_method
 from timeripple.clips.quality import Quality, judge
+from timeripple.clips.rounds import disturbances, speedups_by_round, together
 from timeripple.clips.video import amplification, ffmpeg, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
@@ -31,13 +33,14 @@ class Comparison:
     """Generations of one request; the first is the reference.
 
     quality: against the reference per generation, None for the reference itself; broken: methods of which no clip came,
-    by label, and why.
+    by label, and why; load_before: of the machine, see `timing.load`.
     """
 
     request: Request
     generations: list[Generation]
     quality: list[Quality | None]
     broken: dict[str, str]
+    load_before: float | None = None
 
     @property
     def amplifications(self) -> list[int | None]:
@@ -59,8 +62,8 @@ class Comparison:
     @property
     def remarks(self) -> list[str]:
         """Sentences on what a reader of the numbers has to know: methods without a clip, clips that show nothing,
-        budgets that were not met and metrics that could not be measured."""
-        sentences = list(self.broken.values())
+        budgets that were not met, metrics that could not be measured, and seconds that cannot be compared."""
+        sentences = list(self.broken.values()) + disturbances(self.generations)
         for generation, quality in zip(self.generations, self.quality, strict=True):
             label = generation.method.label
             sentences += [f"{label}: {why}." for why in (generation.flaw, generation.shortfall) if why]
@@ -101,6 +104,7 @@ class Comparison:
                     "steps": generation.method.evaluations(self.request.steps),
                     "seconds": generation.seconds,
                     "speedup": speedup,
+                    "speedup_by_round": speedups_by_round(generation, self.generations[0]),
                     "saving": generation.saving,
                     "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
                     "quality": quality.scores if quality else None,
@@ -111,7 +115,7 @@ class Comparison:
                 }
                 for generation, speedup, quality, amplification in rows
             ],
-            "environment": environment(pipeline),
+            "environment": environment(pipeline) | {"load_before": self.load_before},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "diffusers", "numpy")},
@@ -130,7 +134,9 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
         if each.name in values:
             try:
                 found[each.name] = kind(str(values[each.name]))
-            except ValueError:
+                if kind is not str and not math.isfinite(found[each.name]):
+                    raise ValueError
+            except (ValueError, OverflowError):
                 raise ValueError(f"{each.name} is {str(values[each.name])[:40]!r}; give a number.") from None
     if not found.get("prompt", "").strip():
         raise ValueError("These settings name no prompt; give those of a comparison.")
@@ -160,32 +166,44 @@ def compare(
     methods: list[Method],
     reference: Generation | None = None,
     *,
+    repeat: int = 1,
     on_step: Callable[[StepEvent], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Comparison:
     """Generate `request` with every method, one after the other, from the same noise; callbacks as in `generate`.
 
-    reference: what the first method gave for this request before, so that it is not computed again. An untimed step
-    comes first, so that the first method does not pay for what only happens once. A method that breaks costs no other's
-    clip; raises BrokenClip where the first one does, which the others are compared with.
+    reference: what the first method gave for this request before, so that it is not computed again. repeat: how often,
+    every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first
+    method does not pay for what only happens once. A method that breaks costs no other's clip; raises BrokenClip where
+    the first one does, which the others are compared with.
     """
     check(pipeline, request, methods)
+    if repeat < 1:
+        raise ValueError(f"repeat is {repeat}; give 1 or more.")
     if should_stop is not None and should_stop():
         raise Cancelled
-    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline))
+    load_before = load()
+    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
     with pipelines.prepared(pipeline, request.guidance_scale):
         pipeline(**warm_up.arguments(pipeline))
-    generations = [reference] if reference else []
-    broken = {}
-    for method in methods[len(generations) :]:
-        try:
-            generations.append(generate(pipeline, request, method, on_step=on_step, should_stop=should_stop))
-        except BrokenClip as error:
-            if not generations:
-                raise
-            broken[method.label] = str(error)
+    made: dict[str, list[Generation]] = {method.label: [] for method in methods}
+    known = methods[0].label if reference else None
+    broken: dict[str, str] = {}
+    for round_number in range(repeat):
+        for method in methods if round_number % 2 == 0 else reversed(methods):
+            if method.label == known or method.label in broken:
+                continue
+            try:
+                clip = generate(pipeline, request, method, on_step=on_step, should_stop=should_stop)
+                made[method.label].append(clip)
+            except BrokenClip as error:
+                if method is methods[0]:
+                    raise
+                broken[method.label] = str(error)
+    generations = [together(made[method.label]) for method in methods if method.label not in {known, *broken}]
+    generations = [reference, *generations] if reference else generations
     first, *others = (generation.frames for generation in generations)
-    return Comparison(request, generations, [None, *(judge(clip, first) for clip in others)], broken)
+    return Comparison(request, generations, [None, *(judge(clip, first) for clip in others)], broken, load_before)
 
 
 def check_folder(folder: str | Path) -> None:

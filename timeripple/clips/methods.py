@@ -69,17 +69,20 @@ class Method:
         return None if computed is None else tuple(computed(num_inference_steps))
 
     @contextmanager
-    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    def applied(
+        self, pipeline: DiffusionPipeline, num_inference_steps: int, *, warn_of_shortfall: bool = True
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
         num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
-        Its method is `label`, and held_bytes the most that attention held and the most that a step cache did. Raises
-        ConfigError where the pipeline does not suit the method.
+        warn_of_shortfall: see `hooks.enable`. Its method is `label`, and held_bytes the most that attention held and
+        the most that a step cache did. Raises ConfigError where the pipeline does not suit the method.
         """
         final = None
         cached: Callable[[], int] = int  # nothing
         count = evaluations(self.solver, num_inference_steps)
-        enable(pipeline, self._attention(count), num_inference_steps=count)
+        config = self._attention(count)
+        enable(pipeline, config, num_inference_steps=count, warn_of_shortfall=warn_of_shortfall)
 
         def summarise() -> dict[str, Any]:
             numbers = summary(pipeline)

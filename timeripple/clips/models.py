@@ -6,12 +6,12 @@ import re
 from pathlib import Path
 
 import diffusers
-import psutil
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from torch import nn
 
 from timeripple import ASSETS
+from timeripple.clips.memory import free_memory
 from timeripple.clips.solvers import DEFAULT_SOLVER, solver
 from timeripple.hooks import family_of
 from timeripple.pond.pipeline import PondPipeline
@@ -184,7 +184,7 @@ def _check_memory(folder: str | Path, model: str, dtype: torch.dtype, device: st
     """Raises TooLarge where weights do not fit on the device, or in the memory of the host they wait in."""
     counts = parameter_counts(folder)
     sizes = {name: count * (4 if name == "vae" else dtype.itemsize) for name, count in counts.items()}
-    host = psutil.virtual_memory().available
+    host = free_memory()
     wanted = [(sum(sizes.values()), host, "memory")]
     if torch.device(device).type == "cuda":
         on_gpu = {"none": sum(sizes.values()), "model": max(sizes.values(), default=0)}.get(offload, 0)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ WATCHABLE = 512
 """Pixels up to which small clips are enlarged."""
 CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
+logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of every clip that is scaled as it is read
 
 
 def ffmpeg() -> str:

@@ -19,7 +19,8 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips import pipelines
-from timeripple.clips.generate import Cancelled, Request, freed, stoppable, to_frames
+from timeripple.clips.generate import Cancelled, Request, stoppable, to_frames
+from timeripple.clips.pipelines import freed
 from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_video
 from timeripple.pond.pipeline import PondPipeline
@@ -273,7 +274,7 @@ class CaptureConfig:
         return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CaptureRun:
-        return CaptureRun(self)
+        return CaptureRun(self, self.schedule(num_inference_steps))
 
 
 class CaptureRun:
@@ -282,8 +283,8 @@ class CaptureRun:
     held_bytes = 0
     _first: str | None = None
 
-    def __init__(self, config: CaptureConfig):
-        self.config = config
+    def __init__(self, config: CaptureConfig, steps: tuple[Step, ...]):
+        self.config, self.steps = config, steps
         self.records: list[dict[str, Any]] = []
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
@@ -303,6 +304,3 @@ class CaptureRun:
 
     def end_forward(self) -> None:
         """Nothing to close."""
-
-    def saving(self) -> None:
-        """Nothing is saved."""

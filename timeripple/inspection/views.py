@@ -65,7 +65,8 @@ def scores(seen: Inspection, step: int) -> list[list[tuple[float, float, float]]
     """spatial, temporal and entropy of every head by layer, see `attention_maps.head_scores`."""
     rows = []
     for layer in range(len(seen.layers)):
-        found = maps.head_scores(*seen.qkv(step, layer)[:2], seen.grid)
+        query, key, _ = seen.qkv(step, layer)
+        found = maps.head_scores(query, key, seen.grid)
         rows.append(list(zip(*(found[name].tolist() for name in ("spatial", "temporal", "entropy")), strict=True)))
     return rows
 
@@ -103,9 +104,11 @@ def token_view(
     query, key, _ = seen.qkv(step, layer, slice(head, head + 1))
     dense = maps.attention_row(query, key, token)
     reused, sharing = maps.reused_row(query, key, token, plan(seen, step, layer, head, config))
-    planes = [grid.unflatten(row[0, grid.video, None])[..., 0] for row in (dense, reused, sharing)]
+    planes = [grid.unflatten(row[0, grid.video, None])[..., 0].numpy() for row in (dense, reused, sharing)]
     return TokenView(
-        *(plane.numpy() for plane in planes),
+        dense=planes[0],
+        reuse=planes[1],
+        sharing=planes[2],
         own=planes[0][t].sum().item(),
         computed=(sharing[:, grid.video] == 1).float().mean().item(),
         moved=0.5 * (reused - dense).abs().sum(-1).mean().item(),
