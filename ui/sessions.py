@@ -1,4 +1,5 @@
-"""What the server keeps of every open page: the values of its `gr.State`s, and the choices and ranges it was given.
+"""What the server keeps of every open page: the values of its `gr.State`s, and how its components were changed, without
+what they show: Gradio needs all of that to answer rightly, as whether something is to be seen.
 
 Gradio also keeps a copy of the whole page with all that was shown on it, a megabyte each, so that a deep link can be
 made of it (`gr.DeepLinkButton`), of which there is none here. Written for Gradio 6.31's `state_holder`; a test counts
@@ -9,11 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
 
-from gradio.blocks import Block
-from gradio.components import State
 from gradio.state_holder import SessionState, StateHolder
-
-CHECKED = {"choices", "minimum", "maximum"}
 
 
 class Nothing(dict):
@@ -33,11 +30,6 @@ class LeanState(SessionState):
         self.state_data, self._state_ttl = {}, {}
         self.is_closed = False
         self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
-
-    def __setitem__(self, key, value) -> None:
-        """Of components only those whose values are checked against what they offer."""
-        if not isinstance(value, Block) or isinstance(value, State) or CHECKED & vars(value).keys():
-            super().__setitem__(key, value)
 
 
 class LeanStates(StateHolder):
