@@ -249,14 +249,18 @@ def test_a_grid_that_is_not_told_is_refused():
             grid(None, {"video_coords": elsewhere}, tokens)
 
 
-def test_places_that_are_no_grid_leave_attention_dense():
-    model = make("LTXVideoTransformer3DModel")
-    inputs = TINY["LTXVideoTransformer3DModel"].inputs() | {"video_coords": randn(3, 1, 3, FRAMES * HEIGHT * WIDTH)}
+def assert_stays_dense(model, inputs, warning):
     with torch.no_grad():
         dense = model(**inputs)[0]
         switch_on(model, TOKEN)
-        with pytest.warns(UserWarning, match="not placed in frames, rows and columns"):
+        with pytest.warns(UserWarning, match=warning):
             assert torch.equal(model(**inputs)[0], dense)
+
+
+def test_places_that_are_no_grid_leave_attention_dense():
+    model = make("LTXVideoTransformer3DModel")
+    inputs = TINY["LTXVideoTransformer3DModel"].inputs() | {"video_coords": randn(3, 1, 3, FRAMES * HEIGHT * WIDTH)}
+    assert_stays_dense(model, inputs, "not placed in frames, rows and columns")
 
 
 def test_linear_attention_of_an_unknown_model_stays_as_it_is():
@@ -265,12 +269,7 @@ def test_linear_attention_of_an_unknown_model_stays_as_it_is():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = diffusers.SanaVideoTransformer3DModel(**settings).eval().requires_grad_(False)
-    inputs = WAN_TINY.inputs()
-    with torch.no_grad():
-        dense = model(**inputs)[0]
-        switch_on(model, TOKEN)
-        with pytest.warns(UserWarning, match="calls scaled_dot_product_attention 0 times"):
-            assert torch.equal(model(**inputs)[0], dense)
+    assert_stays_dense(model, WAN_TINY.inputs(), "calls scaled_dot_product_attention 0 times")
 
 
 def test_what_is_no_video_transformer_is_refused():

@@ -113,12 +113,18 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
-    """One block: passes on what it is given where the stack is left out; the first puts what leaves it in its place."""
+class PlacedHook(ModelHook):
+    """Of one block, which knows the transformer's hook and where in the stack it is."""
 
-    def __init__(self, root: RootHook, is_first: bool, is_last: bool):
+    def __init__(self, root: Any, is_first: bool, is_last: bool):
         super().__init__()
         self.root, self.is_first, self.is_last = root, is_first, is_last
+
+
+class BlockHook(PlacedHook):
+    """One block: passes on what it is given where the stack is left out; the first puts what leaves it in its place."""
+
+    root: RootHook
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         root, given = self.root, streams(args, kwargs)

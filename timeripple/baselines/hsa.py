@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, scaled_dot_product_attention
 
 from timeripple.attention.method import ConfigError
-from timeripple.baselines.block_stack import hooked
+from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.settings import NamedSettings, require
 from timeripple.hooks import HOOK, family_of, transformers
 from timeripple.hooks.processor import Interception
@@ -183,12 +183,10 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
+class BlockHook(PlacedHook):
     """One block: computes active tokens only; the first takes them out, the last puts them back among zeros."""
 
-    def __init__(self, root: RootHook, is_first: bool, is_last: bool):
-        super().__init__()
-        self.root, self.is_first, self.is_last = root, is_first, is_last
+    root: RootHook
 
     def new_forward(
         self, module: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor, rotary_emb: Any

@@ -25,7 +25,7 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
 from timeripple.attention.method import ConfigError
-from timeripple.baselines.block_stack import hooked
+from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.hsa import require_wan
 from timeripple.baselines.settings import NamedSettings, require
 from timeripple.hooks import HOOK
@@ -175,12 +175,10 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
+class BlockHook(PlacedHook):
     """One block: only the last is computed between key steps, on the embedding and the change of those before it."""
 
-    def __init__(self, root: RootHook, is_first: bool, is_last: bool):
-        super().__init__()
-        self.root, self.is_first, self.is_last = root, is_first, is_last
+    root: RootHook
 
     def new_forward(self, module: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         root = self.root

@@ -125,11 +125,11 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def magnitudes(
+    model: PondModel = "pond",
     prompts: Prompts = 2,
     steps: Steps = 20,
     frames: Frames = 16,
     size: Size = "96",
-    model: PondModel = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
 ) -> None:
     """Measure what mag-cache and teacache have to know of a model: how its residual and its output move by step."""
