@@ -89,9 +89,15 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
                 steps_seen = gr.HTML(opened[3], js_on_load=markup.STEPS_JS)
                 with gr.Accordion("More about this run: time, savings, files", open=False) as more:
                     with gr.Row():
-                        plots = [gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot") for _ in range(2)]
+                        plots = [
+                            gr.Plot(show_label=False, visible=False, min_width=320, elem_classes="tr-plot")
+                            for _ in "12"
+                        ]
                     with gr.Row():
-                        plots += [gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot") for _ in "AB"]
+                        plots += [
+                            gr.Plot(show_label=False, visible=False, min_width=320, elem_classes="tr-plot")
+                            for _ in "AB"
+                        ]
                     with gr.Row():
                         files = [gr.DownloadButton(f"Download {side}.mp4", min_width=200) for side in "AB"]
                         for name in ("side_by_side.mp4", "report.json", "report.html"):

@@ -72,7 +72,7 @@ def details(result: Result, folder: Path) -> list:
     clips = [f"{result.rows[index]['label']}.mp4" for index in result.sides]
     files = [folder / name for name in (*clips, "side_by_side.mp4", "report.json", "report.html")]
     return [
-        figures.seconds_by_stage([(name, row["seconds"]) for name, row in named], result.kind),
+        gr.Plot(figures.seconds_by_stage([(name, row["seconds"]) for name, row in named], result.kind), visible=True),
         gr.Plot(figures.saving_per_step(curves), visible=True) if curves else gr.Plot(visible=False),
         *maps,
         *(gr.DownloadButton(f"Download {file.name}", file) for file in files),
