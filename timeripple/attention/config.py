@@ -163,7 +163,7 @@ class ReuseConfig:
         return ":".join(self._parts())
 
     def _parts(self) -> list[str]:
-        amount = number_text(self.budget) if self.theta is None else f"theta={number_text(self.theta)}"
+        amount = f"theta={number_text(self.theta)}" if self.theta is not None else number_text(self.budget or 0)
         parts = [self.granularity, amount]
         for field in fields(self):
             value = getattr(self, field.name)
