@@ -15,7 +15,7 @@ test: venv $(AXE)
 	$(VENV)/ruff format --check .
 	$(VENV)/lint-imports
 	$(VENV)/mypy
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
 
 venv: .venv/dev-ready
 
@@ -35,7 +35,7 @@ venv: .venv/dev-ready
 $(AXE):
 	npm install --silent --no-save --no-fund --no-audit --prefix .venv/axe axe-core@4.11.0
 
-# The pictures of the README, in assets/pictures.
+# The pictures of the README, in assets/pictures; with LOOKS=all every width and theme, in test-artifacts.
 pictures: venv
 	@sh tests/chromium.sh
-	PYTHONPATH=. $(VENV)/python tests/ui/pictures.py
+	PYTHONPATH=. $(VENV)/python tests/ui/pictures.py $(LOOKS)

@@ -1,4 +1,4 @@
-"""Fixtures for all tests: a pipeline like Pond's with tiny random weights."""
+"""Fixtures for all tests: pipelines with tiny random weights, like Pond's and Wan's, and what others begin with."""
 
 import os
 from pathlib import Path
@@ -89,3 +89,11 @@ def tiny_wan(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny-wan")
     pipeline.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory) -> dict[str, str]:
+    """Paths of a picture and a video, see `example_files`."""
+    from timeripple.bench.tiny import example_files
+
+    return example_files(tmp_path_factory.mktemp("inputs"))

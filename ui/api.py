@@ -19,7 +19,7 @@ from timeripple.clips.generate import Request, read_steps
 from timeripple.clips.methods import parse_method
 from timeripple.inspection.laboratory import parse_reuse
 from timeripple.inspection.reports import check_place
-from ui.compare_tab import submit
+from ui.comparison import submit
 from ui.form import POLL_SECONDS, shortened
 from ui.gpu import Works
 from ui.runs import Run, Runs, visitor_now

@@ -1,180 +1,159 @@
 """Attention: what a token attends to, densely and with reuse, which keys are computed for it, and the whole map."""
 
 import gradio as gr
-import torch
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.inspection import attention_maps as maps
-from timeripple.inspection import figures
+from timeripple.inspection import figures, views
 from timeripple.inspection.probe import Inspection
-from ui import markup
-from ui.form import QUIET
-from ui.gpu import Works
+from ui import looking, markup
+from ui.correlation_tab import at_grid, picked_place
+from ui.form import PICK, QUIET
+from ui.glossary import explained
 from ui.runs import Runs
-from ui.source import inspected, looked_inside, wire_source
+from ui.source import Source, View, inspected
 
-DENSE, REUSE, DIFFERENCE, KEYS = "Dense", "With reuse", "Difference", "Keys computed"
-MEAN = "Mean of heads"
 ALL = "All frames"
-PICK_TOKEN = """
-const move = {ArrowLeft: [0, 0, -1], ArrowRight: [0, 0, 1], ArrowUp: [0, -1, 0], ArrowDown: [0, 1, 0],
-  PageUp: [-1, 0, 0], PageDown: [1, 0, 0]};
-const sizes = sheet => ['t', 'y', 'x'].map(axis => Number(sheet.dataset[axis]));
-const picked = () => JSON.parse(element.querySelector('.tr-sheet').dataset.picked);
-let wanted = null, asked = false;  // keys come faster than answers: one question at a time, then the latest
-const ask = () => {
-  asked = String(wanted) !== String(picked());
-  if (asked) trigger('select', {t: wanted[0], y: wanted[1], x: wanted[2]});
-  else wanted = null;
-};
-watch('value', () => { if (wanted) ask(); });
-element.addEventListener('click', event => {
-  const frame = event.target.closest('[data-frame]'), sheet = event.target.closest('.tr-sheet');
-  if (!frame) return;
-  const [, height, width] = sizes(sheet), box = frame.getBoundingClientRect();
-  const place = (at, from, size, count) => Math.min(count - 1, Math.max(0, Math.floor((at - from) / size * count)));
-  sheet.focus();
-  wanted = [Number(frame.dataset.frame), place(event.clientY, box.top, box.height, height),
-    place(event.clientX, box.left, box.width, width)];
-  ask();
-});
-element.addEventListener('keydown', event => {
-  const sheet = event.target.closest('.tr-sheet'), by = move[event.key];
-  if (!sheet || !by) return;
-  event.preventDefault();
-  const last = sizes(sheet);
-  wanted = (wanted || picked()).map((at, axis) => Math.min(last[axis] - 1, Math.max(0, at + by[axis])));
-  if (!asked) ask();
-});"""
-"""A click on a frame, or an arrow key (page keys: another frame), tells Python the token."""
+THIS, MEAN = "This head", "Mean of heads"
 
 
-def attention_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
-    """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
-    config = pipeline.transformer.config
-    place = gr.State((0, 0, 0))
-
-    with looked_inside(pipeline, runs) as (form, stage):
-        with gr.Row(elem_classes="tr-tight"):
-            step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=120)
-            layers = list(range(config.num_layers))
-            layer = gr.Dropdown(layers, value=0, label="Layer", filterable=False, min_width=90)
-            heads = [(MEAN, -1), *((str(head), head) for head in range(config.num_attention_heads))]
-            head = gr.Dropdown(heads, value=-1, label="Head", filterable=False, min_width=130)
-            granularity = gr.Radio(["token", "tile"], value="token", label="Reuse", min_width=150)
-            budget = gr.Slider(0.1, 0.85, value=0.7, step=0.05, label="Saving of this call", min_width=160)
-        mode = gr.Radio([DENSE, REUSE, DIFFERENCE, KEYS], value=DENSE, label="Shown: attention of the picked token")
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                sheet = gr.HTML(js_on_load=PICK_TOKEN, elem_id="attention-sheet")
-                notes = gr.HTML()
-            with gr.Column(scale=2, min_width=320):
-                with gr.Row(elem_classes="tr-tight"):
-                    query_frame = gr.Dropdown([ALL], value=ALL, label="Queries of", filterable=False, min_width=120)
-                    key_frame = gr.Dropdown([ALL], value=ALL, label="Keys of", filterable=False, min_width=120)
-                whole = gr.Plot(show_label=False, elem_classes="tr-plot")
+def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
+    """Adds the content of the tab to what is being built."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=280):
+            heads = gr.HTML(js_on_load=PICK, elem_id="attention-heads")
+        with gr.Column(scale=3, min_width=280):
+            with gr.Row(elem_classes="tr-tight"):
+                granularity = gr.Radio(["token", "tile"], value="token", label="Granularity", min_width=150)
+                budget = gr.Slider(0.1, 0.85, value=0.7, step=0.05, label="Budget of this call", min_width=160)
+            gr.HTML(explained("granularity", "budget", "realised"))
+            notes = gr.HTML()
+    sheet = gr.HTML(js_on_load=looking.SHEET_JS, elem_id="attention-sheet")
+    with gr.Row():
+        with gr.Column(scale=1, min_width=240):
+            of = gr.Radio([THIS, MEAN], value=THIS, label="Map of")
+            query_frame = gr.Dropdown([ALL], value=ALL, label="Queries of", filterable=False)
+            key_frame = gr.Dropdown([ALL], value=ALL, label="Keys of", filterable=False)
+        with gr.Column(scale=3, min_width=300):
+            whole = gr.HTML(js_on_load=looking.MAP_JS, elem_id="attention-map")
+    with gr.Accordion("What kind of attention every head has", open=False):
         scores = gr.HTML()
 
-    picked = [run_id, step, layer, head, place, granularity, budget, mode]
-    part = [run_id, step, layer, head, query_frame, key_frame]
-    token_view = [sheet, notes]
+    place = [source.run_id, source.step, source.layer, source.head]
+    token = [*place, source.place, granularity, budget]
+    part = [*place, of, query_frame, key_frame]
+    inputs = [*token, of, query_frame, key_frame]
+    outputs = [heads, sheet, notes, whole, scores, query_frame, key_frame]
 
-    def draw_token(id, *chosen) -> list:
+    def shown(id, step) -> Inspection | None:
         seen = inspected(runs, id)
-        return describe_token(seen, *chosen) if seen else [gr.skip()] * 2
+        return seen if seen and step in seen.kept else None
 
-    def draw_map(id, *chosen):
-        seen = inspected(runs, id)
-        return show_map(seen, *chosen) if seen else gr.skip()
-
-    def draw(id, step, layer, head, place, *others) -> list:
-        """Everything, with the picked token brought inside the grid; nothing while there is no run."""
-        seen = inspected(runs, id)
+    def draw(id, step, layer, head, at, granularity, budget, *of_map) -> list:
+        seen = shown(id, step)
         if seen is None:
-            return [gr.skip()] * 7
-        place = tuple(min(at, size - 1) for at, size in zip(place, seen.grid.shape, strict=True))
-        frames = gr.Dropdown([ALL, *((f"Frame {t + 1}", t) for t in range(seen.grid.frames))], value=ALL)
-        view = draw_token(id, step, layer, head, place, *others)
-        return [*view, show_map(seen, step, layer, head, ALL, ALL), score_table(seen, step), place, frames, frames]
+            return [gr.skip()] * len(outputs)
+        frames = [ALL, *((f"Frame {t + 1}", t) for t in range(seen.grid.frames))]
+        return [
+            show_heads(seen, step, layer, head),
+            *describe_token(seen, step, layer, head, at, granularity, budget),
+            show_map(seen, step, layer, head, *of_map),
+            score_table(seen, step),
+            gr.Dropdown(frames),
+            gr.Dropdown(frames),
+        ]
 
-    def pick(id, step, layer, head, granularity, budget, mode, event: gr.EventData) -> list:
-        place = int(event.t), int(event.y), int(event.x)
-        return [*draw_token(id, step, layer, head, place, granularity, budget, mode), place]
+    def draw_token(id, step, *chosen) -> list:
+        seen = shown(id, step)
+        return describe_token(seen, step, *chosen) if seen else [gr.skip()] * 2
 
-    everything = [*token_view, whole, scores, place, query_frame, key_frame]
-    wire_source(app, tab, form, pipeline, works, runs, run_id, stage, step, draw, picked, everything)
-    others = [control for control in picked if control is not place]
-    sheet.select(pick, others, [*token_view, place], trigger_mode="multiple", **QUIET)
-    for control in (granularity, budget, mode):
-        control.input(draw_token, picked, token_view, trigger_mode="always_last", **QUIET)
-    for control in (layer, head):
-        control.input(draw_token, picked, token_view, **QUIET).then(draw_map, part, whole, **QUIET)
-    for control in (query_frame, key_frame):
-        control.input(draw_map, part, whole, **QUIET)
-    step.input(draw, picked, everything, **QUIET)
+    def draw_map(id, step, *chosen):
+        seen = shown(id, step)
+        return show_map(seen, step, *chosen) if seen else gr.skip()
+
+    def pick(id, step, layer, head, granularity, budget, event: gr.EventData) -> list:
+        at = picked_place(event)
+        return [*draw_token(id, step, layer, head, at, granularity, budget), at]
+
+    def pick_head(id, step, at, granularity, budget, of, query, key, event: gr.EventData) -> list:
+        layer, head = int(event.layer), int(event.head)
+        return [*draw(id, step, layer, head, at, granularity, budget, of, query, key), layer, head]
+
+    others = [each for each in token if each is not source.place]
+    sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
+    but_head = [each for each in inputs if each not in (source.layer, source.head)]
+    heads.select(pick_head, but_head, [*outputs, source.layer, source.head], trigger_mode="multiple", **QUIET)
+    for control in (granularity, budget):
+        control.input(draw_token, token, [sheet, notes], trigger_mode="always_last", **QUIET)
+    for control in (of, query_frame, key_frame):
+        control.input(draw_map, part, whole, trigger_mode="always_last", **QUIET)
+    return View("Attention", tab, inputs, outputs, draw)
+
+
+def show_heads(seen: Inspection, step: int, layer: int, head: int) -> str:
+    """Every head as its attention from frame to frame, with the kind of it."""
+    kinds = [
+        [
+            f"{maps.head_kind(spatial, temporal)} ({spatial:.1f}× own frame, {temporal:.1f}× own place)"
+            for spatial, temporal, _ in heads
+        ]
+        for heads in views.scores(seen, step)
+    ]
+    pictures = [[figures.map_picture(each) for each in heads] for heads in views.frame_maps(seen, step).numpy()]
+    label = "Layer and head; pictures: attention from frame to frame"
+    bar = looking.colour_bar("little attention", "much, from a frame (row) to a frame (column)", False)
+    return looking.head_grid(pictures, (layer, head), label, kinds) + bar
 
 
 def describe_token(
-    seen: Inspection, step: int, layer: int, head: int, place: tuple, granularity: str, budget: float, mode: str
+    seen: Inspection, step: int, layer: int, head: int, place: tuple, granularity: str, budget: float
 ) -> list:
-    """The frames with what the picked token attends to, and what that is in numbers."""
-    grid = seen.grid
-    t, y, x = (min(int(at), size - 1) for at, size in zip(place, grid.shape, strict=True))
-    token = grid.text_before + (t * grid.height + y) * grid.width + x
-    query, key, _ = seen.qkv(step, layer) if head < 0 else seen.qkv(step, layer, slice(head, head + 1))
-    dense = maps.attention_row(query, key, token)
-    reused, sharing = maps.reused_row(
-        query, key, token, maps.plan_at(query, key, grid, ReuseConfig(granularity, budget=budget))
-    )
-    change = 0.5 * (reused - dense).abs().sum(-1).mean().item()
-    computed = (sharing[:, grid.video] == 1).float().mean().item()
-    values = {DENSE: dense, REUSE: reused, DIFFERENCE: reused - dense, KEYS: sharing.reciprocal()}[mode].mean(0)
-    planes = grid.unflatten(values[grid.video, None])[..., 0].numpy()
-    signed = mode == DIFFERENCE
-    high = float(abs(planes).max()) if mode != KEYS else 1.0
-    pictures = figures.frames_under(seen.frames, planes, high, signed, (t, y, x))
-    legend = {
-        DENSE: f"From dark (0) to yellow ({high:.2%} of the attention).",
-        REUSE: f"From dark (0) to yellow ({high:.2%} of the attention).",
-        DIFFERENCE: f"From blue (−{high:.2%}) to red (+{high:.2%}): with reuse minus dense.",
-        KEYS: "Yellow keys are computed; the darker, the more keys share the one that stands for them.",
-    }[mode]
-    own = grid.unflatten(dense.mean(0)[grid.video, None])[t].sum().item()
+    """Dense, with reuse, the difference and the keys that are computed, in step; and what that is in numbers."""
+    at = at_grid(seen, place)
+    view = views.token_view(seen, step, layer, head, at, ReuseConfig(granularity, budget=budget))
+    high, change = float(view.dense.max()), view.reuse - view.dense
+    most = float(abs(change).max()) or 1e-9
+    panels = [
+        ("Dense", figures.strip(seen.frames, view.dense, high, False), view.dense, "%"),
+        ("With reuse", figures.strip(seen.frames, view.reuse, high, False), view.reuse, "%"),
+        ("Difference", figures.strip(seen.frames, change, most, True), change, "%"),
+        ("Keys computed", figures.strip(seen.frames, 1 / view.sharing, 1.0, False), view.sharing, ""),
+    ]
+    t, y, x = (number + 1 for number in at)
     return [
-        markup.frame_sheet(pictures, grid.shape, (t, y, x), f"{mode}: attention of the picked token, measured here"),
+        looking.sheet(
+            panels, seen.grid.shape, at, "Attention of the picked token, measured here",
+            "Click a token: the frames show how much of its attention every other one gets.",
+        )
+        + looking.colour_bar("no attention, or a key that many share", f"{high:.2%}, or a key that is computed", False),
         markup.facts(
             [
-                legend,
-                f"Token ({t + 1}, {y + 1}, {x + 1}) of t, y, x gives {own:.0%} of its attention to its own frame "
+                f"Token ({t}, {y}, {x}) of time, height, width gives {view.own:.0%} of its attention to its own frame "
                 "(measured here).",
-                f"Reuse computes {computed:.0%} of the keys for it and moves {change:.1%} of its attention elsewhere "
-                "(measured here).",
+                f"Reuse computes {view.computed:.0%} of the keys for it and moves {view.moved:.1%} of its attention "
+                f"elsewhere, at most {most:.2%} at one token (measured here).",
             ]
         ),
-    ]
+    ]  # fmt: skip
 
 
-def show_map(seen: Inspection, step: int, layer: int, head: int, query_frame, key_frame):
+def show_map(seen: Inspection, step: int, layer: int, head: int, of: str, query_frame, key_frame) -> str:
     """The map of a head, or the mean of the maps of all, averaged over cells."""
-    frames = [None if frame == ALL else int(frame) for frame in (query_frame, key_frame)]
-    query, key, _ = seen.qkv(step, layer) if head < 0 else seen.qkv(step, layer, slice(head, head + 1))
-    averaged = [maps.averaged_map(q, k, seen.grid, 256, *frames) for q, k in zip(query, key, strict=True)]
-    cell_map = torch.stack([each[0] for each in averaged]).mean(0)
-    name = MEAN.lower() if head < 0 else f"head {head}"
-    per_frame = [
-        None if frame is not None else side // seen.grid.frames
-        for side, frame in zip(cell_map.shape, frames, strict=True)
-    ]
-    return figures.attention_map(cell_map.numpy(), *per_frame, f"Layer {layer}, {name} (measured here)")
+    query, key = (None if frame == ALL else min(int(frame), seen.grid.frames - 1) for frame in (query_frame, key_frame))
+    values = views.attention_map(seen, step, layer, None if of == MEAN else head, query, key)
+    shares = views.frame_maps(seen, step)[layer]
+    shares = shares.mean(0) if of == MEAN else shares[head]
+    name = "mean of heads" if of == MEAN else f"head {head}"
+    tokens = seen.grid.video_tokens // seen.grid.frames
+    caption = f"Who attends to whom: layer {layer}, {name} (measured here)"
+    return looking.attention_map(figures.map_picture(values), shares.numpy(), tokens, query, key, caption)
 
 
 def score_table(seen: Inspection, step: int) -> str:
     """What kind of attention every head of the step has."""
     rows = []
-    for layer in range(len(seen.layers)):
-        scores = maps.head_scores(*seen.qkv(step, layer)[:2], seen.grid)
-        for head in range(len(scores["entropy"])):
-            spatial, temporal, entropy = (scores[name][head].item() for name in ("spatial", "temporal", "entropy"))
+    for layer, heads in enumerate(views.scores(seen, step)):
+        for head, (spatial, temporal, entropy) in enumerate(heads):
             kind = maps.head_kind(spatial, temporal)
             rows.append([f"layer {layer}, head {head}", f"{spatial:.1f}×", f"{temporal:.1f}×", kind, f"{entropy:.2f}"])
     columns = ["head", "own frame", "own place", "dominant", "entropy"]

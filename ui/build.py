@@ -1,5 +1,6 @@
 """The app: its tabs in order, and how it is launched."""
 
+import os
 from pathlib import Path
 
 import gradio as gr
@@ -11,6 +12,7 @@ from ui.api import add_endpoints
 from ui.attention_tab import attention_tab
 from ui.compare_tab import compare_tab
 from ui.correlation_tab import correlation_tab
+from ui.form import QUIET
 from ui.gpu import works
 from ui.guard import Guard, remove_uploads
 from ui.limits import Limits
@@ -18,9 +20,11 @@ from ui.method_tab import method_tab
 from ui.reuse_tab import reuse_tab
 from ui.runs import Runs
 from ui.sessions import lean_sessions
+from ui.source import source_bar
 from ui.timing_tab import timing_tab
 
 HERE = Path(__file__).parent
+PAPER = "https://arxiv.org/abs/2511.12035"
 FONT = gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700))
 LAUNCH = {
     "theme": gr.themes.Base(
@@ -62,6 +66,13 @@ def launch_options(limits: Limits) -> dict:
     }
 
 
+def links() -> list[tuple[str, str]]:
+    """Where the method and, on a Space, the code are from."""
+    space = os.environ.get("SPACE_ID")
+    code = [("Code", f"https://huggingface.co/spaces/{space}/tree/main")] if space else []
+    return [("Paper", PAPER), *code]
+
+
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are.
     `.runs` is the registry, to be closed with the app."""
@@ -76,24 +87,30 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     with gr.Blocks(
         title="TimeRipple", analytics_enabled=False, fill_width=True, delete_cache=(min(age, 600), age)
     ) as app:
-        gr.HTML(markup.hero())
+        gr.HTML(markup.header(links()))
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
-                compare_tab(app, pipeline, work, runs)
-            with gr.Tab("Correlations") as tab:
-                correlation_tab(app, tab, pipeline, work, runs, looked_into)
-            with gr.Tab("Attention") as tab:
-                attention_tab(app, tab, pipeline, work, runs, looked_into)
-            with gr.Tab("Reuse laboratory") as tab:
-                reuse_tab(app, tab, pipeline, work, runs, looked_into, paired)
-            with gr.Tab("Timing") as tab:
-                timing_tab(app, tab, pipeline, work, runs, measured)
+                size = compare_tab(app, pipeline, work, runs)
             with gr.Tab("Method"):
                 method_tab()
+            with gr.Tab("Look inside") as opened:
+                source = source_bar(app, opened, pipeline, work, runs, looked_into)
+                with gr.Tabs():
+                    with gr.Tab("Correlations") as tab:
+                        views = [correlation_tab(tab, runs, source)]
+                    with gr.Tab("Attention") as tab:
+                        views.append(attention_tab(tab, runs, source))
+                    with gr.Tab("Laboratory") as tab:
+                        views.append(reuse_tab(tab, pipeline, work, runs, source, paired))
+                source.wire(views)
+            with gr.Tab("Timing") as tab:
+                timing_tab(tab, pipeline, work, runs, measured)
+        for one, other in ((size, source.size), (source.size, size)):  # one size in all of the app
+            one.input(lambda chosen: chosen, one, other, **QUIET)
         add_endpoints(pipeline, work, runs)
         app.unload(leave)
     app.queue(max_size=runs.limits.max_calls, api_open=False)

@@ -1,168 +1,143 @@
 """Correlations: which channels of Q and K repeat themselves along time, height and width, in one dense run."""
 
+from math import pi
+
 import gradio as gr
-import torch
 
-from timeripple.attention.grid import AXES, TokenGrid
-from timeripple.attention.similarity import reuse_mask
-from timeripple.inspection import figures
-from timeripple.inspection.correlations import correlation_table, deviation_table
+from timeripple.inspection import figures, views
+from timeripple.inspection.correlations import group_means
 from timeripple.inspection.probe import Inspection
-from timeripple.inspection.reports import rope_frequencies
-from ui import markup
+from ui import looking, markup
 from ui.form import PICK, QUIET
-from ui.gpu import Works
+from ui.glossary import explained
 from ui.runs import Runs
-from ui.source import inspected, looked_inside, wire_source
+from ui.source import GROUPS, Source, View, inspected
 
-LAGS = (1, 2, 3, 4)
-WINDOWS = (2, 4, 8)
-SIDES = {"Queries": 0, "Keys": 1}
-VALUES = {"Correlation": "correlation", "Deviation Δ (Eq. 3)": "deviation"}
+SIDES = {"Queries": "query", "Keys": "key"}
+LETTERS = {"Queries": "Q", "Keys": "K"}
+CORRELATION, DEVIATION = "Correlation", "Deviation Δ (Eq. 3)"
+SAME = 0.5
+"""Correlation with the next token from which channels are said to repeat themselves."""
 
 
-def correlation_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
-    """Adds the content of the tab to `app`, which is being built; run_id remembers the run that is looked into."""
-    layer, head, channel = gr.State(0), gr.State(0), gr.State(0)
+def correlation_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
+    """Adds the content of the tab to what is being built."""
+    with gr.Row(elem_classes="tr-tight"):
+        side = gr.Radio(list(SIDES), value="Queries", label="Of", min_width=160)
+        value = gr.Radio([CORRELATION, DEVIATION], value=CORRELATION, label="Shown", min_width=240)
+        theta = gr.Slider(0.05, 1, value=0.3, step=0.05, label="Threshold θ", min_width=160)
+    gr.HTML(explained("correlation", "RoPE group", "θ", "Eq. 3"))
+    with gr.Row():
+        with gr.Column(scale=3, min_width=300, elem_classes="tr-picking"):
+            heads = gr.HTML(js_on_load=PICK, elem_id="correlation-heads")
+            summary = gr.HTML()
+            channel_facts = gr.HTML(elem_classes="tr-later")
+            sheet = gr.HTML(js_on_load=looking.SHEET_JS, elem_id="correlation-sheet", elem_classes="tr-later")
+        with gr.Column(scale=2, min_width=300):
+            table = gr.HTML(js_on_load=PICK, elem_id="correlation-table")
 
-    with looked_inside(pipeline, runs) as (form, stage):
-        with gr.Row(elem_classes="tr-tight"):
-            step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=140)
-            side = gr.Radio(list(SIDES), value="Queries", label="Of", min_width=160)
-            value = gr.Radio(list(VALUES), value="Correlation", label="Shown", min_width=240)
-            theta = gr.Slider(0.05, 1, value=0.3, step=0.05, label="θ of the mask", min_width=160)
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                heads = gr.HTML(js_on_load=PICK, elem_id="correlation-heads")
-                summary = gr.HTML()
-                strip = gr.Plot(show_label=False, elem_classes="tr-plot")
-                channel_facts = gr.HTML()
-                frame = gr.Slider(1, 2, value=1, step=1, label="Frame")
-                planes = gr.HTML()
-            with gr.Column(scale=2, min_width=320):
-                table = gr.HTML(js_on_load=PICK, elem_id="correlation-table")
-
-    place = [run_id, step, layer, head, side]
-    picked = [*place, value, channel, theta, frame]
-    details = [table, strip, channel_facts, planes, frame]
-    shown = [heads, summary, *details]
-
-    def draw_details(id, *chosen) -> list:
-        """What depends on channel and θ; nothing while there is no run."""
-        seen = inspected(runs, id)
-        return describe_head(pipeline, seen, *chosen) if seen else [gr.skip()] * len(details)
+    place = [source.run_id, source.step, source.layer, source.head]
+    inputs = [*place, side, value, source.channel, theta, source.place]
+    details = [table, channel_facts, sheet]
+    outputs = [heads, summary, *details]
 
     def draw(id, *chosen) -> list:
-        """Everything that depends on what is picked; nothing while there is no run."""
         seen = inspected(runs, id)
-        if seen is None:
-            return [gr.skip()] * len(shown)
-        return [*describe_heads(pipeline, seen, *chosen[:5]), *describe_head(pipeline, seen, *chosen)]
+        if seen is None or chosen[0] not in seen.kept:
+            return [gr.skip()] * len(outputs)
+        return [*describe_heads(seen, *chosen[:5]), *describe_head(seen, *chosen)]
 
-    def draw_frame(id, *chosen):
+    def draw_details(id, *chosen) -> list:
+        """What depends on channel and θ."""
         seen = inspected(runs, id)
-        return show_frame(seen, *chosen) if seen else gr.skip()
+        return describe_head(seen, *chosen) if seen else [gr.skip()] * len(details)
 
-    def pick_head(id, step, side, value, channel, theta, frame, event: gr.EventData) -> list:
+    def pick_head(id, step, side, value, channel, theta, at, event: gr.EventData) -> list:
         layer, head = int(event.layer), int(event.head)
-        return [*draw(id, step, layer, head, side, value, channel, theta, frame), layer, head]
+        return [*draw(id, step, layer, head, side, value, channel, theta, at), layer, head]
 
-    def pick_channel(id, step, layer, head, side, value, theta, frame, event: gr.EventData) -> list:
+    def pick_channel(id, step, layer, head, side, value, theta, at, event: gr.EventData) -> list:
         channel = int(event.channel)
-        return [*draw_details(id, step, layer, head, side, value, channel, theta, frame), channel]
+        return [*draw_details(id, step, layer, head, side, value, channel, theta, at), channel]
 
-    wire_source(app, tab, form, pipeline, works, runs, run_id, stage, step, draw, picked, shown)
-    but_head = [control for control in picked if control not in (layer, head)]
-    but_channel = [control for control in picked if control is not channel]
-    heads.select(pick_head, but_head, [*shown, layer, head], trigger_mode="multiple", **QUIET)
-    table.select(pick_channel, but_channel, [*details, channel], trigger_mode="multiple", **QUIET)
-    for control in (step, side, value):
-        control.input(draw, picked, shown, **QUIET)
-    theta.input(draw_details, picked, details, **QUIET)
-    frame.input(draw_frame, [*place, channel, frame], planes, trigger_mode="always_last", **QUIET)
+    but_head = [each for each in inputs if each not in (source.layer, source.head)]
+    but_channel = [each for each in inputs if each is not source.channel]
+    heads.select(pick_head, but_head, [*outputs, source.layer, source.head], trigger_mode="multiple", **QUIET)
+    table.select(pick_channel, but_channel, [*details, source.channel], trigger_mode="multiple", **QUIET)
+    sheet.select(picked_place, None, source.place, trigger_mode="multiple", **QUIET)
+    for control in (side, value):
+        control.input(draw, inputs, outputs, trigger_mode="always_last", **QUIET)
+    theta.input(draw_details, inputs, details, trigger_mode="always_last", **QUIET)
+    return View("Correlations", tab, inputs, outputs, draw)
 
 
-def describe_heads(pipeline, seen: Inspection, step: int, layer: int, head: int, side: str, value: str) -> list:
-    """Grid of all heads and, for correlations, a summary of the picked one."""
-    sides = [seen.qkv(step, number)[SIDES[side]] for number in range(len(seen.layers))]
-    tables = [table_of(x, seen.grid, value) for x in sides]
-    columns, picked = tables[layer][0], tables[layer][1][head]
-    pictures = paint(torch.stack([values for _, values in tables]), picked, value)
-    summary = group_summary(columns, picked, rope_frequencies(pipeline.transformer)) if is_signed(value) else []
-    return [markup.head_grid(pictures, (layer, head)), markup.facts(summary)]
+def picked_place(event: gr.EventData) -> tuple[int, int, int]:
+    """The token that `parts/sheet.js` tells."""
+    return int(event.t), int(event.y), int(event.x)
+
+
+def describe_heads(seen: Inspection, step: int, layer: int, head: int, side: str, value: str) -> list:
+    """Grid of all heads and, for correlations, what the channels of the picked one do."""
+    signed = value == CORRELATION
+    columns, tables = views.channel_tables(seen, step, SIDES[side], signed)
+    high = 1.0 if signed else float(tables[layer, head].max()) or 1.0
+    pictures = list(figures.colours(tables.numpy(), high, signed))
+    ends = ("−1: opposite", "1: the same") if signed else ("0: no deviation", f"{high:.2f}")
+    grid = looking.head_grid(pictures, (layer, head), "Layer and head") + looking.colour_bar(*ends, signed)
+    story = tell_story(group_means(columns, tables[layer, head], seen.channels)) if signed else []
+    return [grid, markup.facts(story)]
 
 
 def describe_head(
-    pipeline,
-    seen: Inspection,
-    step: int,
-    layer: int,
-    head: int,
-    side: str,
-    value: str,
-    channel: int,
-    theta: float,
-    frame: int,
+    seen: Inspection, step: int, layer: int, head: int, side: str, value: str, channel: int, theta: float, place: tuple
 ) -> list:
-    """Table of the channels of a head, frames of the picked channel and what is known of it, one frame of it large."""
-    grid, channels = seen.grid, rope_frequencies(pipeline.transformer)
-    x = seen.qkv(step, layer, head)[SIDES[side]]
-    columns, values = table_of(x, grid, value)
-    axis, frequency = channels[channel]
-    plane = grid.unflatten(x[grid.video, channel][:, None])[..., 0]
-    reused = reuse_mask(x, grid, theta, AXES, 2)[:, channel].float().mean().item()
-    name = {"Queries": "Q", "Keys": "K"}[side]
-    frame = min(frame, grid.shape[0])
+    """Table of the channels of a head, what is known of the picked one, and its frames beside those of the clip."""
+    signed, of = value == CORRELATION, SIDES[side]
+    columns, tables = views.channel_tables(seen, step, of, signed)
+    values = tables[layer, head].numpy()
+    channel = min(channel, len(values) - 1)
+    high = 1.0 if signed else float(values.max()) or 1.0
+    name = f"Channel {channel} of {LETTERS[side]}"
+    planes = views.channel_planes(seen, step, layer, head, of, channel)
+    reused = views.channel_reused(seen, step, layer, head, of, channel, theta)
+    facts = [
+        f"At θ = {theta:g} and windows of {views.WINDOW} along time, height and width, {reused:.0%} of the entries of "
+        f"channel {channel} are reused (theoretical)."
+    ]
+    if seen.channels:
+        axis, frequency = seen.channels[channel]
+        turn = f"{frequency:.4f} radians per token, once around in {2 * pi / frequency:.0f} tokens"
+        facts.insert(0, f"Channel {channel} turns with {GROUPS[axis]}: {turn}.")
+    most = float(abs(planes).max()) or 1.0
+    clip = figures.clip_strip(seen.frames, seen.grid.frames)
+    strip = figures.strip(seen.frames, planes, most, signed=True, over=False)
+    caption = f"{value} of {LETTERS[side]}, layer {layer}, head {head}, measured here"
     return [
-        markup.channel_table(
-            columns, values.numpy(), paint(values, values, value), channels, channel,
-            f"{value} of {name}, layer {layer}, head {head}, measured here",
+        looking.channel_table(
+            columns, values, figures.colours(values, high, signed), seen.channels, channel, caption,
+            "later" if signed else "a window",
         ),
-        figures.token_strip(plane.numpy(), f"Channel {channel} of {name}, frame by frame"),
-        markup.facts(
-            [
-                f"Channel {channel} turns with {axis}: {frequency:.4f} radians per token, "
-                f"once around in {2 * torch.pi / frequency:.0f} tokens.",
-                f"At θ = {theta:g} and windows of 2 along t, y and x, {reused:.0%} of its entries are reused "
-                "(theoretical).",
-            ]
-        ),
-        show_frame(seen, step, layer, head, side, channel, frame),
-        gr.Slider(maximum=grid.shape[0], value=frame),
+        markup.facts(facts),
+        looking.sheet(
+            [("The clip", clip, None, ""), (name, strip, planes, "")], seen.grid.shape, at_grid(seen, place),
+            f"{name} on its tokens", "Point at a frame to read the channel there.",
+        ) + looking.colour_bar(f"−{most:.1f}", f"{most:.1f}", True),
     ]  # fmt: skip
 
 
-def show_frame(seen: Inspection, step: int, layer: int, head: int, side: str, channel: int, frame: int) -> str:
-    """One frame of the clip beside the values of the channel on its tokens."""
-    x, grid = seen.qkv(step, layer, head)[SIDES[side]][:, channel], seen.grid
-    planes = grid.unflatten(x[grid.video][:, None])[..., 0]
-    picture = seen.frames[(frame - 1) * len(seen.frames) // grid.shape[0]]
-    values = figures.colours(planes[frame - 1].numpy(), planes.abs().max().item(), signed=True)
-    return markup.pictures([(f"Frame {frame}", picture), (f"Channel {channel} on its tokens", values)])
+def at_grid(seen: Inspection, place: tuple) -> tuple[int, int, int]:
+    """A token brought inside the grid."""
+    return tuple(min(int(at), size - 1) for at, size in zip(place, seen.grid.shape, strict=True))
 
 
-def is_signed(value: str) -> bool:
-    return VALUES[value] == "correlation"
-
-
-def table_of(x: torch.Tensor, grid: TokenGrid, value: str) -> tuple[list[tuple[str, int]], torch.Tensor]:
-    """Columns (axis, distance) and what is shown of [..., tokens, d]: [..., d, columns]."""
-    return correlation_table(x, grid, LAGS) if is_signed(value) else deviation_table(x, grid, WINDOWS)
-
-
-def paint(values: torch.Tensor, picked: torch.Tensor, value: str):
-    """Colours of a table or of many, uint8 with 3 at the end; the scale ends at 1, or where the picked table ends."""
-    high = 1.0 if is_signed(value) else float(picked.max()) or 1.0
-    return figures.colours(values.numpy(), high, is_signed(value))
-
-
-def group_summary(columns: list[tuple[str, int]], values: torch.Tensor, channels: list[tuple[str, float]]) -> list[str]:
-    """One line a RoPE group: its mean correlation with the next token along each axis, the strongest first."""
+def tell_story(means: dict[str, dict[str, float]]) -> list[str]:
+    """One sentence a RoPE group: along which axes its channels repeat themselves."""
     lines = []
-    for group in AXES:
-        rows = [number for number, (axis, _) in enumerate(channels) if axis == group]
-        means = {axis: values[rows, i].mean().item() for i, (axis, lag) in enumerate(columns) if lag == 1}
-        order = sorted(means, key=means.get, reverse=True)
-        parts = ", ".join(f"{means[axis]:.2f} along {axis}" for axis in order)
-        lines.append(f"Channels of group {group}: correlation with the next token {parts}.")
+    for group, along in means.items():
+        order = sorted(along, key=along.get, reverse=True)
+        numbers = ", ".join(f"{along[axis]:.2f} along {GROUPS[axis]}" for axis in order)
+        same = [GROUPS[axis] for axis in order if along[axis] >= SAME]
+        who = f"The {group} channels of this head" if group in GROUPS else "The channels of this head"
+        what = f"repeat themselves along {' and '.join(same)}" if same else "hardly repeat themselves"
+        lines.append(f"{who} {what} (correlation with the next token {numbers}).")
     return lines

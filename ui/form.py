@@ -26,6 +26,23 @@ PICK = """element.addEventListener('click', event => {
 """A click on a button of an HTML component tells Python its data attributes."""
 
 
+def remember(name: str) -> str:
+    """JavaScript that writes an id into the page's address, so that a reload shows it again: to this tab of the browser
+    and no other."""
+    return f"""id => {{
+      const url = new URL(location);
+      for (const old of [...url.searchParams.keys()])
+        if (old !== '__theme' && (old === '{name}' || !['run', 'look'].includes(old))) url.searchParams.delete(old);
+      if (id) url.searchParams.set('{name}', id);
+      history.replaceState(history.state, '', url);
+    }}"""
+
+
+def queue_note(ahead: int) -> str:
+    """What a run says that waits for its turn."""
+    return f"Waiting: {ahead} {'run comes' if ahead == 1 else 'runs come'} first."
+
+
 def sizes_of(pipeline) -> dict[str, tuple[int, int, int]]:
     """The sizes the forms offer: Pond's, or another pipeline's own and half of it each way."""
     if isinstance(pipeline, PondPipeline):

@@ -43,7 +43,7 @@ class Works(NamedTuple):
 
 
 def works(pipeline) -> Works:
-    def of_methods(request: Request, methods: Sequence[Method]) -> int:
+    def of_methods(request: Request, methods: Sequence[Method], *_) -> int:
         return seconds_needed(pipeline, request, sum(method.evaluations(request.steps) for method in methods))
 
     def of_one(request: Request, *_) -> int:

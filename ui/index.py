@@ -5,11 +5,9 @@ import logging
 import shutil
 import sqlite3
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from timeripple.attention.grid import TokenGrid
 from timeripple.inspection.probe import Inspection
 
 logger = logging.getLogger(__name__)
@@ -79,7 +77,7 @@ class Index:
         try:
             values = run.id, run.visitor, json.dumps(run.settings), _packed(run.result), run.bytes, run.changed_at
             self._connection.execute("insert or replace into runs values (?, ?, ?, ?, ?, ?)", values)
-        except (sqlite3.Error, TypeError, ValueError):
+        except (sqlite3.Error, TypeError, ValueError, OSError):
             logger.exception("a finished run will not survive a restart")
 
     def remove(self, id: str) -> None:
@@ -100,7 +98,7 @@ class Index:
                     raise ValueError("its folder is gone")
                 kept = {"id": id, "visitor": visitor, "settings": tuple(json.loads(settings)), "bytes": size}
                 rows.append(kept | {"result": _unpacked(result, folder), "changed_at": at})
-            except (ValueError, TypeError, KeyError):
+            except (ValueError, TypeError, KeyError, OSError):
                 self.remove(id)
         names = {row["id"] for row in rows}
         for path in self.folder.iterdir():
@@ -114,8 +112,8 @@ class Index:
 
 def _packed(result: Any) -> str:
     if isinstance(result, Inspection):
-        values = {"grid": asdict(result.grid), "steps": result.steps, "kept": result.kept, "layers": result.layers}
-        return json.dumps({"inspection": values})
+        result.save()
+        return json.dumps({"inspection": True})
     return json.dumps({"result": result})
 
 
@@ -123,5 +121,4 @@ def _unpacked(text: str, folder: Path) -> Any:
     values = json.loads(text)
     if "inspection" not in values:
         return values["result"]
-    seen = values["inspection"]
-    return Inspection(folder, TokenGrid(**seen["grid"]), seen["steps"], tuple(seen["kept"]), tuple(seen["layers"]))
+    return Inspection.load(folder)

@@ -3,53 +3,115 @@
 import base64
 import io
 import itertools
+import math
 from html import escape
 
 from PIL import Image
 
-
-def hero() -> str:
-    return """<header class="tr-hero">
-      <p class="tr-brand"><span class="tr-mark" aria-hidden="true"></span>TimeRipple</p>
-      <h1>Video diffusion that reuses what neighbours share</h1>
-      <p>Neighbouring tokens of a video are often nearly alike, so attention need not compute each of them anew:
-      watch dense attention and reuse turn the same noise into video, and measure the difference on this machine.</p>
-    </header>"""
+from timeripple.clips.video import FPS
 
 
-def welcome(recorded: list[tuple[str, str, object]]) -> str:
-    """recorded: (prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
-    cards = "".join(
-        f"""<button type="button" data-example="{number}"><img src="{_data_uri(picture)}" alt="">
-        <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
-        for number, (prompt, outcome, picture) in enumerate(recorded)
+def header(links: list[tuple[str, str]]) -> str:
+    """One line: what this is, and where it is from."""
+    anchors = "".join(f'<a href="{escape(url)}">{escape(name)}</a>' for name, url in links)
+    return f"""<header class="tr-header"><h1><span class="tr-mark" aria-hidden="true"></span>TimeRipple</h1>
+      <p>Video diffusion that computes what neighbours share only once</p>
+      <nav aria-label="Sources">{anchors}</nav></header>"""
+
+
+WORD = 0.45
+"""Share of the longest bar from which a word has room in one."""
+
+
+def headline(
+    text: str, why: str, bars: list[tuple[str, float, float]], detail: str, kind: str, link: str, remarks: list[str]
+) -> str:
+    """What a comparison came to. bars: (method, seconds of attention, seconds in all) each; link: query of the page
+    that shows this result again."""
+    longest = max(total for *_, total in bars)
+    rows = "".join(
+        f"""<div class="tr-bars-row"><span>{escape(name)}</span>
+        <div role="img" aria-label="{escape(name)}: {total:.1f} seconds, {attention:.1f} of them attention">
+        <i class="tr-attention" style="width:{100 * attention / longest:.1f}%">
+        <b>{"attention " if attention > WORD * longest else ""}{attention:.1f} s</b></i><i class="tr-rest"
+          style="width:{100 * (total - attention) / longest:.1f}%"></i>
+        <em>{total:.1f} s</em></div></div>"""
+        for name, attention, total in bars
     )
-    examples = f'<h3>Or see a recorded one at once</h3><div class="tr-examples">{cards}</div>' if recorded else ""
-    return f"""<section class="tr-card tr-welcome">
-      <div class="tr-grids" aria-hidden="true">
-        <figure>{_grid(merged=False)}<figcaption>Dense: every token</figcaption></figure>
-        <figure>{_grid(merged=True)}<figcaption>Reuse: neighbours share</figcaption></figure>
-      </div>
-      <h2>Two methods, one noise, side by side</h2>
-      <p>Press <b>Generate</b> and watch the same prompt and seed become two videos, step by step: one by method A,
-      one by method B. Then compare how close they are, how many seconds each stage took and how much attention was
-      saved.</p>
-      {examples}
-    </section>"""
+    said = "".join(f"<p class='tr-remark'>{escape(remark)}</p>" for remark in remarks)
+    return f"""<section class="tr-headline"><h2>{escape(text)}</h2><p>{escape(why)}</p>
+      <div class="tr-bars">{rows}</div>
+      <p class="tr-detail">{escape(detail)} · <em class="tr-kind tr-{kind.split()[0]}">{escape(kind)}</em> ·
+      <a href="{escape(link)}">Link to this result</a></p>
+      <p class="tr-jump"><a href="#form">Generate your own ↓</a></p>{said}</section>"""
 
 
-def _grid(merged: bool) -> str:
-    """Tokens of a frame as squares; with `merged`, those of calm regions stand together in blocks of 2×2."""
-    moving = {(2, 2), (2, 4), (4, 2), (4, 4)}
-    squares = []
-    for y, x in itertools.product(range(0, 8, 2), repeat=2):
-        tone = "tr-moving" if (y, x) in moving else "tr-calm"
-        whole = merged and (y, x) not in moving
-        side = 21 if whole else 9
-        for dy, dx in [(0, 0)] if whole else itertools.product(range(2), repeat=2):
-            place = f'x="{12 * (x + dx)}" y="{12 * (y + dy)}"'
-            squares.append(f'<rect class="{tone}" {place} width="{side}" height="{side}" rx="2"/>')
-    return f'<svg viewBox="0 0 93 93">{"".join(squares)}</svg>'
+def numbers(rows: list[tuple[str, str, list]]) -> str:
+    """rows: (side, kind, measures of `scales`) each; the kind is that of the whole row unless a measure has its own."""
+    return "".join(
+        f"""<section class="tr-numbers tr-{side.lower()}"><h3><span class="tr-badge">{side}</span>{escape(kind)}</h3>
+        <dl>{"".join(map(_measure, measures))}</dl></section>"""
+        for side, kind, measures in rows
+    )
+
+
+def _measure(measure) -> str:
+    def share(value: float) -> float:
+        return 100 * min(1.0, max(0.0, (value - measure.low) / (measure.high - measure.low or 1)))
+
+    ends = [0.0, *map(share, measure.ends), 100.0]
+    bands = "".join(
+        f'<i style="width:{right - left:.1f}%;opacity:{0.25 + 0.75 * (number + 1) / (len(ends) - 1):.2f}"></i>'
+        for number, (left, right) in enumerate(itertools.pairwise(ends))
+    )
+    kind = f' <em class="tr-kind tr-{measure.kind}">{measure.kind}</em>' if measure.kind else ""
+    return f"""<div class="tr-number" title="{escape(measure.more)}"><dt>{escape(measure.name)}{kind}</dt>
+      <dd><strong>{escape(measure.value)}</strong><span>{escape(measure.word)}</span>
+      <div class="tr-scale" aria-hidden="true">{bands}<b style="left:{share(measure.at):.1f}%"></b></div></dd></div>"""
+
+
+STEPS_JS = """element.addEventListener('input', event => {
+  const box = event.target.closest('.tr-steps'), at = Number(event.target.value);
+  box.querySelectorAll('[data-side]').forEach(side => {
+    const all = side.querySelectorAll('img'), shown = Math.min(all.length, at) - 1;
+    all.forEach((image, number) => { image.hidden = number !== shown; });
+  });
+  box.querySelector('output').textContent = `${at} of ${event.target.max}`;
+});"""
+
+
+def steps(sides: list[tuple[str, str, list[str]]]) -> str:
+    """Previews of every step of both sides, (side, method, data URIs), and a slider through them; without a side,
+    nothing."""
+    if not sides:
+        return ""
+    most = max(len(pictures) for *_, pictures in sides)
+    panels = "".join(
+        f"""<figure data-side="{side}">{
+            "".join(
+                f'<img src="{picture}" alt="Step {number}"{"" if number == len(pictures) else " hidden"}>'
+                for number, picture in enumerate(pictures, start=1)
+            )
+        }<figcaption><b>{side}</b> {escape(method)}</figcaption></figure>"""
+        for side, method, pictures in sides
+    )
+    return f"""<details class="tr-steps"><summary>How it came to be: the middle frame after every step</summary>
+      <div class="tr-steps-range"><label>Step <input type="range" min="1" max="{most}" value="{most}"></label>
+      <output>{most} of {most}</output></div><div class="tr-steps-pictures">{panels}</div></details>"""
+
+
+def recorded(cards: list[tuple[str, str, str, object]]) -> str:
+    """(id, prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
+    items = "".join(
+        f"""<button type="button" data-recorded="{escape(id)}"><img src="{_data_uri(picture)}" alt="">
+        <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
+        for id, prompt, outcome, picture in cards
+    )
+    return f'<section class="tr-recorded"><h3>Recorded comparisons</h3><div>{items}</div></section>' if items else ""
+
+
+def remark(sentence: str) -> str:
+    return f'<p class="tr-remark" role="status">{escape(sentence)}</p>'
 
 
 def progress(note: str, sides: list[tuple[str, object | None]]) -> str:
@@ -97,12 +159,6 @@ def notice(title: str, sentence: str, alert: bool = False) -> str:
       <h2>{escape(title)}</h2><p>{escape(sentence)}</p></section>"""
 
 
-def heading(prompt: str, detail: str, link: str) -> str:
-    """link: query of the page that shows this result again."""
-    return f"""<div class="tr-heading"><h2>“{escape(prompt)}”</h2>
-      <p>{escape(detail)} · <a href="{escape(link)}">Link to this result</a></p></div>"""
-
-
 def cards(numbers: list[tuple[str, str, str, str]]) -> str:
     """Metric cards: (name, value, kind, what it means) each."""
     items = [
@@ -111,48 +167,6 @@ def cards(numbers: list[tuple[str, str, str, str]]) -> str:
         for name, value, kind, meaning in numbers
     ]
     return f'<dl class="tr-metrics">{"".join(items)}</dl>'
-
-
-def channel_table(
-    columns: list[tuple[str, int]], values, paint, channels: list[tuple[str, float]], chosen: int | None, caption: str
-) -> str:
-    """Channels in RoPE order as rows, (axis, distance) as columns; a click on a row picks the channel.
-
-    values: [channels, columns]; paint: the same shape with 3 colours; channels: axis and radians per token of each.
-    """
-    groups = list(dict.fromkeys(axis for axis, _ in columns))
-    spans = "".join(f'<th scope="colgroup" colspan="{sum(a == g for a, _ in columns)}">{g}</th>' for g in groups)
-    distances = "".join(f'<th scope="col">{distance}</th>' for _, distance in columns)
-    rows = []
-    for number, (axis, _) in enumerate(channels):
-        first = number == 0 or channels[number - 1][0] != axis
-        size = sum(other == axis for other, _ in channels)
-        group = f'<th scope="rowgroup" rowspan="{size}" class="tr-group">{axis}</th>' if first else ""
-        cells = "".join(
-            f'<td style="background:rgb({r},{g},{b})" title="channel {number}, {a} {d}: {value:.3f}"></td>'
-            for (r, g, b), (a, d), value in zip(paint[number], columns, values[number], strict=True)
-        )
-        state = ' aria-pressed="true"' if number == chosen else ' aria-pressed="false"'
-        button = f'<button type="button" data-channel="{number}"{state}>{number}</button>'
-        rows.append(f'<tr class="{"tr-first" if first else ""}">{group}<th scope="row">{button}</th>{cells}</tr>')
-    unseen = "".join(f'<th><span class="tr-hidden">{name}</span></th>' for name in ("RoPE axis", "channel"))
-    return f"""<table class="tr-channels"><caption>{escape(caption)}</caption>
-      <thead><tr><th></th><th></th>{spans}</tr><tr>{unseen}{distances}</tr></thead>
-      <tbody>{"".join(rows)}</tbody></table>"""
-
-
-def head_grid(pictures: list[list], chosen: tuple[int, int]) -> str:
-    """Layers as rows, heads as columns, each head a small picture, uint8 [h, w, 3]; a click picks the head."""
-    rows = []
-    for layer, heads in enumerate(pictures):
-        buttons = "".join(
-            f'<button type="button" data-layer="{layer}" data-head="{head}" '
-            f'aria-pressed="{"true" if (layer, head) == chosen else "false"}" aria-label="Layer {layer}, head {head}">'
-            f'<img src="{_data_uri(picture)}" alt=""></button>'
-            for head, picture in enumerate(heads)
-        )
-        rows.append(f'<div class="tr-heads-row"><span>layer {layer}</span>{buttons}</div>')
-    return f'<div class="tr-heads" role="group" aria-label="Layer and head">{"".join(rows)}</div>'
 
 
 def table(caption: str, columns: list[str], rows: list[list[str]]) -> str:
@@ -166,32 +180,91 @@ def table(caption: str, columns: list[str], rows: list[list[str]]) -> str:
       <caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"""
 
 
-def frame_gallery(frames: list, caption: str) -> str:
-    """Frames to look at, uint8 [h, w, 3] each."""
-    items = "".join(f'<img src="{_data_uri(frame)}" alt="Frame {t + 1}">' for t, frame in enumerate(frames))
-    return f"""<figure class="tr-gallery"><div class="tr-sheet">{items}</div>
-      <figcaption>{escape(caption)}</figcaption></figure>"""
+def alternatives(caption: str, rows: list[tuple[str, str, float, str]], remark: str) -> str:
+    """(name, kind, error, what it does) each, as bars; remark: why they are as they are, or empty."""
+    most = max(error for *_, error, _ in rows) or 1
+    items = "".join(
+        f"""<li><b>{escape(name)}</b> <em class="tr-kind tr-{kind}">{kind}</em><strong>{error:.3f}</strong>
+        <i style="width:{100 * error / most:.1f}%"></i><span>{escape(what)}</span></li>"""
+        for name, kind, error, what in rows
+    )
+    said = f'<p class="tr-remark">{escape(remark)}</p>' if remark else ""
+    return f"""<section class="tr-alternatives"><h3>{escape(caption)}</h3><ul>{items}</ul>{said}</section>"""
 
 
-def frame_sheet(frames: list, sizes: tuple[int, int, int], picked: tuple[int, int, int], label: str) -> str:
-    """Frames to pick a token on, uint8 [h, w, 3] each; sizes: of the token grid; picked: (t, y, x)."""
-    items = [
-        f'<img src="{_data_uri(frame)}" alt="Frame {t + 1}" data-frame="{t}" draggable="false">'
-        for t, frame in enumerate(frames)
-    ]
-    t, y, x = sizes
-    return f"""<div class="tr-sheet" tabindex="0" role="application" data-t="{t}" data-y="{y}" data-x="{x}"
-      data-picked="{list(picked)}" aria-label="{escape(label)}. Token {picked[0] + 1}, {picked[1] + 1}, {picked[2] + 1};
-      arrow keys move it, page keys change the frame.">{"".join(items)}</div>"""
+def moving(clip) -> str:
+    """A small clip, uint8 [F, h, w, 3], that plays by itself, as a data URI."""
+    first, *others = map(Image.fromarray, clip)
+    buffer = io.BytesIO()
+    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=90)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def pictures(shown: list[tuple[str, object]]) -> str:
-    """(caption, uint8 [h, w, 3]) each, side by side and equally large; tokens stay squares."""
-    items = [
-        f'<figure><img src="{_data_uri(picture)}" alt=""><figcaption>{escape(caption)}</figcaption></figure>'
-        for caption, picture in shown
-    ]
-    return f'<div class="tr-pictures">{"".join(items)}</div>'
+def pairings(cells: dict, axes: tuple[str, ...], caption: str) -> str:
+    """cells: (clip as data URI, level, whether it is the own axis) by (group, axis)."""
+    names = {"t": "time", "y": "height", "x": "width"}
+    head = "".join(f'<th scope="col">along {names[axis]}</th>' for axis in axes)
+    body = ""
+    for group in axes:
+        row = "".join(
+            f'<td class="{"tr-own" if own else ""}"><img src="{clip}" alt="Channels of {names[group]} reused along '
+            f'{names[axis]}"><span>{level}{" · own axis" if own else ""}</span></td>'
+            for axis in axes
+            for clip, level, own in [cells.get((group, axis), ("", "no clip", False))]
+        )
+        body += f'<tr><th scope="row">channels of {names[group]}</th>{row}</tr>'
+    return f"""<table class="tr-pairings"><caption>{escape(caption)}</caption><thead><tr><th></th>{head}</tr></thead>
+      <tbody>{body}</tbody></table>"""
+
+
+def scatter(
+    points: list[tuple[str, float, float, bool, str]], caption: str, across: str, upwards: str, size=(760, 330)
+) -> str:
+    """Points that are links: (name, x, y, whether it is ours, address) each; x on a logarithmic scale."""
+    width, height, left, bottom = *size, 44, 40
+    xs, ys = [math.log(x) for _, x, *_ in points], [y for _, _, y, *_ in points]
+    low, high = min(xs) - 0.1, max(xs) + 0.25
+    floor, top = 5 * math.floor(min(ys) / 5), 5 * math.ceil(max(ys) / 5)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return (
+            left + (math.log(x) - low) / (high - low) * (width - left - 10),
+            height - bottom - (y - floor) / (top - floor) * (height - bottom - 12),
+        )
+
+    ticks = "".join(
+        f'<line x1="{left}" x2="{width - 10}" y1="{at(1, y)[1]:.1f}" y2="{at(1, y)[1]:.1f}"/>'
+        f'<text x="{left - 6}" y="{at(1, y)[1] + 4:.1f}" text-anchor="end">{y}</text>'
+        for y in range(floor, top + 1, 5)
+    )
+    ticks += "".join(
+        f'<text x="{at(x, floor)[0]:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>'
+        for x in (1, 2, 5, 10, 20, 50, 100, 200)
+        if low < math.log(x) < high
+    )
+    taken = [(*at(x, y), 8.0) for _, x, y, *_ in points]
+
+    def label(name: str, x: float, y: float) -> str:
+        """The name beside its point, where nothing lies; else only the pointer tells it."""
+        (cx, cy), long = at(x, y), 5.6 * len(name)
+        for left_end in (cx + 9, cx - 9 - long):
+            place = [(left_end + step, cy, 6.0) for step in range(0, int(long), 6)]
+            if all(abs(u - p) > 9 or abs(v - q) > 10 for u, v, _ in place for p, q, _ in taken if (p, q) != (cx, cy)):
+                taken.extend(place)
+                return f'<text x="{left_end:.1f}" y="{cy + 4:.1f}">{escape(name)}</text>'
+        return ""
+
+    dots = "".join(
+        f"""<a href="{escape(link)}" class="{"tr-ours" if ours else "tr-peer"}" aria-label="{escape(name)}">
+        <circle cx="{at(x, y)[0]:.1f}" cy="{at(x, y)[1]:.1f}" r="{6 if ours else 4.5}"/>{label(name, x, y)}
+        <title>{escape(name)}: {x:.1f} s, {y:.1f} dB; a click fills the form with it</title></a>"""
+        for name, x, y, ours, link in sorted(points, key=lambda point: not point[3])
+    )
+    return f"""<figure class="tr-scatter"><figcaption>{escape(caption)}. Filled: ours. A click fills the form with it.
+      </figcaption><svg viewBox="0 0 {width} {height}">{ticks}{dots}
+      <text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>
+      <text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{escape(upwards)}</text>
+      </svg></figure>"""
 
 
 def facts(lines: list[str]) -> str:

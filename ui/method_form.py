@@ -15,6 +15,7 @@ NAMES = {
     "channel": "Channel (paper)",
     "skip": "Skip (SpargeAttn)",
     "svg": "Sparse VideoGen",
+    "svg2": "Sparse VideoGen 2",
     "compact": "Compact Attention",
     "sliding-window": "3-D sliding window",
     "ditfastattn": "DiTFastAttn",
@@ -33,6 +34,8 @@ NAMES = {
     "easycache": "EasyCache",
     "teacache": "TeaCache",
     "cache-dit": "cache-dit",
+    "hsa": "Heterogeneous steps (HSA)",
+    "lightning-cp": "LightningCP",
 }
 STACKS = [
     ("Nothing", ""),
@@ -44,6 +47,7 @@ STACKS = [
 OURS = ("token", "tile", "channel")
 BUDGET, THETA, TARGET = "Budget", "Threshold θ", "Quality target"
 MEASURES = {"token": [BUDGET, THETA, TARGET], "tile": [BUDGET, THETA], "channel": [BUDGET, THETA]}
+"""How each may be asked for; the radio always has all three, as a value that is on its way may be any of them."""
 AUTO = ("Automatic", "auto")
 STEPS = [AUTO, *((f"{n} step{'s' * (n != 1)}", str(n)) for n in range(11))]
 REFRESH = [AUTO, ("Off", "none"), *((f"Every {n} steps", str(n)) for n in range(2, 11))]
@@ -53,16 +57,33 @@ CHOICES = {name: [value for _, value in STEPS] for name in SCHEDULE} | {"refresh
 BUDGETS = (0.3, 0.95)
 
 
-def method_form(side: str, name: str) -> list[gr.components.Component]:
+STRENGTHS = ("Fast", "Balanced", "Faithful")
+
+
+def strength_choices() -> list[tuple[str, str]]:
+    """What the simple form offers: the settings found by `tune`, from the lowest quality target to the highest."""
+    targets = sorted(calibrated_methods())
+    names = dict(zip((targets[0], targets[len(targets) // 2], targets[-1]), STRENGTHS, strict=True))
+    return [(f"{names[psnr]} · {psnr} dB" if psnr in names else f"{psnr} dB", str(psnr)) for psnr in targets]
+
+
+def strength_values(target: str) -> list:
+    """The controls of a method as a strength sets them."""
+    values = dict(zip(VALUES, fill_method(parse_method("token"), 20), strict=True))
+    return list((values | {"by": TARGET, "target": target}).values())
+
+
+def method_form(side: str, name: str, target: str | None = None) -> list[gr.components.Component]:
     """Adds the controls of method `side` ("A", "B") to the column that is being built; their order is that of
-    `read_method`, `fill_method` and `VALUES`."""
+    `read_method`, `fill_method` and `VALUES`. target: a quality target to begin with."""
     values = dict(zip(VALUES, fill_method(parse_method(name), 20), strict=True))
+    values |= {"by": TARGET, "target": target} if target else {}
     with gr.Group():
         chosen = gr.Dropdown(
             [(label, key) for key, label in NAMES.items()], value=name, label=f"Method {side}", filterable=False
         )
-        shown = visible(name, BUDGET)
-        by = gr.Radio(MEASURES["token"], value=BUDGET, label=f"How much, {side}", visible=shown["by"])
+        shown = visible(name, values["by"])
+        by = gr.Radio(MEASURES["token"], value=values["by"], label=f"How much, {side}", visible=shown["by"])
         budget = gr.Slider(
             *BUDGETS, value=values["budget"], step=0.01, label=f"Budget {side}", visible=shown["budget"],
             info="Share of attention saved while reusing",
@@ -73,8 +94,8 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
         )  # fmt: skip
         target = gr.Dropdown(
             [(f"{psnr} dB", str(psnr)) for psnr in calibrated_methods()], value=values["target"],
-            label=f"Quality target {side}", filterable=False, visible=False,
-            info="PSNR that calibrated settings kept on average; one prompt may lie some dB off",
+            label=f"Quality target {side}", filterable=False, visible=shown["target"],
+            info="PSNR that settings found by tune kept on average; one prompt may lie some dB off",
         )  # fmt: skip
         with gr.Accordion(f"Axes and schedule of {side}", open=False, visible=shown["more"]) as more:
             axes = gr.CheckboxGroup(AXES, value=list("tyx"), label=f"Reuse along, {side}", visible=shown["axes"])
@@ -98,7 +119,7 @@ def method_form(side: str, name: str) -> list[gr.components.Component]:
         by = by if by in measures else BUDGET
         shown = visible(name, by)
         return [
-            gr.Radio(measures, value=by, visible=shown["by"]),
+            gr.Radio(value=by, visible=shown["by"]),
             *(part(visible=shown[key]) for part, key in zip(parts, keys, strict=True)),
         ]
 
@@ -135,7 +156,8 @@ def read_method(values: list, steps: int) -> Method:
     others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
     if name == "dense" or name in STEP_CACHES:
         return parse_method(":".join([name, *others]))
-    parts = [name, amount(given, by)]
+    # a peer's threshold is among its other settings
+    parts = [name] if "theta=" in given["others"] else [name, amount(given, by)]
     if name in OURS:
         chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
         parts += [f"axes={chosen}"] if chosen != "tyx" else []
@@ -166,14 +188,16 @@ def fill_method(method: Method, steps: int) -> list:
     if name == "dense" or name in STEP_CACHES:
         return list((values | {"others": settings}).values())
     config = getattr(method.config, "reuse", method.config)  # of a stack of two, the first
+    others = []
     if config.budget is not None:
         if not BUDGETS[0] <= config.budget <= BUDGETS[1]:
             low, high = BUDGETS
             raise ConfigError(f"The budget is {config.budget:g}; the form holds {low:g} to {high:g}.")
         values["budget"] = config.budget
-    else:
+    elif name in OURS:
         values |= {"by": THETA, "theta": config.theta}
-    others = []
+    else:
+        others.append(f"theta={number_text(config.theta)}")
     for part in settings.split(":") if settings else []:
         setting, _, text = part.partition("=")
         is_share = setting in ("dense_first", "ramp") and text != "auto"
@@ -188,7 +212,10 @@ def fill_method(method: Method, steps: int) -> list:
 
 
 def title(method: Method) -> str:
-    """What the page calls a method, for example "Token reuse · 75%"."""
+    """What the page calls a method, for example "Token reuse · 75%", or "Token reuse · for 36 dB"."""
+    for psnr, calibrated in calibrated_methods().items():
+        if (calibrated.config, None, None, None) == (method.config, method.cache, method.steps, method.solver):
+            return f"{NAMES['token']} · for {psnr} dB"
     parts = []
     for text in split_stack(method.text):
         name, config = NAMES[text.split(":")[0]], parse_method(text)

@@ -40,9 +40,9 @@ def visitor_now() -> str:
 class Run:
     """One piece of work, its progress and its outcome.
 
-    state: queued, running, done, cancelled or failed. progress: the latest event of each method. result: what the
-    work returned, once done; error: one sentence, if it failed; bytes: size of its folder. version: grows with every
-    change that shows. visitor: who asked for it; viewers: whose open pages show it.
+    state: queued, running, done, cancelled or failed. progress: the latest event of each method; previews: of all its
+    steps so far. result: what the work returned, once done; error: one sentence, if it failed; bytes: size of its
+    folder. version: grows with every change that shows. visitor: who asked for it; viewers: whose open pages show it.
     """
 
     id: str
@@ -52,6 +52,7 @@ class Run:
     visitor: str = ""
     state: str = "queued"
     progress: dict = field(default_factory=dict)
+    previews: dict = field(default_factory=dict)
     result: Any = None
     error: str | None = None
     bytes: int = 0
@@ -67,6 +68,8 @@ class Run:
     def report(self, *event) -> None:
         """Takes note of a step: a StepEvent, under the name of its method, or (done, all), as "step"."""
         name, value = ("step", event) if len(event) == 2 else (event[0].method, event[0])
+        if getattr(value, "preview", None) is not None:
+            self.previews.setdefault(name, []).append(value.preview)
         self.changed(progress={**self.progress, name: value})
 
     def changed(self, **attributes) -> None:

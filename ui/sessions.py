@@ -1,4 +1,5 @@
-"""What the server keeps of every open page: the values of its `gr.State`s, and the choices and ranges it was given.
+"""What the server keeps of every open page: the values of its `gr.State`s, and how its components were changed, without
+what they show: Gradio needs all of that to answer rightly, as whether something is to be seen.
 
 Gradio also keeps a copy of the whole page with all that was shown on it, a megabyte each, so that a deep link can be
 made of it (`gr.DeepLinkButton`), of which there is none here. Written for Gradio 6.31's `state_holder`; a test counts
@@ -9,11 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
 
-from gradio.blocks import Block
-from gradio.components import State
 from gradio.state_holder import SessionState, StateHolder
-
-OFFERED = ("choices", "minimum", "maximum")
 
 
 class Nothing(dict):
@@ -28,27 +25,11 @@ class Nothing(dict):
 
 class LeanState(SessionState):
     def __init__(self, blocks):  # in place of the original's, which makes the copy
-        self.fresh = blocks.default_config.blocks
-        self.latest = None
         self.blocks_config = copy(blocks.default_config)
         self.config_values = Nothing()
         self.state_data, self._state_ttl = {}, {}
         self.is_closed = False
         self.STATE_TTL_WHEN_CLOSED = 3600  # seconds
-
-    def __setitem__(self, key, value) -> None:
-        """A component that offers what the fresh page does is needed until it has been sent, so the latest is kept."""
-        if self.latest in self.fresh:
-            self.blocks_config.blocks[self.latest] = self.fresh[self.latest]
-        super().__setitem__(key, value)
-        before = self.fresh.get(key)
-        is_plain = isinstance(before, Block) and not isinstance(before, State)
-        self.latest = key if is_plain and offers(value) == offers(before) else None
-
-
-def offers(component: Block) -> dict:
-    """Choices and range of a component, as far as it has them."""
-    return {name: value for name, value in vars(component).items() if name in OFFERED}
 
 
 class LeanStates(StateHolder):

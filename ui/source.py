@@ -1,153 +1,249 @@
-"""What the tabs that look inside share: a dense run of a prompt, or a visitor's clip, whose q, k and v are kept."""
+"""What the tabs that look inside share: a recorded run, a dense run of a prompt, or a visitor's clip, whose q, k and v
+are kept; and the step, layer, head and token that all of them show."""
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import gradio as gr
 
 from timeripple.clips.generate import MAX_SEED, Request
 from timeripple.clips.video import read_clip
+from timeripple.inspection import views
+from timeripple.inspection.attention_maps import standing_out
 from timeripple.inspection.probe import Inspection
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.compare_tab import PRESETS
-from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, read_request, size_choices, size_text, sizes_of
+from ui.form import (
+    POLL_SECONDS,
+    QUEUED,
+    QUIET,
+    failure,
+    one_sentence,
+    queue_note,
+    read_request,
+    remember,
+    size_choices,
+    size_text,
+    sizes_of,
+)
 from ui.gpu import Works
 from ui.runs import Run, Runs
 
-FIRST_NOTE = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
-PROMPT, CLIP = "A prompt", "My own clip"
+INSPECTIONS = Path(__file__).parents[1] / "assets" / "inspection"
+RECORDED, PROMPT, CLIP = "recorded", "prompt", "clip"
+KINDS = [("Red ball (recorded)", RECORDED), ("A new prompt", PROMPT), ("My own clip", CLIP)]
+CLIP_FILES = [".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"]
+ABOUT = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
+GONE = "What you looked into is no longer kept; look into it again."
+GROUPS = {"t": "time", "y": "height", "x": "width"}
 
 
-class SourceForm(NamedTuple):
-    """Components of the form, see `source_form`."""
+class Source(NamedTuple):
+    """The bar on top of the tabs, and what is picked in it for all of them. opened: the tab that is seen; channel,
+    place: what was picked in a tab."""
 
-    kind: gr.Radio
-    prompt: gr.Textbox
-    clip: gr.Video
+    run_id: gr.BrowserState
+    step: gr.Dropdown
+    layer: gr.Dropdown
+    head: gr.Dropdown
+    channel: gr.State
+    place: gr.State
     size: gr.Dropdown
-    steps: gr.Slider
-    seed: gr.Number
-    look: gr.Button
-    cancel: gr.Button
-    note: gr.HTML
+    wire: Callable
 
 
-def source_form(pipeline, runs: Runs) -> SourceForm:
-    """Adds the form to the column that is being built; `wire_source` brings it to life."""
-    is_pond, sizes = isinstance(pipeline, PondPipeline), sizes_of(pipeline)
-    small = {name: sizes[name] for name in ("Tiny", "Small") if name in sizes}
-    kind = gr.Radio([PROMPT, CLIP] if is_pond else [PROMPT], value=PROMPT, label="Look into")
-    prompt = gr.Textbox(
-        PRESETS["Ball at sunset"], lines=2, label="What to look into", info="A dense run of this prompt"
-    )
-    clip = gr.Video(
-        label="Clip, of which the first two seconds are used", sources=["upload", "webcam"], visible=False,
-        webcam_options=gr.WebcamOptions(mirror=False), buttons=[],
-    )  # fmt: skip
-    size = gr.Dropdown(size_choices(small), value=size_text(small["Small"]), label="Clip size", filterable=False)
-    steps = gr.Slider(4, runs.limits.max_steps, value=20, step=1, label="Steps in all")
-    seed = gr.Number(0, label="Noise number", precision=0)
-    with gr.Row(elem_classes="tr-tight tr-actions"):
-        look = gr.Button("Look inside", variant="primary", size="lg", scale=3, min_width=140)
-        cancel = gr.Button("Stop", variant="stop", size="lg", scale=1, min_width=90)
-    return SourceForm(kind, prompt, clip, size, steps, seed, look, cancel, gr.HTML(markup.facts([FIRST_NOTE])))
+class View(NamedTuple):
+    """What a tab draws: `draw(*values of inputs)` gives the values of outputs; inputs begin with the run's id."""
+
+    name: str
+    tab: gr.Tab
+    inputs: list
+    outputs: list
+    draw: Callable
 
 
-@contextmanager
-def looked_inside(pipeline, runs: Runs):
-    """A tab that looks inside a run: the form of what to look into, and beside it what is built inside the block, which
-    is hidden until there is a run. Yields the form and that stage."""
-    with gr.Row(elem_classes="tr-columns"):
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls"):
-            form = source_form(pipeline, runs)
-        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage", visible=False) as stage:
-            yield form, stage
+def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> Source:
+    """Adds the bar to what is being built; its `wire(views)` brings it and the tabs below it to life.
 
-
-def wire_source(
-    app: gr.Blocks,
-    tab: gr.Tab,
-    form: SourceForm,
-    pipeline,
-    works: Works,
-    runs: Runs,
-    run_id: gr.BrowserState,
-    stage: gr.Column,
-    step: gr.Dropdown,
-    draw: Callable,
-    picked: list,
-    shown: list,
-) -> None:
-    """Runs what the form asks for and shows it.
-
-    run_id: remembers the run, for all tabs; stage: becomes visible, and step gets its choices, once there is something
-    to see; then, and when the tab is opened, `draw(run_id, step, ...)` of `picked` fills `shown`.
+    opened: the tab that holds all of it; run_id: remembers what is looked into, None the recorded run.
     """
+    shown_id, tab_name = gr.State(""), gr.State("")
+    channel, place = gr.State(0), gr.State((0, 0, 0))
+    is_pond, sizes = isinstance(pipeline, PondPipeline), sizes_of(pipeline)
+    threading.Thread(target=warm_recorded, daemon=True).start()  # so that the first look need not wait
+    with gr.Row(elem_classes="tr-tight tr-source"):
+        kinds = [pair for pair in KINDS if is_pond or pair[1] != CLIP]
+        kind = gr.Dropdown(kinds, value=RECORDED, label="Look into", filterable=False, min_width=260, scale=2)
+        step = gr.Dropdown([], label="Denoising step", filterable=False, min_width=125)
+        layer = gr.Dropdown([], label="Layer", filterable=False, min_width=70)
+        head = gr.Dropdown([], label="Head", filterable=False, min_width=70)
+    with gr.Row(elem_classes="tr-tight", visible=False) as made:
+        prompt = gr.Textbox(PRESETS["Ball at sunset"], label="Prompt", min_width=260, scale=3)
+        clip = gr.File(
+            label="Clip: MP4, WebM, MKV, AVI or GIF, of which the first seconds are used", file_types=CLIP_FILES,
+            height=110, visible=False, scale=2, min_width=260,
+        )  # fmt: skip
+        camera = gr.Video(
+            label="Or record one", sources=["webcam"], visible=False, height=180, min_width=200,
+            webcam_options=gr.WebcamOptions(mirror=False), buttons=[],
+        )  # fmt: skip
+        size = gr.Dropdown(size_choices(sizes), value=size_text(sizes["Standard"]), label="Size", filterable=False,
+                           min_width=220)  # fmt: skip
+        steps = gr.Number(
+            20, label="Denoising steps", precision=0, minimum=4, maximum=runs.limits.max_steps, min_width=110
+        )
+        seed = gr.Number(0, label="Seed", precision=0, min_width=90)
+        with gr.Column(min_width=200):
+            look = gr.Button("Look inside", variant="primary")
+            cancel = gr.Button("Cancel", variant="stop")
+    note = gr.HTML(elem_id="source-note")
+    form = [kind, prompt, clip, camera, size, steps, seed]
 
-    def start(kind, prompt, clip, size, steps, seed) -> str:
+    def start(kind, prompt, clip, camera, size, steps, seed) -> str:
         """Queues the run the form asks for."""
         with one_sentence():
-            request = read_request(prompt, seed, size, steps)
-            run = (
-                submit_request(pipeline, works, runs, request)
-                if kind == PROMPT
-                else submit_clip(pipeline, works, runs, clip, request)
-            )
+            request = read_request(prompt, seed, size, steps or 0)
+            if kind == PROMPT:
+                run = submit_request(pipeline, works, runs, request)
+            else:
+                run = submit_clip(pipeline, works, runs, clip or camera, request)
         return run.id
 
-    def follow(id: str | None, shown_id: str | None) -> Iterator[list]:
-        """How far the run is; ends with the steps that can be looked at. Nothing where it is shown already."""
+    def follow(id: str | None, shown: str | None) -> Iterator[list]:
+        """How far the run is; ends with what can be picked. Nothing where it is shown already."""
         run = runs.find(id)
-        if run and id == shown_id:
-            yield [gr.skip()] * 4
+        if id == shown:
+            yield [gr.skip()] * 7
             return
         while run and not runs.wait(run, POLL_SECONDS):
-            done, total = run.progress.get("step", (0, 0))
-            line = f"Step {done} of {total}." if total else f"Waiting: {runs.ahead(run)} to come first."
-            yield [markup.facts([line]), gr.skip(), gr.skip(), None]
+            yield [markup.facts([waiting(run, runs.ahead(run))]), *[gr.skip()] * 5, ""]
         if run and run.state == "failed":
             raise failure(run.error)
-        yield [*restored(run), id]
+        if run and run.state == "cancelled":
+            yield [markup.facts(["The run has stopped."]), *[gr.skip()] * 6]
+            return
+        yield [*described(runs, id), id]
 
-    def restored(run: Run | None) -> list:
-        """Note, stage and steps for a run, or as on the first visit."""
-        if run is None or run.state != "done":
-            line = "The run has stopped." if run and run.state == "cancelled" else FIRST_NOTE
-            return [markup.facts([line]), gr.Column(visible=False), gr.skip()]
-        seen: Inspection = run.result
-        grid = "×".join(map(str, seen.grid.shape))
-        line = f"{run.settings[0]}: {seen.grid.tokens} tokens in {grid} (t×y×x)."
-        choices = [(f"{index + 1} of {seen.steps}", index) for index in seen.kept]
-        middle = seen.kept[len(seen.kept) // 2]
-        return [markup.facts([line]), gr.Column(visible=True), gr.Dropdown(choices, value=middle)]
+    def restore(saved, page: gr.Request) -> list:
+        """The run that this page showed before, and the form as it was asked."""
+        id = dict(page.query_params).get("look", saved)
+        run = runs.find(id)
+        if run is None or not isinstance(run.settings[-1], dict):
+            return [None, *[gr.skip()] * 5]
+        asked = run.settings[-1]
+        return [run.id, asked["kind"], asked["prompt"], asked["size"], asked["steps"], asked["seed"]]
 
     def choose(kind: str) -> list:
-        return [gr.Textbox(visible=kind == PROMPT), gr.Video(visible=kind == CLIP)]
+        showing = [gr.Row(visible=kind != RECORDED), gr.Textbox(visible=kind == PROMPT)]
+        return [*showing, gr.File(visible=kind == CLIP), gr.Video(visible=kind == CLIP)]
 
-    shown_id = gr.State(None)
-    outcome = [form.note, stage, step, shown_id]
-    form.kind.input(choose, form.kind, [form.prompt, form.clip], **QUIET)
-    started = form.look.click(start, list(form[:6]), run_id, **QUEUED)
-    for ready in (started.success, tab.select, app.load):
-        ready(follow, [run_id, shown_id], outcome, **QUEUED).then(draw, picked, shown, **QUIET)
-    form.cancel.click(runs.cancel, run_id, None, **QUIET)
+    def wire(drawn: list[View]) -> None:
+        outputs = [component for view in drawn for component in view.outputs]
+        inputs = [component for view in drawn for component in view.inputs]
+
+        def draw(seen_tab, *values) -> list:
+            """What the tab that is seen shows; the others stay as they are until they are."""
+            changes, at = [], 0
+            for view in drawn:
+                own, at = values[at : at + len(view.inputs)], at + len(view.inputs)
+                changes += view.draw(*own) if view.name == seen_tab else [gr.skip()] * len(view.outputs)
+            return changes
+
+        all_of = [draw, [tab_name, *inputs], outputs]
+        picked = [note, step, layer, head, channel, place, shown_id]
+        ready = [run_id, shown_id]
+        for control in (step, layer, head):
+            control.input(*all_of, trigger_mode="always_last", **QUIET)
+        for view in drawn:
+            view.tab.select(lambda name=view.name: name, None, tab_name, **QUIET).then(*all_of, **QUIET)
+        asked = look.click(start, form, run_id, **QUEUED)
+        asked.success(None, run_id, None, js=remember("look"))
+        recorded = kind.input(lambda kind: None if kind == RECORDED else gr.skip(), kind, run_id, **QUIET)
+        for begin in (asked.success, opened.select, recorded.then):
+            begin(follow, ready, picked, **QUEUED).then(
+                lambda name: name or drawn[0].name, tab_name, tab_name, **QUIET
+            ).then(*all_of, **QUIET)
+        kind.change(choose, kind, [made, prompt, clip, camera], **QUIET)
+        cancel.click(runs.cancel, run_id, None, **QUIET)
+        app.load(restore, run_id, [run_id, kind, prompt, size, steps, seed], **QUIET).then(
+            None, run_id, None, js=remember("look")
+        )
+
+    return Source(run_id, step, layer, head, channel, place, size, wire)
+
+
+@cache
+def recorded_inspection() -> Inspection | None:
+    """The run that comes with the app."""
+    folders = sorted(path.parent for path in INSPECTIONS.glob("*/inspection.json"))
+    return Inspection.load(folders[0]) if folders else None
+
+
+def warm_recorded() -> None:
+    if seen := recorded_inspection():
+        views.warm(seen, first_step(seen))
+
+
+def first_step(seen: Inspection) -> int:
+    """Of those that were kept, the one to begin with."""
+    return seen.kept[len(seen.kept) // 2]
 
 
 def inspected(runs: Runs, id: str | None) -> Inspection | None:
-    """What a run has kept; None while there is nothing to see."""
+    """What a run has kept, or without an id the recorded one; None while there is nothing to see."""
+    if not id:
+        return recorded_inspection()
     run = runs.find(id)
     return run.result if run and isinstance(run.result, Inspection) else None
+
+
+def waiting(run: Run, ahead: int) -> str:
+    done, total = run.progress.get("step", (0, 0))
+    if ahead:
+        return queue_note(ahead)
+    return f"Step {done} of {total}." if total else "Starting."
+
+
+def described(runs: Runs, id: str | None) -> list:
+    """Note, steps, layers, heads, channel and place for a run: those where the effect is strongest."""
+    seen, run = inspected(runs, id), runs.find(id)
+    if seen is None:
+        return [markup.facts([GONE if id else ABOUT]), *[gr.skip()] * 5]
+    step = first_step(seen)
+    views.warm(seen, step)
+    layer, head, channel = views.strongest_effect(seen, step)
+    title = run.settings[0] if run else f"{KINDS[0][0]}, kept in 8 bits"
+    grid = "×".join(map(str, seen.grid.shape))
+    line = f"{title}: {seen.grid.tokens:,} tokens in {grid} (time × height × width), {len(seen.frames)} frames."
+    asked = int(run.settings[-1]["size"].split("x")[0]) if run else len(seen.frames)
+    if len(seen.frames) < asked:
+        line += f" The clip has no more at 8 a second, where {asked} were asked for."
+    pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, which is shown"
+    if seen.channels:
+        pointer += (
+            f": the channel belongs to RoPE's group {seen.channels[channel][0]} ({GROUPS[seen.channels[channel][0]]})"
+        )
+    choices = [(f"{index + 1} of {seen.steps}", index) for index in seen.kept]
+    return [
+        markup.facts([line, pointer + "."]),
+        gr.Dropdown(choices, value=step),
+        gr.Dropdown(list(range(len(seen.layers))), value=layer),
+        gr.Dropdown(list(range(seen.heads)), value=head),
+        channel,
+        standing_out(seen.frames, seen.grid),
+    ]
 
 
 def submit_request(pipeline, works: Works, runs: Runs, request: Request) -> Run:
     """Queues a dense run that is looked into. Raises ValueError, one sentence, for what cannot be generated."""
     request.check(pipeline)
     runs.limits.check(pipeline, request)
-    title = f"“{request.prompt}”, seed {request.seed}"
-    kept = _kept(request.steps)
-    return runs.submit(lambda run: works.inspect_request(run, request, kept, run.folder), (title,))
+    kept, settings = _kept(request.steps), (f"“{request.prompt}”, seed {request.seed}", _asked(PROMPT, request))
+    return runs.submit(lambda run: works.inspect_request(run, request, kept, run.folder), settings)
 
 
 def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: Request) -> Run:
@@ -162,7 +258,13 @@ def submit_clip(pipeline, works: Works, runs: Runs, path: str | None, request: R
         clip = read_clip(path, request.num_frames, request.height, request.width, runs.limits.clip)
         return works.inspect_clip(run, clip, request.steps, _kept(request.steps), request.seed, run.folder)
 
-    return runs.submit(work, ("Your own clip",))
+    return runs.submit(work, ("Your own clip", _asked(CLIP, request)))
+
+
+def _asked(kind: str, request: Request) -> dict:
+    """What the form was when this was asked for."""
+    size = size_text((request.num_frames, request.height, request.width))
+    return {"kind": kind, "prompt": request.prompt, "size": size, "steps": request.steps, "seed": request.seed}
 
 
 def _kept(steps: int) -> list[int]:

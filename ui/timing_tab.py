@@ -7,15 +7,17 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import gradio as gr
 
 from timeripple.bench import figures
-from timeripple.bench.attention import request_for
+from timeripple.bench.attention import PROMPT, request_for
 from timeripple.bench.roofline import TOKENS
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence
+from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
+from ui.glossary import explained
 from ui.gpu import Works
 from ui.runs import Run, Runs
 
@@ -40,43 +42,53 @@ COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is 
 }
 
 
-def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
-    """Adds the content of the tab to `app`, which is being built; run_id remembers the measurement."""
+def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.BrowserState) -> None:
+    """Adds the content of the tab to what is being built; run_id remembers the measurement."""
     allowed = [count for count in LENGTHS if count <= runs.limits.max_tokens]
     recorded = recorded_files()
-    with gr.Row(elem_classes="tr-columns"):
-        is_pond = isinstance(pipeline, PondPipeline)  # of others there are no clips of so many tokens
-        with gr.Column(scale=2, min_width=320, elem_classes="tr-controls", visible=is_pond):
+    gr.HTML(explained("realised", "theoretical", "Amdahl", "PSNR"))
+    with gr.Row():
+        for figure in recorded_figures(recorded):
+            gr.Plot(figure, show_label=False, min_width=320, elem_classes="tr-plot")
+    if "pareto" in recorded:
+        gr.HTML(work_and_precision(recorded["pareto"]))
+    gr.HTML(markup.facts([gpu_note(recorded)]))
+    with gr.Accordion("All recorded results as tables", open=False, visible=bool(recorded)):
+        first = next(iter(recorded), None)
+        chosen = gr.Dropdown(list(recorded), value=first, label="Recorded results", filterable=False)
+        shown = gr.HTML(recorded_table(recorded[first]) if first else "")
+        chosen.change(lambda name: recorded_table(recorded[name]), chosen, shown, **QUIET)
+    # Of other models there are no clips of so many tokens.
+    with gr.Accordion("Measure here", open=True, visible=isinstance(pipeline, PondPipeline)):
+        with gr.Row(elem_classes="tr-tight"):
             tokens = gr.CheckboxGroup(
-                [(f"{count:,}", count) for count in allowed], value=[t for t in allowed if t in TOKENS], label="Tokens"
-            )
-            saving = gr.Slider(0.3, 0.8, value=0.7, step=0.05, label="Saving", info="Of token and tile reuse")
-            with gr.Row(elem_classes="tr-tight tr-actions"):
-                measure = gr.Button("Measure here", variant="primary", size="lg", scale=3, min_width=140)
-                cancel = gr.Button("Stop", variant="stop", size="lg", scale=1, min_width=90)
-            note = gr.HTML(markup.facts([FIRST_NOTE]))
-        with gr.Column(scale=5, min_width=320, elem_classes="tr-stage"):
-            with gr.Column(visible=False) as stage:
-                with gr.Row():
-                    time = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
-                    roof = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
-                table = gr.HTML()
-                with gr.Row():
-                    csv_file = gr.DownloadButton("Download attention.csv", min_width=180)
-                    json_file = gr.DownloadButton("Download attention.json", min_width=180)
-            if recorded:
-                chosen = gr.Dropdown(
-                    list(recorded), value=next(iter(recorded)), label="Recorded results", filterable=False
-                )
-                shown = gr.HTML(recorded_table(recorded[chosen.value]))
-                gr.HTML(markup.facts([gpu_note(recorded)]))
-                chosen.change(lambda name: recorded_table(recorded[name]), chosen, shown, **QUIET)
-            if (RECORDED / "kernels.json").is_file():
-                kernels = json.loads((RECORDED / "kernels.json").read_text(encoding="utf-8"))
-                targets = list(dict.fromkeys(row["target"] for row in kernels["rows"]))
-                target = gr.Dropdown(targets, value=targets[0], label="Triton kernels compiled for", filterable=False)
-                report = gr.HTML(kernel_table(kernels, targets[0]))
-                target.change(lambda name: kernel_table(kernels, name), target, report, **QUIET)
+                [(f"{count:,}", count) for count in allowed], value=[t for t in allowed if t in TOKENS], label="Tokens",
+                min_width=300, scale=2,
+            )  # fmt: skip
+            saving = gr.Slider(0.3, 0.8, value=0.7, step=0.05, label="Budget", info="Of token and tile reuse")
+            with gr.Column(min_width=180):
+                measure = gr.Button("Measure here", variant="primary")
+                cancel = gr.Button("Cancel", variant="stop")
+        note = gr.HTML(markup.facts([FIRST_NOTE]))
+        with gr.Column(visible=False) as stage:
+            with gr.Row():
+                time = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+                roof = gr.Plot(show_label=False, min_width=320, elem_classes="tr-plot")
+            table = gr.HTML()
+            with gr.Row():
+                csv_file = gr.DownloadButton("Download attention.csv", min_width=180)
+                json_file = gr.DownloadButton("Download attention.json", min_width=180)
+    if (RECORDED / "kernels.json").is_file():
+        kernels = json.loads((RECORDED / "kernels.json").read_text(encoding="utf-8"))
+        targets = list(dict.fromkeys(row["target"] for row in kernels["rows"]))
+        with gr.Accordion("What the compiler says of the Triton kernels", open=False):
+            with gr.Row(elem_classes="tr-tight"):
+                target = gr.Dropdown(targets, value=targets[0], label="Compiled for", filterable=False)
+                words = gr.Textbox("", label="Search", placeholder="token bf16 d128")
+            report = gr.HTML(kernel_table(kernels, targets[0]))
+            for control in (target.change, words.change):
+                control(lambda *asked: kernel_table(kernels, *asked), [target, words], report,
+                        trigger_mode="always_last", **QUIET)  # fmt: skip
 
     def start(tokens, saving) -> str:
         """Queues the measurement the form asks for."""
@@ -88,7 +100,8 @@ def timing_tab(app: gr.Blocks, tab: gr.Tab, pipeline, works: Works, runs: Runs, 
         run = runs.find(id)
         while run and not runs.wait(run, POLL_SECONDS):
             done, total = run.progress.get("step", (0, len(run.settings[0])))
-            line = f"{done} of {total} lengths measured." if run.state == "running" else "Waiting for another run."
+            ahead = runs.ahead(run)
+            line = f"{done} of {total} lengths measured." if not ahead else queue_note(ahead)
             yield [markup.facts([line]), *[gr.skip()] * 6]
         if run and run.state == "failed":
             raise failure(run.error)
@@ -154,10 +167,51 @@ def rows_table(rows: list[dict], caption: str) -> str:
 
 
 def recorded_files() -> dict[str, dict]:
-    """Benchmarks of the repository whose rows are methods, by file name."""
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDED.glob("*.json"))}
+    """Benchmarks of the repository whose rows are methods that were timed, by file name."""
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDED.glob("**/*.json"))}
     timed = {"ms", "attention_ms", "seconds"}
-    return {name: file for name, file in files.items() if timed & {*next(iter(file.get("rows", [])), ())}}
+    rows = {name: next(iter(file.get("rows", [])), {}) for name, file in files.items()}
+    return {name: files[name] for name, row in rows.items() if "method" in row and timed & row.keys()}
+
+
+def recorded_figures(recorded: dict[str, dict]) -> list:
+    """Time over tokens, one figure a machine: as recorded figures are of one device."""
+    devices: dict[str, dict] = {}
+    where = {}
+    for name, result in recorded.items():
+        if name.startswith("attention-") or name.endswith("-attention"):
+            device = result["environment"]["device"]
+            where[device] = machine(result)
+            known = devices.setdefault(device, {})
+            for row in result["rows"]:  # of two shapes with as many tokens the first
+                if row["ms"] and drawn(row["method"]):
+                    known.setdefault((row["method"], row["tokens"]), row)
+    return [
+        figures.time_over_tokens(sorted(rows.values(), key=lambda row: row["tokens"]), f"recorded on {where[device]}")
+        for device, rows in devices.items()
+    ]
+
+
+def drawn(method: str) -> bool:
+    """Dense attention, and reuse at two budgets: more lines could not be told apart."""
+    return method in ("dense", "cudnn", "token:0.5", "token:0.7", "tile:0.7")
+
+
+def work_and_precision(result: dict) -> str:
+    """Seconds and PSNR of every method; a click fills the form with it."""
+    points = [
+        (row["method"], row["seconds"], row["psnr"], row["ours"], link(result, row["method"]))
+        for row in result["rows"]
+        if row["psnr"] is not None
+    ]
+    caption = f"Work and precision: means of {result['prompts']} prompts, recorded on {machine(result)}"
+    return markup.scatter(points, caption, "seconds of a whole generation", "PSNR to the dense clip, dB")
+
+
+def link(result: dict, method: str) -> str:
+    """Query of the page whose form asks for this method against dense."""
+    size = {name: result[name] for name in ("num_frames", "height", "width", "steps")}
+    return "?" + urlencode({"prompt": PROMPT, "seed": 0, "compared": f"dense,{method}"} | size)
 
 
 def recorded_table(result: dict) -> str:
@@ -180,11 +234,12 @@ def gpu_note(recorded: dict[str, dict]) -> str:
     return "No result of a GPU is recorded yet: the Triton kernels are checked in the interpreter and compiled only."
 
 
-def kernel_table(kernels: dict, target: str) -> str:
-    """What the compiler says of every kernel for a target."""
+def kernel_table(kernels: dict, target: str, words: str = "") -> str:
+    """What the compiler says of every kernel for a target whose name or settings hold all the words."""
     columns = ["kernel", "config", "registers", "spills", "shared_bytes", "occupancy"]
     rows = [[_cell(row[name]) for name in columns] for row in kernels["rows"] if row["target"] == target]
-    caption = f"Compiled for {target}, not run ({kernels['environment']['date'][:10]})"
+    rows = [row for row in rows if all(word in f"{row[0]} {row[1]}".lower() for word in words.lower().split())]
+    caption = f"Compiled for {target}, not run ({kernels['environment']['date'][:10]}): {len(rows)} kernels"
     return markup.table(caption, [name.replace("_", " ") for name in columns], rows)
 
 

@@ -4,19 +4,13 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.attention.cases import CONFIGS as CASES
+from tests.attention.cases import GRIDS
 from timeripple.attention import AttentionCall, reference, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
 
-GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2), TokenGrid(2, 3, 3, 3, 2), TokenGrid(1, 4, 3, 0, 4)]
-CONFIGS = [
-    ReuseConfig("token", theta=0.2),
-    ReuseConfig("token", theta=0.2, metric="rms", axes="ty"),
-    ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)),
-    ReuseConfig("tile", theta=0.1, axes="yx", query_tile=(4, 8, 8)),
-    ReuseConfig("channel", theta=0.3),
-    ReuseConfig("channel", theta=0.3, window=3, axes="xt"),
-]
+CONFIGS = [*CASES, ReuseConfig("channel", theta=0.3, window=3, axes="xt")]
 
 
 def inputs(grid, batch=2, heads=2, channels=6, dtype=torch.float64):

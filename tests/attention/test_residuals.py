@@ -68,6 +68,15 @@ def test_errors_go_on_changing_as_they_did():
         torch.testing.assert_close(residuals.at("layer", 7), expected(first, second))
 
 
+def test_there_is_no_slope_between_the_errors_of_two_plans():
+    residuals, plans = Residuals(Storage(None, 1, 2)), [object(), object()]
+    for time, plan in ((9, plans[0]), (7, plans[1]), (4, plans[1])):
+        residuals.keep("layer", time, errors(time), plan)
+        if time == 7:
+            assert torch.equal(residuals.at("layer", 5), errors(7))
+    torch.testing.assert_close(residuals.at("layer", 2), errors(4) + (-2) * (errors(4) - errors(7)) / (4 - 7))
+
+
 def test_there_is_no_slope_over_no_steps_or_from_errors_of_another_size():
     residuals = Residuals(Storage(None, 1, 2))
     first, second = errors(0), errors(1)

@@ -5,6 +5,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from timeripple.attention import AttentionCall, ReuseRun, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
+from timeripple.attention.plans import tile, token
+from timeripple.attention.records import summarise_saving
 
 GRID = TokenGrid(4, 4, 4)
 
@@ -61,8 +63,8 @@ def test_a_reuse_step_adds_the_error_of_the_last_refresh(extrapolate):
     assert [step.kind for step in run.steps] == ["refresh", "reuse", "refresh", "reuse"]
 
     def reused(step):
-        """With the plan of the last refresh."""
-        call = AttentionCall(*tensors(0, 0.05, step // 2 * 2), GRID)
+        """With the plan of the first refresh."""
+        call = AttentionCall(*tensors(0), GRID)
         plan = config.measure(call).plan(call, 1.0)
         return ripple_attention(AttentionCall(*tensors(0, 0.05, step), GRID), config, plan=plan)[0]
 
@@ -75,8 +77,24 @@ def test_a_reuse_step_adds_the_error_of_the_last_refresh(extrapolate):
         assert torch.equal(*outputs[step, "cond", 0])
 
 
-@pytest.mark.parametrize(("ramp", "planned"), [(0, [1, 4]), (0.5, [1, 3, 4, 5, 6])])
-def test_plans_are_kept_between_refreshes_while_the_same_is_asked(ramp, planned, monkeypatch):
+@pytest.mark.parametrize("granularity", ["token", "tile"])
+def test_with_feedback_a_layer_plans_once_in_a_run(granularity, monkeypatch):
+    plans, carry_out = {}, token.TokenPlan.carry_out if granularity == "token" else tile.TilePlan.carry_out
+
+    def noted(plan, call):
+        plans.setdefault((run._step.index, run._name), []).append(id(plan))
+        return carry_out(plan, call)
+
+    config = ReuseConfig(granularity, budget=0.6, query_tile=(2, 2, 2))
+    run = ReuseRun(config, 10)
+    monkeypatch.setattr(token.TokenPlan if granularity == "token" else tile.TilePlan, "carry_out", noted)
+    generate(config, 10, drift=0.1, run=run, passes=("cond", "uncond"))
+    first = plans[0, "cond"]
+    assert len(set(first)) == 2  # layers
+    assert len(plans) == 2 * 10 and all(found == first for found in plans.values())
+
+
+def test_a_ramp_plans_anew_where_it_asks_for_another_amount(monkeypatch):
     calls, measure = [], ReuseConfig.measure
 
     def counted(config, call):
@@ -84,19 +102,43 @@ def test_plans_are_kept_between_refreshes_while_the_same_is_asked(ramp, planned,
         return measure(config, call)
 
     monkeypatch.setattr(ReuseConfig, "measure", counted)
-    config = ReuseConfig(theta=1.0, refresh=3, ramp=ramp, dense_first=0.25, dense_last=1)
+    config = ReuseConfig(theta=1.0, refresh=3, ramp=0.5, dense_first=0.25, dense_last=1)
     run = ReuseRun(config, 8)
     assert "".join(step.kind[0:3] for step in run.steps) == "denrefreureurefreureuden"
     generate(config, 8, drift=0.05, layers=1, run=run, passes=("cond", "uncond"))
-    assert calls == planned
+    assert calls == [1, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("granularity", ["token", "tile"])
+def test_an_error_that_is_linear_in_time_is_given_back_exactly(granularity):
+    """Attention is linear in the values: where these alone change, linearly in time, so does the error of one plan."""
+    times = [1.0, 0.95, 0.7, 0.6, 0.3, 0.0]
+    config = ReuseConfig(granularity, theta={"token": 1.0, "tile": 0.3}[granularity], refresh=2, query_tile=(2, 2, 2))
+    run = ReuseRun(config, 6)
+    assert [step.kind[:3] for step in run.steps] == ["ref", "reu", "ref", "reu", "ref", "reu"]
+    run.set_times(times)
+    query, key, start = tensors(0)
+    change = tensors(1)[0]
+    for step, time in enumerate(times):
+        run.begin_forward("cond", step)
+        call = AttentionCall(query, key, start + time * change, GRID)
+        output = run.attention("layer", call)
+        run.end_forward()
+        dense = scaled_dot_product_attention(call.query, call.key, call.value)
+        assert torch.allclose(output, dense, atol=1e-5) == (step != 1)  # which knows one refresh only
 
 
 def test_held_bytes_count_passes_and_layers():
     run, _ = generate(ReuseConfig(theta=0.5, refresh=3), 6, passes=("cond", "uncond"))
-    tensor, plan = 2 * GRID.tokens * 8 * 4, 2 * 2 * (2 * GRID.tokens + 1) * 8  # two sides, two heads, int64
-    assert run.held_bytes == 2 * 2 * 2 * tensor + 2 * plan  # passes, layers, an error and its slope
+    tensor = 2 * GRID.tokens * 8 * 4
+    sides = [side for kept in run._plans.values() for side in (kept.plan.query, kept.plan.key)]
+    plans = sum(2 * (4 * GRID.tokens + 4 * (GRID.tokens + 1) + 8) for _ in sides)  # of two heads: order, starts, counts
+    plans += sum(2 * 2 * 4 * GRID.tokens + 2 * 4 * int(side.counts.sum()) for side in sides)  # and packed
+    assert (
+        len(sides) == 2 * 2 and run.held_bytes == 2 * 2 * 2 * tensor + plans
+    )  # passes, layers, an error and its slope
     run, _ = generate(ReuseConfig(theta=0.5, refresh=3, extrapolate=False), 6, passes=("cond", "uncond"))
-    assert run.held_bytes == 2 * 2 * tensor + 2 * plan
+    assert run.held_bytes == 2 * 2 * tensor + plans
 
 
 @pytest.mark.parametrize("granularity", ["token", "tile", "channel"])
@@ -104,7 +146,7 @@ def test_held_bytes_count_passes_and_layers():
 def test_the_window_meets_its_budget(granularity, refresh):
     config = ReuseConfig(granularity, budget=0.5, refresh=refresh, query_tile=(2, 2, 2))
     run, _ = generate(config, 10, drift=0.02, passes=("cond", "uncond"))
-    saving = run.saving()
+    saving = summarise_saving(run.records, run.steps, config.kind)
     window = [step.index for step in run.steps if step.in_window]
     assert saving["kind"] == ("theoretical" if granularity == "channel" else "realised")
     assert saving["reuse_steps"] == pytest.approx(0.5, abs=0.02)
@@ -202,7 +244,7 @@ def test_dense_steps_far_from_the_window_measure_nothing(refresh, monkeypatch):
     generate(config, 10, run=run)
     busy = [step.index for step in run.steps if step.kind != "dense"]
     refreshes = [step.index for step in run.steps if step.kind == "refresh"]
-    assert sorted(set(calls)) == ([busy[0] - 1, *busy] if refresh is None else refreshes)
+    assert sorted(set(calls)) == ([busy[0] - 1, *busy] if refresh is None else refreshes[:1])
 
 
 def test_a_pass_that_starts_late_begins_with_a_refresh():

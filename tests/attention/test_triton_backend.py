@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.attention.cases import CONFIGS, GRIDS
 from timeripple.attention import AttentionCall, reference, ripple_attention, triton_backend, triton_planning
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import TokenGrid
@@ -15,14 +16,6 @@ from timeripple.attention.triton_backend import Blocks
 from timeripple.attention.triton_planning import INTERPRETED
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
-GRIDS = [TokenGrid(4, 4, 4), TokenGrid(3, 5, 2), TokenGrid(2, 3, 3, 3, 2), TokenGrid(1, 4, 3, 0, 4)]
-CONFIGS = [
-    ReuseConfig("token", theta=0.2),
-    ReuseConfig("token", theta=0.2, metric="rms", axes="ty"),
-    ReuseConfig("tile", theta=0.1, query_tile=(2, 2, 2)),
-    ReuseConfig("tile", theta=0.1, axes="yx", query_tile=(4, 8, 8)),
-    ReuseConfig("channel", theta=0.3),
-]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}  # relative error
 
 
@@ -89,8 +82,8 @@ def carried_out(output, exact, plan, head, mask, scale):
         output[:] = reference.softmax_attention(query, key, value, hidden, scale)
     elif kind == "TokenPlan":
         query_groups, key_groups = (
-            [(side.owner[head] == row).nonzero()[:, 0].cpu() for row in range(side.counts[head])]
-            for side in (plan.query, plan.key)
+            [(owner == row).nonzero()[:, 0].cpu() for row in range(count)]
+            for owner, count in ((side.owner[head], side.counts[head]) for side in (plan.query, plan.key))
         )
         rows, keys, values = (
             torch.stack([x[group].mean(0) for group in groups])

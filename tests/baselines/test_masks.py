@@ -213,10 +213,11 @@ def generate(pipeline):
     return pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
 
-@pytest.mark.parametrize("name", [*MASKS, "token-merge"])
+@pytest.mark.parametrize("name", [*MASKS, "svg2", "token-merge"])
 def test_in_a_pipeline(tiny_pipeline, name):
     dense = generate(tiny_pipeline)
-    settings = {} if name == "token-merge" else {"query_tile": (2, 4, 4)}
+    own = {"token-merge": {}, "svg2": {"query_cluster": 32, "key_cluster": 8}}
+    settings = own.get(name, {"query_tile": (2, 4, 4)})
     enable(tiny_pipeline, ATTENTION[name](budget=0.4, **settings))
     changed = generate(tiny_pipeline)
     assert torch.equal(generate(tiny_pipeline), changed)
@@ -230,7 +231,12 @@ def test_in_a_pipeline(tiny_pipeline, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "first", "last"), [("svg", [True, True, False], False), ("token-merge", [True, False, False], False)]
+    ("name", "first", "last"),
+    [
+        ("svg", [True, True, False], False),
+        ("svg2", [True, True, False], False),
+        ("token-merge", [True, False, False], False),
+    ],
 )
 def test_recommended_windows(name, first, last):
     steps = ATTENTION[name]().schedule(STEPS)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from timeripple.bench.front import LEVELS, Point, ahead, interval, seconds_at
+from timeripple.bench.front import LEVELS, Point, ahead, interval, seconds_at, t_interval
 
 ONE = np.ones((1, 1))
 
@@ -61,3 +61,19 @@ def test_intervals_are_paired_by_prompt():
 
 def test_nothing_is_ahead_where_one_side_is_missing():
     assert ahead([point("dense", 2, 30)]) == [] and LEVELS[0] == 30 and LEVELS[-1] == 42
+
+
+@pytest.mark.parametrize("prompts", [3, 4, 8])
+def test_the_interval_that_is_promised_holds_the_mean_of_other_prompts(prompts):
+    rng = np.random.default_rng(0)
+    drawn, others = rng.normal(36, 3, (2000, prompts)), rng.normal(36, 3, (2000, 16)).mean(1)
+    bounds = np.array([t_interval(values, 16) for values in drawn])
+    held = (bounds[:, 0] <= others) & (others <= bounds[:, 1])
+    assert held.mean() == pytest.approx(0.95, abs=0.015)
+    if prompts == 4:  # why it is not the bootstrap's
+        narrow = np.array([interval(values) for values in drawn[:300]])
+        assert ((narrow[:, 0] <= others[:300]) & (others[:300] <= narrow[:, 1])).mean() < 0.85
+
+
+def test_a_single_prompt_promises_nothing():
+    assert t_interval([36.0], 16) is None

@@ -4,6 +4,7 @@ import json
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,6 +74,8 @@ def test_training_is_called_with_the_time_that_is_left(tmp_path, monkeypatch):
         training.run(Findings(tmp_path / "training.json", "training", {}, 120 + training.AFTER), "cuda:0", False)
     (command,) = called
     options = dict(zip(command[3::2], command[4::2], strict=True))
+    autoencoder = options.pop("--autoencoder")
+    assert (Path(autoencoder) / "config.json").exists()
     assert options == {"--device": "cuda:0", "--minutes": "2.00", "--out": str(tmp_path / "pond")}
 
 

@@ -164,9 +164,8 @@ def test_help_needs_no_torch():
 
 
 def test_tuned_settings_are_compared(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("timeripple.bench.work.converged.__defaults__", (12,))
-    monkeypatch.setattr("timeripple.bench.tune.DENSE_STEPS", (3, 4))
-    monkeypatch.setattr("timeripple.bench.tune.FAMILIES", ("token:0.5",))
+    monkeypatch.setattr("timeripple.bench.tune.CONVERGED_STEPS", 12)
+    monkeypatch.setattr("timeripple.bench.tune.MOST_STEPS", 5)
     monkeypatch.setattr("timeripple.bench.tune.tune.__defaults__", (("token:0.5",), *tuning.tune.__defaults__[1:]))
     (tmp_path / "prompts.txt").write_text("a red ball\n\na blue cube\n")
     arguments = ("--prompts", "prompts.txt", "--steps", "5", "--frames", "2", "--size", "40x32")
@@ -174,6 +173,7 @@ def test_tuned_settings_are_compared(run, tmp_path, monkeypatch):
     assert code == 0, err
     found = json.loads((tmp_path / "found.json").read_text())
     assert "Best: " in out and found["method"] in out and found["prompts"] == ["a red ball", "a blue cube"]
+    assert "to expect of other prompts" in out and found["psnr_interval"][0] < found["psnr"] < found["psnr_interval"][1]
     assert "token:0.5" in (tmp_path / "found.html").read_text() and found["size"] == [2, 32, 40]
     assert compare_with(run, settings="found.json")[0] == 0
     methods = json.loads((tmp_path / "run" / "report.json").read_text())["methods"]

@@ -87,7 +87,7 @@ def test_saved_files(tiny_pipeline, comparison, tmp_path):
     assert read_mp4(folder / "dense.mp4").shape == (3, 128, 160, 3)
     assert read_mp4(folder / "side_by_side.mp4").shape == (3, 160, 3 * 160 + 2 * 8, 3)
     player = read_mp4(folder / "player.mp4")
-    assert player.shape == (3, 128, 3 * (160 + 16), 3)
+    assert player.shape == (3, 128, 5 * (160 + 16), 3)
     for number, label in enumerate(("dense", "token-0.6")):
         left = number * 176 + 8
         assert psnr(player[:, :, left : left + 160], read_mp4(folder / f"{label}.mp4")) > 35
@@ -199,3 +199,11 @@ def test_cancel_in_the_second_method(tiny_pipeline):
             should_stop=lambda: len(events) == 7,
         )
     assert [event.method for event in events] == ["dense"] * 5 + ["token-0.6"] * 2
+
+
+def test_a_reference_of_before_is_not_computed_again(tiny_pipeline):
+    methods, events = [parse_method("dense"), parse_method("token:0.5")], []
+    first = compare(tiny_pipeline, REQUEST, methods)
+    again = compare(tiny_pipeline, REQUEST, methods, first.generations[0], on_step=events.append)
+    assert {event.method for event in events} == {"token-0.5"} and again.generations[0] is first.generations[0]
+    assert again.quality[1] == first.quality[1]

@@ -174,3 +174,20 @@ def test_load_pipeline_without_a_model(tmp_path):
     (tmp_path / "model_index.json").write_text("{}")
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_pipeline(str(tmp_path))
+
+
+def test_cancel_does_not_wait_for_the_end_of_a_step(tiny_pipeline):
+    asked = []
+
+    def stop_in_the_first_step() -> bool:
+        asked.append(True)
+        return len(asked) > 2  # before the run, before the first block
+
+    events = []
+    with pytest.raises(Cancelled):
+        generate(
+            tiny_pipeline, REQUEST, parse_method("dense"), on_step=events.append, should_stop=stop_in_the_first_step
+        )
+    assert events == [] and len(asked) == 3
+    block = tiny_pipeline.transformer.blocks[0]
+    assert not block._forward_pre_hooks

@@ -21,6 +21,7 @@ from timeripple.clips.video import (
     read_metadata,
     read_mp4,
     side_by_side,
+    signed_difference,
     write_mp4,
 )
 
@@ -122,11 +123,17 @@ def test_differences_are_amplified_as_far_as_they_fit(error, factor):
 
 
 def test_frames_of_the_player():
-    reference, clip = np.full((2, 64, 48, 3), 40, np.uint8), np.full((2, 64, 48, 3), 50, np.uint8)
-    frames = player_frames(reference, clip, 16)
-    assert frames.shape == (2, 256, 3 * (192 + 16), 3)
-    for number, level in enumerate((40, 50, 160)):
+    levels = (40, 50, 36)
+    frames = player_frames([np.full((2, 64, 48, 3), level, np.uint8) for level in levels], 16)
+    assert frames.shape == (2, 256, 5 * (192 + 16), 3)
+    for number, level in enumerate((*levels, 128 + 8 * 10, 128 - 8 * 4)):
         assert (frames[:, :, number * 208 : (number + 1) * 208] == level).all()
+
+
+def test_signed_differences_are_cut_off_at_both_ends():
+    a, b = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8, 3), dtype=np.uint8)
+    expected = [min(255, max(0, 128 + 4 * (int(x) - int(y)))) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
+    assert signed_difference(a, b, 8).ravel().tolist() == expected
 
 
 def test_full_disk():

@@ -10,6 +10,7 @@ from diffusers.hooks.hooks import CacheContext
 
 from tests.hooks.pipelines import COMBINATIONS, build, generate, in_precision
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.baselines.faster_cache import FasterCacheConfig
 from timeripple.hooks.clock import StepClock, UnknownStep
 
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
@@ -18,7 +19,7 @@ TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=
 class Log:
     """A config whose runs leave attention alone and note what they are told; turn: of the pipeline's loop."""
 
-    label, granularity, kind, records, held_bytes = "log", None, "realised", (), 0
+    label, granularity, kind, records, steps, held_bytes = "log", None, "realised", (), (), 0
 
     def __init__(self):
         self.totals, self.forwards, self.turn = [], [], 0
@@ -39,14 +40,11 @@ class Log:
     def end_forward(self):
         pass
 
-    def saving(self):
-        return None
-
     def skipped(self, layer, heads):
-        raise AssertionError("nothing is skipped")
+        assert self.has_cache, "nothing is skipped"
 
 
-def logged(pipe, inputs, **more):
+def logged(pipe, inputs, cache=None, **more):
     """What the runs are told in one generation, beside the turns of the pipeline's loop, counted by its callback."""
     log = Log()
 
@@ -55,7 +53,11 @@ def logged(pipe, inputs, **more):
         return {}
 
     enable(pipe, log)
-    if "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
+    log.has_cache = cache is not None
+    if cache is not None:
+        with cache.applied(pipe, more["num_inference_steps"]):
+            generate(pipe, inputs, callback_on_step_end=count, **more)
+    elif "callback_on_step_end" in inspect.signature(pipe.__call__).parameters:
         generate(pipe, inputs, callback_on_step_end=count, **more)
     else:  # then by its scheduler
         step = pipe.scheduler.step
@@ -158,6 +160,22 @@ def test_a_call_in_a_step_callback_is_dense_and_disturbs_nothing(name):
     with warned:
         assert torch.equal(generate(pipe, inputs, callback_on_step_end=call), first)
     assert all(torch.equal(output, dense) for output in again)
+
+
+@pytest.mark.filterwarnings("error:Attention stays dense")
+@pytest.mark.parametrize("name", ["cogvideox", "mochi", "allegro"])
+def test_a_batch_that_shrinks_inside_a_run_is_the_same_run(name):
+    """FasterCache leaves out the unconditional half at some steps."""
+    pipe, inputs = build(name, "euler")
+    batches = []
+    block = pipe.transformer.transformer_blocks[-1]
+    hook = block.register_forward_pre_hook(
+        lambda _, args, kwargs: batches.append(len([*args, *kwargs.values()][0])), with_kwargs=True
+    )
+    log = logged(pipe, inputs, FasterCacheConfig(2, 2), num_inference_steps=10)
+    hook.remove()
+    assert {*batches} == {1, 2} and log.totals == [10]
+    assert [(turn, step) for turn, _, step in log.forwards] == [(turn, turn) for turn in range(10)]
 
 
 def test_a_transformer_shared_by_two_pipelines_does_not_take_the_others_number_of_steps():

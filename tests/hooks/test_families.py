@@ -47,8 +47,9 @@ class Watch:
     label: str = "watch"
     granularity: str = "watch"
     calls: list = field(default_factory=list)
-    records = ()
+    records = steps = ()
     held_bytes = 0
+    kind = "realised"
 
     def start(self, num_inference_steps):
         return self
@@ -64,9 +65,6 @@ class Watch:
 
     def end_forward(self):
         pass
-
-    def saving(self):
-        return {}
 
 
 @torch.no_grad()
@@ -222,15 +220,47 @@ def test_cogvideox_patches_of_two_frames():
     assert grid == TokenGrid(3, 4, 6, text_before=7)
 
 
-def test_a_grid_that_is_not_told_leaves_attention_dense():
-    model = make("LTXVideoTransformer3DModel")
-    inputs = TINY["LTXVideoTransformer3DModel"].inputs() | {"video_coords": randn(3, 1, 3, FRAMES * HEIGHT * WIDTH)}
-    inputs |= dict.fromkeys(("num_frames", "height", "width"))
+def places(*times):
+    """Of the tokens of a frame at each of these times, [1, 3, tokens], in seconds and pixels."""
+    grid = torch.meshgrid(torch.tensor(times), 32.0 * torch.arange(HEIGHT), 32.0 * torch.arange(WIDTH), indexing="ij")
+    return torch.stack(grid).flatten(1)[None]
+
+
+@pytest.mark.parametrize(
+    ("times", "before", "clip", "after"),
+    [
+        ((0.0, 0.04, 0.36), 0, 3, 0),
+        ((0.32, 0.0, 0.04, 0.36), 1, 3, 0),  # LTX' conditions come first
+        ((0.0, 0.04, 0.36, 0.0, 0.04, -0.04), 0, 3, 3),  # what its long clips go on from comes last
+    ],
+)
+def test_a_grid_that_is_told_by_places(times, before, clip, after):
+    area = HEIGHT * WIDTH
+    told = FAMILIES["LTXVideoTransformer3DModel"].grid(None, {"video_coords": places(*times)}, len(times) * area)
+    assert told == TokenGrid(clip, HEIGHT, WIDTH, text_before=before * area, text_after=after * area)
+
+
+def test_a_grid_that_is_not_told_is_refused():
+    grid, tokens = FAMILIES["LTXVideoTransformer3DModel"].grid, FRAMES * HEIGHT * WIDTH
+    with pytest.raises(ValueError, match="num_frames, height and width are not told"):
+        grid(None, {}, tokens)
+    for elsewhere in (randn(3, 1, 3, tokens), places(0.0, 0.04), places(0.0, 0.04, 0.36)[:, :, :-1]):
+        with pytest.raises(ValueError, match=r"tokens are no frames|not placed in frames, rows and columns"):
+            grid(None, {"video_coords": elsewhere}, tokens)
+
+
+def assert_stays_dense(model, inputs, warning):
     with torch.no_grad():
         dense = model(**inputs)[0]
         switch_on(model, TOKEN)
-        with pytest.warns(UserWarning, match="num_frames, height and width are not told"):
+        with pytest.warns(UserWarning, match=warning):
             assert torch.equal(model(**inputs)[0], dense)
+
+
+def test_places_that_are_no_grid_leave_attention_dense():
+    model = make("LTXVideoTransformer3DModel")
+    inputs = TINY["LTXVideoTransformer3DModel"].inputs() | {"video_coords": randn(3, 1, 3, FRAMES * HEIGHT * WIDTH)}
+    assert_stays_dense(model, inputs, "not placed in frames, rows and columns")
 
 
 def test_linear_attention_of_an_unknown_model_stays_as_it_is():
@@ -239,12 +269,7 @@ def test_linear_attention_of_an_unknown_model_stays_as_it_is():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = diffusers.SanaVideoTransformer3DModel(**settings).eval().requires_grad_(False)
-    inputs = WAN_TINY.inputs()
-    with torch.no_grad():
-        dense = model(**inputs)[0]
-        switch_on(model, TOKEN)
-        with pytest.warns(UserWarning, match="calls scaled_dot_product_attention 0 times"):
-            assert torch.equal(model(**inputs)[0], dense)
+    assert_stays_dense(model, WAN_TINY.inputs(), "calls scaled_dot_product_attention 0 times")
 
 
 def test_what_is_no_video_transformer_is_refused():

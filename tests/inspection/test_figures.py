@@ -12,16 +12,6 @@ def test_colours_are_dark_to_light_or_two_sided():
     assert (np.diff(rising) > 0).all()
 
 
-def test_a_token_strip_shows_every_value_once():
-    values = np.arange(10 * 2 * 3, dtype=float).reshape(10, 2, 3)
-    figure = figures.token_strip(values, "Channel 3")
-    cells = np.array(figure.data[0].z, dtype=float)
-    assert cells.shape == (3 * 4 - 2, 4 * 4 - 1)  # four frames, four and two, apart by gaps
-    assert (cells[8:10, 4:7] == values[9]).all()
-    assert sorted(cells[~np.isnan(cells)]) == sorted(values.flatten())
-    assert [note.text for note in figure.layout.annotations] == [str(n) for n in range(1, 11)]
-
-
 def test_drift_curve_has_a_line_a_layer_and_one_at_1():
     figure = figures.drift_curve([5, 10], {"layer 0": [0.0, 0.4], "layer 1": [0.0, 1.2]}, "Since step 5")
     assert [(line.name, list(line.x), list(line.y)) for line in figure.data] == [
@@ -29,15 +19,6 @@ def test_drift_curve_has_a_line_a_layer_and_one_at_1():
         ("layer 1", [5, 10], [0, 1.2]),
     ]
     assert [shape.y0 for shape in figure.layout.shapes] == [1]
-
-
-def test_error_bars_name_their_values():
-    figure = figures.error_bars([("reuse (realised)", 0.05), ("zero (theoretical)", 0.5)], "Errors")
-    assert list(figure.data[0].x) == [0.05, 0.5] and list(figure.data[0].y) == [
-        "reuse (realised)",
-        "zero (theoretical)",
-    ]
-    assert list(figure.layout.yaxis.ticktext) == ["reuse (realised)<br>0.050", "zero (theoretical)<br>0.500"]
 
 
 def test_frames_under_colours_the_token_and_frames_the_picked_one():
@@ -51,9 +32,19 @@ def test_frames_under_colours_the_token_and_frames_the_picked_one():
     assert (first[0, 40:48] == figures.PICKED).all() and (first[3, 43] == second[0, 0]).all()
 
 
-def test_attention_map_has_its_values_and_lines_between_frames():
-    values = np.arange(1, 25).reshape(4, 6) / 100
-    figure = figures.attention_map(values, 2, 3, "planted")
-    assert np.allclose(figure.data[0].z, np.log10(values), atol=1e-3)
-    assert sorted((shape.x0, shape.y0) for shape in figure.layout.shapes) == [(0, 1.5), (2.5, 0)]
-    assert not figures.attention_map(values, None, None, "one frame").layout.shapes
+def test_a_strip_has_every_frame_beside_the_other():
+    values = np.arange(3 * 2 * 4, dtype=float).reshape(3, 2, 4)
+    picture = figures.strip(np.zeros((3, 8, 16, 3), np.uint8), values, 23, False, over=False, side=2)
+    assert picture.shape == (4, 3 * 8, 3)
+    for t, y, x in np.ndindex(values.shape):
+        block = picture[2 * y : 2 * y + 2, 2 * (4 * t + x) : 2 * (4 * t + x) + 2]
+        assert (block == figures.colours(values[t, y, x], 23, False)).all()
+    under = figures.strip(np.zeros((3, 8, 16, 3), np.uint8), values, 23, False, side=2)
+    assert under.shape == picture.shape and (under[-1, -1] == picture[-1, -1]).all()
+    clip = np.arange(6, dtype=np.uint8)[:, None, None, None].repeat(2, 1).repeat(3, 2).repeat(3, 3)
+    assert (figures.clip_strip(clip, 3)[0, ::3, 0] == [0, 2, 4]).all()
+
+
+def test_a_map_is_the_brighter_the_more_attention():
+    picture = figures.map_picture(np.array([[1e-6, 1e-4], [1e-3, 1e-1]])).astype(int).sum(-1)
+    assert picture[0, 0] < picture[0, 1] < picture[1, 0] < picture[1, 1]

@@ -66,7 +66,7 @@ def test_progress_and_stop(tiny_pipeline):
 
 def test_a_request_that_is_looked_into_is_kept_with_its_clip(tiny_pipeline, tmp_path):
     captures = capture(tiny_pipeline, REQUEST, {1, 3})
-    seen = inspect_request(tiny_pipeline, REQUEST, [1], tmp_path)
+    seen = inspect_request(tiny_pipeline, REQUEST, [1, 3], tmp_path)
     assert (seen.steps, seen.kept, seen.layers) == (4, (1, 3), ("blocks.0.attn1", "blocks.1.attn1"))
     for c in captures:
         layer = seen.layers.index(c.layer)

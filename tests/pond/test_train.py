@@ -3,8 +3,9 @@ import random
 
 import pytest
 import torch
+from diffusers import AutoencoderKLLTXVideo
 
-from timeripple.pond import autoencoder, clips, train
+from timeripple.pond import autoencoder, clips, train, train_autoencoder
 from timeripple.pond.model import with_coordinates
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import is_held_out
@@ -72,10 +73,13 @@ def test_the_loss_is_the_weighted_error_of_the_velocity():
 def tiny(monkeypatch):
     """Training in seconds: tiny clips, windows, batches and models."""
     sizes = ((5, 32), (9, 32), (9, 48))
-    for module in (clips, autoencoder, train):
+    for module in (clips, train_autoencoder, train):
         monkeypatch.setattr(module, "SIZES", sizes)
-    for module in (clips, autoencoder):
+    for module in (clips, train_autoencoder):
         monkeypatch.setattr(module, "WINDOWS", ((9, 32), (5, 48)))
+    for name, value in {"FIRST": 16, "BATCH": 32, "CAPACITY": 600}.items():
+        monkeypatch.setattr(train_autoencoder, name, {"cpu": value})
+    monkeypatch.setattr(train_autoencoder, "LOG_SECONDS", 0)
     monkeypatch.setattr(train, "TOKENS", {"cpu": 100})
     monkeypatch.setattr(train, "CAPACITY", {"cpu": (8, 8, 8)})
     monkeypatch.setattr(train, "LOG_SECONDS", 0)
@@ -94,11 +98,11 @@ def test_clips_become_latents_and_are_drawn_several_times(tiny):
 
 def test_a_run_trains_both_parts_goes_on_and_leaves_a_pipeline(tiny, tmp_path):
     out = tmp_path / "run"
-    train.train(out, 0, "cpu", None, None, 1.0)
+    train.train(out, 0, "cpu")
     assert json.loads((out / "vae.jsonl").read_text().splitlines()[-1])["held_out_psnr"] > 0
     first = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     assert first and all(0 < row["loss"] < 20 for row in first)
-    train.train(out, 0, "cpu", None, "all", 0.1)
+    train.train(out, 0, "cpu", start="all", rate=0.1)
     rows = [json.loads(line) for line in (out / "loss.jsonl").read_text().splitlines()]
     assert rows[-1]["stage"] == "all" and rows[-1]["iteration"] > first[-1]["iteration"]
 
@@ -109,7 +113,50 @@ def test_a_run_trains_both_parts_goes_on_and_leaves_a_pipeline(tiny, tmp_path):
     torch.testing.assert_close(pipeline.prompt_encoder.embedding.weight, averaged.half().float())
 
 
+def test_the_autoencoder_goes_on_and_a_finished_one_is_taken(tiny, tmp_path):
+    train_autoencoder.train(tmp_path / "one", 0, "cpu")
+    train_autoencoder.train(tmp_path / "one", 0, "cpu")
+    rows = [json.loads(line) for line in (tmp_path / "one" / "vae.jsonl").read_text().splitlines()]
+    assert [row["iteration"] for row in rows] == [1, 1, 2, 2]
+    train.train(tmp_path / "two", 0, "cpu", finished=tmp_path / "one" / "vae")
+    assert not (tmp_path / "two" / "vae.jsonl").exists()
+    given, taken = (
+        AutoencoderKLLTXVideo.from_pretrained(path / "vae") for path in (tmp_path / "one", tmp_path / "two")
+    )
+    torch.testing.assert_close(taken.state_dict(), given.state_dict())
+    assert (tmp_path / "two" / "pipeline" / "model_index.json").exists()
+
+
+def test_another_run_keeps_the_latents_of_the_autoencoder_it_starts_from(tiny, tmp_path):
+    train_autoencoder.train(tmp_path / "one", 0, "cpu")
+    train_autoencoder.train(tmp_path / "two", 0, "cpu", init=tmp_path / "one" / "vae")
+    video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    one, two = (AutoencoderKLLTXVideo.from_pretrained(tmp_path / name / "vae").float() for name in ("one", "two"))
+    with torch.no_grad():
+        latents = autoencoder.encode(one, video)
+        torch.testing.assert_close(autoencoder.encode(two, video), latents)
+        assert (autoencoder.decode(two, latents) - autoencoder.decode(one, latents)).abs().max() > 1e-4
+
+
+def test_windows_follow_the_subject():
+    """It lies in the window at half time where it is followed: render_clips says where subjects are."""
+    descriptions, seen = [], []
+    original = clips.render_clips
+
+    def spy(*args, **kwargs):
+        video, covers = original(*args, **kwargs)
+        descriptions.extend(args[0])
+        seen.extend(covers[:, covers.shape[1] // 2].flatten(1).any(1).tolist())
+        return video, covers
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clips, "render_clips", spy)
+        clips.random_windows(24, 5, 64, random.Random(0), "cpu", follow=1.0)
+    assert len(seen) == 24 and sum(seen) >= 23
+    assert not any(is_held_out(description) for description in descriptions)
+
+
 def test_an_unknown_stage_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"stage 'epic'.*small, whole, all"):
-        train.train(tmp_path / "new", 1, "cpu", None, "epic", 1.0)
+        train.train(tmp_path / "new", 1, "cpu", start="epic")
     assert not (tmp_path / "new").exists()

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.ui.forms import ask_inside, choose
 from timeripple.bench.ui import FLAGS, chromium
 from ui.build import build_app, launch_options
-from ui.runs import Limits
+from ui.limits import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
 SETTLING = 60  # seconds that a page on a busy machine may take
@@ -104,7 +105,7 @@ def open_page(browser, url, unanswered, settle):
         page.on("pageerror", lambda error: errors.append(str(error)))
         watch(page)
         page.goto(f"{url}?__theme={theme}&{query}")
-        page.get_by_role("button", name="Generate").wait_for()
+        page.get_by_role("button", name="Generate", exact=True).wait_for()
         if settled:  # what the page asks for when it is opened must not come after what the visitor does
             settle(page)
         return page
@@ -139,15 +140,14 @@ def look(settle):
 
 @pytest.fixture
 def open_tab():
-    """open_tab(page, name): on a narrow page the last tabs are behind a button."""
+    """open_tab(page, name): also one of those that look inside. None is behind a button, on a phone neither."""
 
     def open_tab(page, name):
         page.get_by_role("tab").first.wait_for()
-        tab = page.get_by_role("tab", name=name).filter(visible=True)
-        if not tab.count():
-            page.locator(".overflow-menu > button").click()
-            tab = page.locator(".overflow-dropdown button").filter(has_text=name)
-        tab.click()
+        tab = page.get_by_role("tab", name=name, exact=True)
+        if not tab.filter(visible=True).count():
+            page.get_by_role("tab", name="Look inside").click()
+        tab.filter(visible=True).click()
 
     return open_tab
 
@@ -158,12 +158,8 @@ def look_inside(open_tab):
 
     def look_inside(page, tab):
         open_tab(page, tab)
-        page.get_by_label("Clip size").filter(visible=True).click()
-        page.get_by_role("option", name="Tiny").click()
-        number = page.get_by_label("number input for Steps in all").filter(visible=True)
-        number.fill("5")
-        number.press("Tab")
-        page.get_by_role("button", name="Look inside").filter(visible=True).click()
+        choose(page, "Look into", "A new prompt")
+        ask_inside(page)
         note = page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)
         expect(note).to_be_visible(timeout=60_000)
 

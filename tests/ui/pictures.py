@@ -1,8 +1,11 @@
 """Makes the pictures of the README: every tab on Pond, at 1440 px light and 390 px dark, and the Pareto front.
 
-`make pictures`; looked at by people, not by tests.
+`make pictures`, and `make pictures LOOKS=all` for 1440, 820 and 390 px, light and dark, into test-artifacts; looked at
+by people, not by tests.
 """
 
+import sys
+from itertools import product
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -10,82 +13,52 @@ from playwright.sync_api import Page, sync_playwright
 from timeripple.bench.ui import FLAGS, chromium
 from timeripple.clips.models import load_pipeline
 from ui.build import build_app, launch_options
-from ui.runs import Limits
+from ui.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 PICTURES = ROOT / "assets" / "pictures"
-RUN_SECONDS = 240
-LOOKING_INSIDE = {"Correlations": "correlations", "Attention": "attention", "Reuse laboratory": "reuse"}
 LOOKS = [(1440, "light"), (390, "dark")]
+EVERY_LOOK = list(product((1440, 820, 390), ("light", "dark")))
+TABS = [  # path to a tab, what is waited for there, and the name of its picture
+    ((), ".tr-player[data-frame]", "compare"),
+    (("Method",), ".tr-walk img", "method"),
+    (("Look inside", "Correlations"), "#correlation-table table", "correlations"),
+    (("Attention",), "#attention-map img", "attention"),
+    (("Laboratory",), "#laboratory-curve svg", "laboratory"),
+    (("Timing",), ".tr-scatter", "timing"),
+]
 
 
-def open_tab(page: Page, name: str) -> None:
-    """Opens a tab; on a narrow page the last ones are behind a button."""
-    tab = page.get_by_role("tab", name=name).filter(visible=True)
-    if not tab.count():
-        page.locator(".overflow-menu > button").click()
-        tab = page.locator(".overflow-dropdown button").filter(has_text=name)
-    tab.click()
+def keep_tabs(page: Page, path) -> None:
+    """A picture of all of every tab; path(name): where it goes."""
+    for names, seen, name in TABS:
+        for tab in names:
+            page.get_by_role("tab", name=tab, exact=True).filter(visible=True).click()
+        page.locator(seen).first.wait_for(timeout=120_000)
+        page.wait_for_timeout(4000)  # plots draw after the data are there
+        page.screenshot(path=path(name), full_page=True)
 
 
-def compare(page: Page) -> None:
-    page.locator("#stage button").first.click()  # a recorded example
-    page.locator(".tr-metric").first.wait_for(timeout=RUN_SECONDS * 1000)
-
-
-def look_inside(page: Page, name: str) -> None:
-    """Every tab that looks inside shows the run that the first of them makes."""
-    open_tab(page, name)
-    stage = page.locator(".tr-stage").filter(visible=True)
-    page.wait_for_timeout(1500)
-    if not stage.count():
-        page.get_by_role("button", name="Look inside").filter(visible=True).click()
-    stage.wait_for(timeout=RUN_SECONDS * 1000)
-
-
-def measure(page: Page) -> None:
-    open_tab(page, "Timing")
-    for count in ("2,304", "4,096"):
-        box = page.get_by_label(count, exact=True)
-        if box.is_checked():
-            box.uncheck()
-    page.get_by_role("button", name="Measure here").click()
-    page.get_by_text("Download attention.csv").wait_for(timeout=RUN_SECONDS * 1000)
-
-
-def main() -> None:
+def main(everything: bool) -> None:
     limits = Limits()
     app = build_app(load_pipeline("pond"), limits)
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    folder = ROOT / "test-artifacts" if everything else PICTURES
+    folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
-        for width, theme in LOOKS:
+        for width, theme in EVERY_LOOK if everything else LOOKS:
             context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
             page = context.new_page()
             page.goto(f"{url}?__theme={theme}")
-            page.get_by_role("button", name="Generate").wait_for()
-
-            def keep(name: str, page=page, width=width) -> None:
-                page.wait_for_timeout(3000)  # plots draw after the data are there
-                page.screenshot(path=PICTURES / f"{name}-{width}.png", full_page=True)
-
-            compare(page)
-            keep("compare")
-            for name, file in (
-                ("Correlations", "correlations"),
-                ("Attention", "attention"),
-                ("Reuse laboratory", "reuse"),
-            ):
-                look_inside(page, name)
-                keep(file)
-            measure(page)
-            keep("timing")
-            open_tab(page, "Method")
-            keep("method")
+            look = f"{width}-{theme}" if everything else str(width)
+            keep_tabs(page, lambda name, look=look: folder / f"{name}-{look}.png")
             context.close()
-        for path in (ROOT / "assets" / "benchmarks").glob("work*.json"):
-            work_pictures(browser, path)
+        if not everything:
+            for path in (ROOT / "assets" / "benchmarks").glob("work*.json"):
+                work_pictures(browser, path)
         browser.close()
+    app.runs.close()
     app.close()
 
 
@@ -108,4 +81,4 @@ def work_pictures(browser, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main("all" in sys.argv[1:])

@@ -15,7 +15,9 @@ import app
 from timeripple.clips.generate import Request
 from timeripple.clips.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
-from ui.compare_tab import PRESETS, examples, fill_form, measured, open_example, read_form
+from ui.compare_tab import PRESETS, present_run
+from ui.comparison import fill_form, read_form
+from ui.result import EXAMPLES, recorded_runs
 from ui.runs import Limits, Runs
 
 ROOT = Path(__file__).parents[2]
@@ -125,18 +127,27 @@ def test_settings_the_form_cannot_show_are_one_sentence(request_, methods, sente
         fill_form(request_, methods, Limits())
 
 
-@pytest.mark.parametrize("folder", examples(), ids=lambda folder: folder.name)
-def test_recorded_examples_say_where_they_were_made(folder, tmp_path):
-    runs = Runs(Limits(), tmp_path)
-    run = open_example(runs, folder)
-    report = json.loads((folder / "report.json").read_text())
-    assert runs.find(run.id).state == "done" and run.result["kind"].startswith("recorded on ")
-    assert report["environment"]["date"][:10] in run.result["kind"]
-    request, methods = read_form(run.settings)
-    assert request.prompt == report["prompt"]
-    assert [m.config for m in methods] == [parse_method(m["method"]).config for m in report["methods"]]
-    kinds = {kind for _, _, kind, _ in measured(run.result["methods"], run.result["kind"])}
-    assert "measured here" not in kinds and (run.folder / "report.html").stat().st_size > 1_000_000
+def test_the_form_takes_the_reference_that_runs_along_for_granted():
+    filled = fill_form(REQUEST, [parse_method("dense"), *METHODS], Limits())
+    assert filled == fill_form(REQUEST, METHODS, Limits())
+
+
+def test_recorded_examples_say_where_they_were_made(tmp_path):
+    recorded = recorded_runs(Runs(Limits(), tmp_path), lambda *asked: fill_form(*asked, Limits()))
+    assert len(recorded) == len(list(EXAMPLES.glob("*/report.json"))) > 0
+    for run in recorded.values():
+        folder = EXAMPLES / run.id.removeprefix("recorded-")
+        report = json.loads((folder / "report.json").read_text())
+        assert run.state == "done" and run.result["kind"].startswith("recorded on ")
+        assert report["environment"]["date"][:10] in run.result["kind"]
+        request, methods = read_form(run.settings)
+        assert request.prompt == report["prompt"]
+        assert [m.config for m in methods] == [parse_method(m["method"]).config for m in report["methods"]]
+        headline, played, numbers, _ = present_run(run)
+        seconds = [f"{row['seconds']['total']:.1f}" for row in report["methods"]]
+        assert f"{seconds[0]} → {seconds[1]} s" in headline and "measured here" not in headline + numbers
+        assert played["kind"] == run.result["kind"] and played["shown"] == [0, 1]
+        assert (run.folder / "report.html").stat().st_size > 1_000_000
 
 
 def test_attention_over_the_api(client):

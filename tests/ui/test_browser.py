@@ -1,4 +1,4 @@
-"""The page in headless Chromium: a visitor generates, cancels, reloads and mistypes."""
+"""The page in headless Chromium: what is seen first, and a visitor who generates, cancels, reloads and mistypes."""
 
 import re
 import time
@@ -6,114 +6,141 @@ import time
 import pytest
 from playwright.sync_api import expect
 
+from tests.ui.forms import choose, generate, prompt_box, settings, start_long_run
+
 pytestmark = pytest.mark.browser
 
 LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
 
 
-def prompt_box(page):
-    return page.get_by_role("textbox", name=re.compile("^Prompt"))
-
-
-def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):
-    prompt_box(page).fill(prompt)
-    page.get_by_label("Size").click()
-    page.get_by_role("option", name=size).click()
-    number = page.get_by_label("number input for Denoising steps")
-    number.fill(str(steps))
-    number.press("Tab")
-
-
-def generate(page):
-    page.get_by_role("button", name="Generate").click()
-
-
-def start_long_run(page):
-    """A run of many steps, seen through its first step."""
-    settings(page, "Large", 40)
-    generate(page)
-    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
+@pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
+def test_the_first_screen_says_what_it_is_about(open_page, look, width, height):
+    """Two clips that play, the seconds of both and one sentence why, without a click and without scrolling."""
+    page = open_page(width)
+    page.set_viewport_size({"width": width, "height": height})
+    for what in (
+        page.get_by_role("heading", name=re.compile(r"^Same noise, same video: \d+\.\d → \d+\.\d s$")),
+        page.get_by_text(re.compile("Attention is .* of the time of the dense run, and neighbours")),
+        page.locator(".tr-player canvas"),
+    ):
+        expect(what).to_be_in_viewport()
+    box = page.locator(".tr-player canvas").bounding_box()
+    assert box["y"] + box["height"] <= 700
+    expect(page.locator(".tr-player video")).to_have_js_property("paused", False)
+    assert page.locator(".tr-bars .tr-attention").count() == 2
+    assert page.locator(".tr-numbers .tr-number").count() == 4
+    expect(page.locator(".tr-headline .tr-kind")).to_contain_text("recorded on")
+    assert "measured here" not in page.locator("#result").inner_text()
+    look(page, "compare-first")
 
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
-def test_a_video_is_generated_through_the_page(open_page, look, width, theme):
+def test_a_video_is_generated_through_the_page(open_page, look, settle, width, theme):
     page = open_page(width, theme)
-    expect(page.locator(".tr-welcome")).to_be_visible()
-    look(page, "compare-idle")
-
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
+    headline = page.locator(".tr-headline")
+    expect(headline.locator(".tr-kind")).to_have_text("measured here", timeout=60_000)
     video = page.locator("#player video")
     page.wait_for_function("video => video.readyState >= 3 && !video.error", arg=video.element_handle())
     assert video.evaluate("video => video.loop && video.videoWidth >= 3 * 64 && Math.abs(video.duration - 1) < .2")
-    expect(video).to_have_js_property("paused", False)
-    text = page.locator(".tr-metrics").inner_text()
-    assert re.search(r"Speed-up\s+\d+\.\d\d×\s+measured here", text)
-    assert re.search(r"PSNR\s+\d+\.\d dB\s+measured here", text)
-    assert re.search(r"VMAF\s+\d+\.\d\s+measured here", text)
-    assert re.search(r"Attention saved\s+\d+%\s+realised", text)
-    expect(page.locator(".js-plotly-plot .main-svg").first).to_be_visible()
+    text = page.locator(".tr-numbers").inner_text()
+    for pattern in (r"Speed-up\s+\d+\.\d\d×", r"PSNR\s+\d+\.\d dB", r"VMAF\s+\d+ of 100", r"saved realised\s+\d+%"):
+        assert re.search(pattern, text), text
+    steps = page.locator(".tr-steps")
+    steps.locator("summary").click()
+    pictures = steps.locator("[data-side='B'] img")
+    assert pictures.count() == 4
+    steps.get_by_role("slider").fill("2")
+    expect(pictures.nth(1)).to_be_visible()
+    expect(pictures.nth(3)).to_be_hidden()
+    page.get_by_role("button", name="More about this run").click()
     expect(page.locator(".tr-plot .js-plotly-plot").filter(visible=True)).to_have_count(3)
+    settle(page)
     with page.expect_download() as download:
-        page.get_by_role("link", name="Download report.json").or_(
-            page.get_by_text("Download report.json")
-        ).first.click()
+        page.get_by_text("Download report.json").click()
     assert download.value.suggested_filename == "report.json"
     look(page, "compare-done")
+    prompt_box(page).fill("a blue star")  # and the result is no longer what the form asks for
+    expect(page.get_by_text("The form has changed since")).to_be_visible()
 
 
-def test_channel_reuse_is_labelled_theoretical(open_page):
+def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_page, look):
     page = open_page()
     settings(page, "Tiny", 4)
-    page.get_by_label("Method B").click()
-    page.get_by_role("option", name="Channel").click()
+    page.get_by_role("button", name="Advanced").click()
+    for side, name in (("A", "Tile reuse"), ("B", "Channel")):
+        choose(page, f"Method {side}", name)
     generate(page)
-    saved = page.locator(".tr-metric").filter(has_text="Attention saved")
-    expect(saved.locator(".tr-kind")).to_have_text("theoretical", timeout=60_000)
+    numbers = page.locator(".tr-numbers")
+    expect(numbers).to_have_count(2, timeout=60_000)
+    for side in numbers.all():
+        expect(side).to_contain_text("against dense")
+    expect(numbers.nth(0).locator(".tr-kind")).to_have_text("realised")
+    expect(numbers.nth(1).locator(".tr-kind")).to_have_text("theoretical")
+    assert page.get_by_label("Clip on side A").locator("option").count() == 3
+    assert page.locator(".tr-bars-row").count() == 3
+    look(page, "compare-two-methods")
+    choose(page, "Method B", "TaylorSeer")
+    page.get_by_role("button", name="Axes and schedule of A").click()
+    page.get_by_label("Stacked with, A").click()
+    page.get_by_role("option", name="First-block cache, 0.1").click()
+    page.wait_for_timeout(500)  # what is picked reaches the app before the button does
+    generate(page)
+    expect(page.get_by_text("The dense clip and its seconds are those of an earlier run")).to_be_visible(timeout=60_000)
+    expect(page.get_by_label("Clip on side B")).to_contain_text("TaylorSeer")
+    expect(page.get_by_label("Clip on side A")).to_contain_text("First-block cache · 0.1")
 
 
-def test_cancel_stops_within_a_step_and_the_page_stays_usable(open_page, look):
+def test_strengths_are_the_settings_that_were_tuned(open_page):
+    page = open_page()
+    page.get_by_role("button", name="Advanced").click()
+    target = page.get_by_label("Quality target B", exact=True)
+    for strength, level in (("Fast", "32 dB"), ("Faithful", "40 dB")):
+        page.get_by_label(strength).check()
+        expect(target).to_have_value(level)
+    page.get_by_label("Budget", exact=True).check()  # of its own, B is no strength
+    expect(page.get_by_label("Faithful")).not_to_be_checked()
+
+
+def test_cancel_is_answered_at_once_and_the_page_stays_usable(open_page, look):
     page = open_page(390, "dark")
     start_long_run(page)
     look(page, "compare-running", running=True)
-    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel").first.click()
     start = time.monotonic()
     expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
     assert time.monotonic() - start < 15  # of a run of minutes: 80 steps at 9,216 tokens
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
+    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here", timeout=60_000)
 
 
-def test_a_reload_in_mid_run_keeps_the_run_and_the_form(open_page, look):
-    page = open_page()
-    start_long_run(page)
-    look(page, "compare-running", running=True)
-    page.reload()
-    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=20_000)
-    expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")
-    stranger = open_page()
-    expect(stranger.locator(".tr-welcome")).to_be_visible()
-    page.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
-
-
-def test_a_result_is_still_there_after_a_reload(open_page):
+def test_results_belong_to_the_tab_and_survive_a_reload(open_page, look):
     page = open_page()
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
+    mine = page.locator(".tr-headline .tr-detail")
+    expect(mine).to_contain_text("a red ball rolling left across the ocean", timeout=60_000)
+    expect(page).to_have_url(re.compile("run="))
+    other = page.context.new_page()  # another tab of the same browser
+    other.goto(page.url.split("&run=")[0].split("run=")[0])
+    expect(other.locator(".tr-headline .tr-kind")).to_have_text("measured here")  # it begins with the latest result
+    other.wait_for_timeout(1000)
+    settings(other, "Tiny", 5, "a blue star rising")
+    generate(other)
+    expect(other.locator(".tr-headline .tr-detail")).to_contain_text("a blue star rising", timeout=60_000)
     page.reload()
-    expect(page.locator(".tr-metric")).to_have_count(6, timeout=20_000)
-    expect(page.locator(".tr-heading")).to_contain_text("a red ball rolling left across the ocean")
+    expect(mine).to_contain_text("a red ball rolling left across the ocean", timeout=20_000)
+    expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")
+    stranger = open_page()
+    expect(stranger.locator(".tr-headline .tr-kind")).to_contain_text("recorded on")
 
 
 @pytest.mark.parametrize(
     ("prompt", "sentence"),
     [
         ("", "The prompt is empty"),
-        ("a red zebra", 'Pond does not know the word "zebra"'),
         ("<img src=x onerror=alert(1)> ball", "does not know the word"),
         ("a red ball " * 500, "shorten it to at most 400"),
     ],
@@ -125,47 +152,19 @@ def test_bad_input_shows_one_sentence(open_page, prompt, sentence):
     toast = page.get_by_test_id("toast-body")
     expect(toast).to_contain_text(sentence)
     expect(toast).not_to_contain_text("Traceback")
-    expect(page.locator(".tr-welcome")).to_be_visible()
-    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+    expect(page.locator(".tr-player")).to_be_visible()
+    expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
 
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
     page = open_page()
+    page.get_by_role("button", name="Advanced").click()
+    page.locator("body").press("Home")
+    page.evaluate("document.activeElement.blur()")
     name = "at => at.getAttribute('aria-label') || at.labels?.[0]?.innerText || at.innerText || at.tagName"
     reached = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.add(page.evaluate(f"({name})(document.activeElement)").strip())
-    for name in (
-        "Prompt",
-        "Ball at sunset",
-        "Generate",
-        "Method A",
-        "Method B",
-        "Budget B",
-        "Size",
-        "Seed",
-        "Schedule",
-    ):
-        assert name in " | ".join(reached)
-
-
-def test_a_peer_and_a_stack_are_compared(open_page, look, settle):
-    page = open_page()
-    settings(page, "Tiny", 6)
-    for side, name in (("A", "TaylorSeer"), ("B", "Token reuse")):
-        page.get_by_label(f"Method {side}").click()
-        page.get_by_role("option", name=name).last.click()  # the list of the other side may still be closing
-    page.get_by_role("button", name="Axes and schedule of A").click()
-    expect(page.get_by_label("Budget A")).to_have_count(0)
-    page.get_by_label("Other settings, A").fill("2:start=2")
-    page.get_by_role("button", name="Axes and schedule of B").click()
-    page.get_by_label("Stacked with, B").click()
-    page.get_by_role("option", name="First-block cache, 0.1").click()
-    settle(page)  # what is typed reaches the app before the button does
-    generate(page)
-    expect(page.locator(".tr-metric")).to_have_count(6, timeout=60_000)
-    expect(page.locator("#player")).to_be_visible()
-    look(page, "compare-peers")
-    text = page.locator("body").inner_text()
-    assert "TaylorSeer · 2" in text and "Token reuse · 75% + First-block cache · 0.1" in text
+    for name in ("Prompt", "Ball at sunset", "Size", "Generate", "Advanced", "Method A", "Method B", "Seed"):
+        assert name in " | ".join(reached), name

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
+from tests.ui.forms import generate, open_advanced, prompt_box, settings
 from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
@@ -19,21 +20,13 @@ FORM = {
 }  # fmt: skip
 
 
-def prompt_of(page):
-    return page.get_by_role("textbox", name="Prompt A subject")
-
-
 @pytest.fixture
 def result(open_page):
     """The page with a finished comparison, and the query of the link to it."""
     page = open_page()
-    prompt_of(page).fill("a red ball rolling left")
-    page.get_by_label("Size", exact=True).click()
-    page.get_by_role("option", name="Tiny").click()
-    number = page.get_by_label("number input for Denoising steps")
-    number.fill("4")
-    number.press("Tab")
-    page.get_by_role("button", name="Generate").click()
+    settings(page, "Tiny", 4, "a red ball rolling left")
+    generate(page)
+    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here", timeout=60_000)
     link = page.get_by_role("link", name="Link to this result")
     expect(link).to_be_visible(timeout=60_000)
     return page, link.get_attribute("href").removeprefix("?")
@@ -41,17 +34,19 @@ def result(open_page):
 
 def test_a_link_shows_the_result_to_another_visitor(open_page, result):
     stranger = open_page(query=result[1])
-    expect(stranger.locator(".tr-heading")).to_contain_text("a red ball rolling left", timeout=20_000)
-    expect(prompt_of(stranger)).to_have_value("a red ball rolling left")
+    expect(stranger.locator(".tr-headline .tr-detail")).to_contain_text("“a red ball rolling left”", timeout=20_000)
+    expect(prompt_box(stranger)).to_have_value("a red ball rolling left")
 
 
 def test_a_link_to_a_result_that_is_gone_fills_the_form(open_page, result):
     _, link = result
     query = parse_qs(link)
-    assert query["compared"] == ["dense,token:0.75"] and query["steps"] == ["4"]
+    assert query["compared"][0].startswith("dense,token:") and query["steps"] == ["4"]
     stranger = open_page(query=link.replace(query["run"][0], "gone").replace("seed=0", "seed=31"))
-    expect(stranger.get_by_label("Seed", exact=True)).to_have_value("31")
-    expect(stranger.locator(".tr-welcome")).to_be_visible()
+    open_advanced(stranger)
+    expect(stranger.get_by_label("Seed", exact=True).filter(visible=True)).to_have_value("31")
+    expect(stranger.get_by_text("This result is no longer kept; the form has its settings")).to_be_visible()
+    expect(stranger.locator(".tr-headline .tr-kind")).to_contain_text("recorded on")
 
 
 @pytest.mark.parametrize(
@@ -69,7 +64,7 @@ def test_a_broken_link_is_one_sentence(open_page, query, sentence):
 
 
 def upload(page, path):
-    page.get_by_text("Settings from a video").click()
+    open_advanced(page)
     page.locator("input[type=file]").first.set_input_files(path)
 
 
@@ -77,8 +72,8 @@ def test_a_video_brings_its_settings_back(open_page, tmp_path):
     write_mp4(tmp_path / "clip.mp4", np.zeros((2, 64, 64, 3), np.uint8), metadata=FORM)
     page = open_page()
     upload(page, tmp_path / "clip.mp4")
-    expect(prompt_of(page)).to_have_value(FORM["prompt"])
-    expect(page.get_by_label("Seed", exact=True)).to_have_value("11")
+    expect(prompt_box(page)).to_have_value(FORM["prompt"])
+    expect(page.get_by_label("Seed", exact=True).filter(visible=True)).to_have_value("11")
     expect(page.get_by_label("Method B", exact=True)).to_have_value("Tile reuse")
     expect(page.get_by_label("number input for Budget B")).to_have_value("0.4")
 
@@ -100,6 +95,8 @@ def test_a_foreign_video_is_one_sentence(open_page, tmp_path, metadata, sentence
 
 def test_data_under_every_plot(result, settle):
     page, _ = result
+    page.get_by_role("button", name="More about this run").click()
+    expect(page.locator(".tr-exports").first).to_be_visible()
     settle(page)
     plot = page.locator(".tr-plot").filter(has_text="Attention saved at each", visible=True)
     files = {}
@@ -109,16 +106,29 @@ def test_data_under_every_plot(result, settle):
         files[kind] = Path(download.value.path()).read_bytes()
     rows = list(csv.DictReader(files["CSV"].decode().splitlines()))
     points = json.loads(files["JSON"])["points"]
-    assert len(rows) == len(points) == 2 * 4 and rows[0]["x"] == "1"
+    assert len(rows) == len(points) == 4 and rows[0]["x"] == "1"
     assert [float(row["y"]) for row in rows] == [point["y"] for point in points]
     assert files["PNG"].startswith(b"\x89PNG")
 
 
-def test_a_recorded_example_is_there_at_once(open_page, settle):
+def test_a_recorded_comparison_is_there_at_once(open_page, settle):
     page = open_page()
-    page.locator("[data-example]").first.click()
-    expect(page.locator(".tr-heading")).to_be_visible(timeout=10_000)
-    expect(page.locator(".tr-metric").first).to_contain_text("recorded on")
-    expect(page.locator(".tr-player canvas")).to_be_visible()
+    card = page.locator("[data-recorded]").nth(1)
+    prompt = card.locator("b").inner_text()
+    card.click()
+    expect(page.locator(".tr-headline .tr-detail")).to_contain_text(prompt, timeout=10_000)
+    expect(prompt_box(page)).to_have_value(prompt)
     settle(page)
-    assert "measured here" not in page.locator(".tr-stage").filter(visible=True).first.inner_text()
+    assert "measured here" not in page.locator("#result").inner_text()
+
+
+def test_a_restart_under_an_open_page_is_said_and_keeps_the_form(open_page, settle):
+    page = open_page()
+    prompt_box(page).fill("a purple fish swimming")
+    page.wait_for_timeout(500)
+    settle(page)  # the form is kept as it changes
+    kept = page.evaluate("localStorage.getItem('timeripple-form')")
+    assert kept
+    page.reload()
+    settle(page)
+    assert not page.get_by_text("The app was started anew").is_visible()

@@ -1,11 +1,14 @@
 """The controls of a method, without the page: what they ask for, and how a method fills them."""
 
+import json
 from dataclasses import replace
 
 import pytest
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
+from timeripple.clips.compare import compare
+from timeripple.clips.generate import Request
 from timeripple.clips.methods import SETTINGS, parse_method
 from ui.method_form import VALUES, fill_method, read_method, title
 
@@ -22,6 +25,9 @@ TEXTS = [
     "skip:0.7:refresh=5:ramp=0.2",
     "output-cache:0.67:dense_first=0:dense_last=2",
     "svg:0.6:dense_first=0.1",
+    "svg2",
+    "svg2:0.5:query_cluster=128",
+    "skip:theta=0.3:dense_first=0.1",
     "token-merge:0.5:dense_last=1",
     "taylorseer:3:order=2",
     "pab",
@@ -47,6 +53,20 @@ def test_a_method_fills_the_controls_that_ask_for_it(text):
 def test_a_quality_target_takes_the_calibrated_settings(target):
     method = read_method(changed("token", by="Quality target", target=target), 20)
     assert method.config == ReuseConfig.load(SETTINGS / f"pond-{target}dB.json")
+
+
+@pytest.mark.parametrize("text", ["dense:steps=3", "token:0.5:steps=4+forecast:0.7", "hsa:0.25:steps=5:solver=unipc"])
+def test_a_quality_target_takes_what_tune_wrote(tiny_pipeline, tmp_path, monkeypatch, text):
+    """Fewer steps, a stack or a peer: it is compared, in its own steps, and comes back to the form."""
+    (tmp_path / "pond-36dB.json").write_text(json.dumps({"method": text, "seconds": 1.0, "psnr": 36.4}))
+    monkeypatch.setattr("timeripple.clips.methods.SETTINGS", tmp_path)
+    method = read_method(changed("token", by="Quality target", target="36"), 6)
+    assert method == parse_method(text) and title(method)
+    assert replace(read_method(fill_method(method, 6), 6), text="") == replace(method, text="")
+    request = Request("a red ball", steps=6, num_frames=2, height=32, width=32)
+    report = compare(tiny_pipeline, request, [parse_method("dense"), method]).report(tiny_pipeline)
+    assert [entry["steps"] for entry in report["methods"]] == [6, method.steps]
+    assert report["methods"][1]["method"] == text and report["methods"][1]["quality"]["psnr"] > 10
 
 
 def test_steps_of_the_form_are_steps_of_the_schedule():

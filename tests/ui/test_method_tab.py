@@ -6,14 +6,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ui import method_tab
+from ui import method_pictures, method_tab
 
 
 def shapes(picture, name):
     return [shape.attrib for shape in ElementTree.fromstring(picture()).iter(name)]
 
 
-@pytest.mark.parametrize("picture", [picture for *_, picture in method_tab.PICTURES])
+@pytest.mark.parametrize("picture", [picture for *_, picture in method_pictures.PICTURES])
 def test_pictures_are_named_and_nothing_lies_outside(picture):
     drawing = ElementTree.fromstring(picture())
     assert drawing.get("role") == "img" and len(drawing.get("aria-label")) > 20
@@ -25,7 +25,7 @@ def test_pictures_are_named_and_nothing_lies_outside(picture):
 
 
 def test_a_group_of_channels_repeats_along_its_own_axis_only():
-    squares = iter(shapes(method_tab.neighbours, "rect"))
+    squares = iter(shapes(method_pictures.neighbours, "rect"))
     groups = [[[[next(squares)["class"] for _ in "xxx"] for _ in "yyy"] for _ in "ttt"] for _ in "tyx"]
     for group, repeated in zip(groups, "tyx", strict=True):
         along = {
@@ -37,19 +37,19 @@ def test_a_group_of_channels_repeats_along_its_own_axis_only():
 
 
 def test_the_schedule_has_every_step_and_refreshes_evenly_from_the_first():
-    bars = shapes(method_tab.schedule, "rect")
-    assert len(bars) == method_tab.STEPS
+    bars = shapes(method_pictures.schedule, "rect")
+    assert len(bars) == method_pictures.STEPS
     refreshes = [index for index, bar in enumerate(bars) if bar["class"] == "tr-moving"]
     tallest = max(float(bar["height"]) for bar in bars)
     assert refreshes == [index for index, bar in enumerate(bars) if float(bar["height"]) == tallest]
     gaps = [later - earlier for earlier, later in pairwise(refreshes)]
     assert refreshes[0] == 0 and max(gaps) - min(gaps) <= 1
-    words = re.search(r"dense at steps ([\d, ]+) of", method_tab.schedule())[1]
+    words = re.search(r"dense at steps ([\d, ]+) of", method_pictures.schedule())[1]
     assert [int(word) - 1 for word in words.split(",")] == refreshes
 
 
 def test_computed_windows_show_every_key_and_others_one():
-    sides = [float(square["width"]) for square in shapes(method_tab.tiles, "rect")]
+    sides = [float(square["width"]) for square in shapes(method_pictures.tiles, "rect")]
     keys, representatives = sides.count(10), sides.count(8)
     assert keys % 4 == 0 and keys // 4 + representatives == 3 * 4
 

@@ -49,11 +49,19 @@ def test_its_page_offers_what_it_can_do(browser, wan_url):
     page = browser.new_page(viewport={"width": 1440, "height": 900})
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
     page.goto(wan_url)
-    expect(page.get_by_label("Size")).to_have_value("Standard · 81 frames of 832 × 480")
+    expect(page.get_by_label("Size", exact=True).filter(visible=True)).to_have_value(
+        "Standard · 81 frames of 832 × 480"
+    )
+    page.get_by_role("button", name="Advanced").click()
     expect(page.get_by_label("number input for Denoising steps")).to_have_value("50")
-    page.get_by_role("tab", name="Correlations").click()
-    expect(page.get_by_label("My own clip")).to_have_count(0)
+    expect(page.get_by_role("heading", name="Same noise, same video")).to_be_visible()  # recorded with Pond
+    page.get_by_role("tab", name="Look inside").click()
+    expect(page.locator("#correlation-table table")).to_be_visible()
+    page.get_by_label("Look into", exact=True).click()
+    expect(page.get_by_role("option", name="A new prompt")).to_be_visible()
+    expect(page.get_by_role("option", name="My own clip")).to_have_count(0)
+    page.keyboard.press("Escape")
     page.get_by_role("tab", name="Timing").click()
-    expect(page.get_by_role("button", name="Measure here")).not_to_be_visible()
+    expect(page.get_by_role("button", name="Measure here").first).not_to_be_visible()
     page.close()
     assert errors == []

@@ -8,6 +8,7 @@ import gradio as gr
 import numpy as np
 import pytest
 from gradio.utils import get_upload_folder
+from PIL import Image
 from playwright.sync_api import expect
 
 from timeripple.clips.quality import judge
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.browser
 FRAMES, AMPLIFICATION, SPOT = 12, 8, 235
 LEVEL_A = [40 + 10 * i for i in range(FRAMES)]
 LEVEL_B = [a + 4 + i for i, a in enumerate(LEVEL_A)]
+LEVEL_C = [a - 6 for a in LEVEL_A]
 PIXEL = """(canvas, [x, y]) => [...canvas.getContext('2d')
   .getImageData(Math.floor(x * canvas.width), Math.floor(y * canvas.height), 1, 1).data].slice(0, 3)"""
 
@@ -32,17 +34,19 @@ def grey(levels: list[int]) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def player_url():
-    """A page with nothing but the player, its value planted."""
-    a, b = grey(LEVEL_A), grey(LEVEL_B)
+    """A page with nothing but the player, its value planted: a reference and two renditions."""
+    a, b, c = grey(LEVEL_A), grey(LEVEL_B), grey(LEVEL_C)
     folder = Path(get_upload_folder()) / "planted"
     folder.mkdir(parents=True, exist_ok=True)
-    write_mp4(folder / "player.mp4", player_frames(a, b, AMPLIFICATION))
+    write_mp4(folder / "player.mp4", player_frames([a, b, c], AMPLIFICATION))
     (folder / "broken.mp4").write_bytes(b"no video")
-    row = {"per_frame": judge(b, a).per_frame, "amplification": AMPLIFICATION}
-    names = ["dense", "<b>reuse</b>"]
+    rows = [{"per_frame": each and each.per_frame} for each in (None, judge(b, a), judge(c, a))]
+    size = {"num_frames": FRAMES, "width": 64, "height": 64}
+    report = {"methods": rows, "player_amplification": AMPLIFICATION} | size
+    names = ["dense", "<b>reuse</b>", "third"]
     with gr.Blocks() as app:
-        shown = player(value=played(folder / "player.mp4", names, row))
-        gr.Button("Break").click(lambda: played(folder / "broken.mp4", names, row), None, shown)
+        shown = player(value=played(folder / "player.mp4", names, report))
+        gr.Button("Break").click(lambda: played(folder / "broken.mp4", names, report), None, shown)
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
     yield url
     app.close()
@@ -147,9 +151,23 @@ def test_wipe_and_difference(open_player):
     shows_frame(page, 12)
 
     press(page, "d")
-    expect(page.get_by_text(f"× {AMPLIFICATION}, from the frames before coding")).to_be_visible()
+    caption = page.locator("[data-show=caption]")
+    expect(caption).to_contain_text(f"|A − B| × {AMPLIFICATION}; black: equal, from the frames before coding")
     shows(page, 0.2, AMPLIFICATION * (LEVEL_B[-1] - LEVEL_A[-1]))
     shows(page, 0.5, 0, y=0.5)  # the spot is the same in both
+    press(page, "m")
+    expect(caption).to_contain_text(f"(B − A) × {AMPLIFICATION}; grey: equal")
+    shows(page, 0.2, 128 + AMPLIFICATION * (LEVEL_B[-1] - LEVEL_A[-1]) / 2)
+    press(page, "s")  # swapped, the difference has the other sign
+    shows(page, 0.2, 128 - AMPLIFICATION * (LEVEL_B[-1] - LEVEL_A[-1]) / 2)
+    press(page, "s")
+    press(page, "m")
+    expect(caption).to_contain_text("brightness")
+    page.get_by_label("Gain").select_option("2")
+    shows(page, 0.2, 2 * (LEVEL_B[-1] - LEVEL_A[-1]))
+    page.get_by_label("Clip on side A").select_option("third")  # two renditions against each other
+    shows(page, 0.2, 2 * (LEVEL_B[-1] - LEVEL_C[-1]))
+    page.get_by_label("Clip on side A").select_option("dense")
     press(page, "d")
     expect(page.get_by_role("button", name="Side by side")).to_have_attribute("aria-pressed", "true")
     shows(page, 0.25, LEVEL_A[-1])
@@ -169,8 +187,73 @@ def test_the_loupe_enlarges_both_sides_at_the_pointer(open_player):
         shows(page, x, SPOT, y=0.5, tolerance=10)
 
 
+def test_renditions_change_in_place_and_sides_are_hidden(open_player):
+    page = open_player()
+    canvas = page.locator(".tr-player canvas")
+    both = canvas.evaluate("canvas => canvas.width")
+    page.keyboard.press("3")  # without a click first
+    expect(page.get_by_label("Clip on side B")).to_have_value("2")
+    shows(page, 0.75, LEVEL_C[0])
+    page.keyboard.press("2")
+    shows(page, 0.75, LEVEL_B[0])
+    page.keyboard.press("s")
+    shows(page, 0.25, LEVEL_B[0])
+    shows(page, 0.75, LEVEL_A[0])
+    for alone, level in (("A alone", LEVEL_B[0]), ("B alone", LEVEL_A[0])):
+        page.get_by_role("button", name="Show one side alone").click()
+        shows(page, 0.25, level)
+        assert canvas.evaluate("canvas => canvas.width") < both / 2, alone
+    page.get_by_role("button", name="Show one side alone").click()
+    assert canvas.evaluate("canvas => canvas.width") == both
+
+
+def test_zoom_pan_values_and_saving(open_player):
+    page = open_player()
+    width = page.locator(".tr-player canvas").evaluate("canvas => canvas.width")
+    box = page.locator(".tr-player canvas").bounding_box()
+    middle = box["x"] + 128 / width * box["width"], box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    expect(page.locator("[data-show=value]")).to_contain_text(
+        re.compile(r"x 3[12], y 3[12] · A 23\d 23\d 23\d · B 23\d")
+    )
+    for _ in range(2):
+        page.get_by_role("button", name="Zoom in").click()
+    expect(page.locator("[data-show=zoom]")).to_have_text("4×")
+    page.mouse.move(*middle)
+    beside = (128 + 40) / width, (width - 128 + 40) / width  # at 1× outside the spot
+    for x in beside:
+        shows(page, x, SPOT, y=0.5, tolerance=10)
+    page.mouse.down()
+    page.mouse.move(middle[0] - 100, middle[1], steps=4)
+    page.mouse.up()
+    shows(page, beside[0], LEVEL_A[0], y=0.5)
+    shows(page, beside[1], LEVEL_B[0], y=0.5)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save what is shown").click()
+    saved = np.array(Image.open(download.value.path()).convert("RGB"))
+    assert saved.shape[1] == width and saved[saved.shape[0] // 2, int(beside[0] * width)].tolist() == near(LEVEL_A[0])
+    page.keyboard.press("0")
+    shows(page, beside[0], LEVEL_A[0], y=0.5)
+    expect(page.locator("[data-show=zoom]")).to_have_text("1×")
+
+
+def test_ping_pong_goes_backward_from_the_end(open_player):
+    page = open_player(reduced_motion="no-preference")
+    page.get_by_label("At the end").select_option("Ping-pong")
+    player = player_of(page)
+    expect(player).to_have_attribute("data-frame", str(FRAMES), timeout=15_000)
+    expect(player).to_have_attribute("data-frame", re.compile("^[4-6]$"))
+    assert page.locator(".tr-player video").evaluate("video => video.paused")  # backward, frame by frame
+    expect(page.get_by_role("button", name="Pause")).to_be_visible()
+    page.get_by_role("button", name="Pause").click()
+    at = player.get_attribute("data-frame")
+    page.wait_for_timeout(500)
+    assert abs(int(player.get_attribute("data-frame")) - int(at)) <= 1
+
+
 def test_a_click_on_a_chart_seeks(open_player):
     page = open_player()
+    page.get_by_text("Quality of every frame").click()
     charts = page.locator(".tr-player-charts figure")
     expect(charts).to_have_count(3)
     for chart, number in zip(charts.all(), (8, 3, 12), strict=True):
@@ -194,7 +277,7 @@ def test_playing_speed_and_loop(open_player):
     page.get_by_label("Speed").select_option("0.5")
     expect(video).to_have_js_property("playbackRate", 0.5)
     page.get_by_label("Speed").select_option("1")
-    page.get_by_role("button", name="Loop").click()
+    page.get_by_label("At the end").select_option("Stop")
     page.get_by_label("Frame", exact=True).fill("6")
     shows_frame(page, 6)
     page.get_by_role("button", name="Play").click()
@@ -206,11 +289,11 @@ def test_playing_speed_and_loop(open_player):
 
 def test_help_lists_the_keys_and_names_are_escaped(open_player):
     page = open_player()
-    expect(page.get_by_text("<b>reuse</b>")).to_be_visible()
+    assert page.get_by_label("Clip on side B").locator("option").all_inner_texts() == ["dense", "<b>reuse</b>", "third"]
     press(page, "?")
     dialog = page.get_by_role("dialog")
     expect(dialog).to_be_visible()
-    for key in ("space", "←", "→", "w", "d", "l", "f", "?"):
+    for key in ["space", "←", "→", "p", "w", "d", "m", "g", "s", "h", "1", "4", "+", "−", "0", "l", "x", "f", "?"]:
         expect(dialog.locator("kbd", has_text=re.compile(f"^{re.escape(key)}$"))).to_have_count(1)
     page.keyboard.press("ArrowRight")
     shows_frame(page, 1)
@@ -226,6 +309,16 @@ def test_fullscreen(open_player):
     page.wait_for_function("!document.fullscreenElement")
 
 
+def test_where_there_is_no_fullscreen_the_player_fills_the_page(open_player):
+    page = open_player()
+    player_of(page).evaluate("player => { player.requestFullscreen = undefined; }")
+    page.get_by_role("button", name="Fullscreen").click()
+    box = player_of(page).bounding_box()
+    assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, 1200, 900)
+    page.get_by_role("button", name="Fullscreen").click()
+    assert player_of(page).bounding_box()["height"] != 900
+
+
 def test_a_video_that_cannot_be_played_is_one_sentence(open_player):
     page = open_player()
     page.get_by_role("button", name="Break").click()
@@ -233,22 +326,14 @@ def test_a_video_that_cannot_be_played_is_one_sentence(open_player):
     expect(page.locator(".tr-player canvas")).to_be_hidden()
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")])
-def test_the_player_of_a_run(open_page, look, width, theme):
+@pytest.mark.parametrize(("width", "theme"), [(1440, "dark"), (390, "light")])
+def test_the_player_of_the_first_screen(open_page, look, width, theme):
     page = open_page(width, theme)
-    page.get_by_label("Size").click()
-    page.get_by_role("option", name="Tiny").click()
-    number = page.get_by_label("number input for Denoising steps")
-    number.fill("4")
-    number.press("Tab")
-    page.get_by_role("button", name="Generate").click()
-    expect(player_of(page)).to_be_visible(timeout=60_000)
-    expect(player_of(page)).to_have_attribute("data-frame", re.compile(r"\d+"))
     press(page, " ")
     expect(page.locator(".tr-player video")).to_have_js_property("paused", True)
     canvas, drawn = page.locator(".tr-player canvas"), {}
     for frame in ("1", "5"):
-        page.get_by_label("Frame", exact=True).fill(frame)
+        page.get_by_label("Frame", exact=True).filter(visible=True).fill(frame)
         expect(player_of(page)).to_have_attribute("data-frame", frame)
         drawn[frame] = canvas.evaluate("canvas => canvas.toDataURL()")
     for key, mode in (("w", "wipe"), ("d", "difference")):
@@ -257,7 +342,3 @@ def test_the_player_of_a_run(open_page, look, width, theme):
         look(page, f"player-{key}")
         drawn[key] = canvas.evaluate("canvas => canvas.toDataURL()")
     assert len(set(drawn.values())) == 4
-    for name in ("dense.mp4", "token-0.75.mp4"):
-        with page.expect_download() as download:
-            page.get_by_text(f"Download {name}").click()
-        assert download.value.suggested_filename == name

@@ -163,7 +163,7 @@ class ReuseConfig:
         return ":".join(self._parts())
 
     def _parts(self) -> list[str]:
-        amount = f"theta={number_text(self.theta)}" if self.theta is not None else number_text(self.budget or 0)
+        amount = f"theta={number_text(self.theta or 0)}" if self.budget is None else number_text(self.budget)
         parts = [self.granularity, amount]
         for field in fields(self):
             value = getattr(self, field.name)
@@ -205,7 +205,14 @@ class ReuseConfig:
         return tuple(step(i) for i in range(num_inference_steps))
 
     def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
-        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1."""
+        """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1.
+
+        Measured on Pond (UniPC, 14 steps, 2304 tokens, one prompt, dB against dense): what counts is how long ago the
+        last refresh was, most of all at the first and last steps (one reused step alone: 46 to 47 dB there, 51 to 52 in
+        the middle), and that not everything merges (a refresh every second step: 42.1 with 0.96 of the pairs left out,
+        39.6 with all that can be). Slopes by least squares or parabolas through three refreshes were worse by 0.2 to
+        0.7, half the slope by 3.4, two refreshes side by side at the start by 1; planning again later gained nothing.
+        """
         longest = round((DEFAULT_RAMP if isinstance(self.ramp, str) else self.ramp) * num_inference_steps)
         ramps = [longest]
         if self.ramp == "auto":
@@ -214,7 +221,7 @@ class ReuseConfig:
             return self._ramp(window, ramps[0]), self._every(window), None
         choices = [self._every(window)]
         if self.feedback and self.refresh == "auto":
-            choices = [_evenly(window, count) for count in range(len(window) // 2, -1, -1)]
+            choices = [_evenly(window, count) for count in range(len(window) - 1, -1, -1)]
         comfort = self._reused.comfort_with_feedback if self.feedback else self._reused.comfort
         for ramp in ramps:
             for refreshes in choices:
@@ -280,9 +287,10 @@ class ReuseConfig:
 
 
 def _evenly(window: range, count: int) -> list[int]:
-    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be."""
+    """`count` refresh steps that, with the step before the window, deal it into parts as equal as can be, of which the
+    shorter ones come last: the last steps bear errors worst."""
     parts = count + 1
-    return [window.start - 1 + (2 * part * (len(window) + 1) + parts) // (2 * parts) for part in range(1, parts)]
+    return [window.start - 1 - (-part * (len(window) + 1) // parts) for part in range(1, parts)]
 
 
 _EXAMPLES = {

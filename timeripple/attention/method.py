@@ -71,14 +71,18 @@ class AttentionMethod(Protocol):
 class AttentionRun(Protocol):
     """Attention of one generation, called by the hooks for every forward pass of the transformer.
 
-    Beyond this a run may have `limit_memory(limit, layers)` and `storage`, see `run.ReuseRun`, and
-    `module(layer, shape, forward)`, which stands in for a whole self-attention module on hidden states of this shape;
-    its method says so by `whole_modules = True`. The batch and the grid may change from one forward pass to the next.
+    Beyond this a run may have `limit_memory(limit, layers)`, `set_times(times)` and `storage`, see `run.ReuseRun`, and
+    `module(layer, shape, forward)`, which stands in for a whole self-attention module on hidden states of this shape,
+    where it is not in a compiled graph. The batch and the grid may change from one forward pass to the next.
     """
 
     @property
     def records(self) -> list[dict[str, Any]]:
         """See `records.Records.read`."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The schedule."""
 
     @property
     def held_bytes(self) -> int:
@@ -95,9 +99,6 @@ class AttentionRun(Protocol):
 
     def end_forward(self) -> None:
         """Closes the forward pass."""
-
-    def saving(self) -> dict[str, Any] | None:
-        """See `records.summarise_saving`; None where nothing is counted."""
 
 
 class Plan(Protocol):

@@ -91,10 +91,11 @@ class Packed:
 
 @dataclass(frozen=True)
 class Residual:
-    """The error of one layer: dense minus reused output as measured at `step`, and its change per step since the time
-    before, if there was one and it is wanted; device and dtype: of the output."""
+    """The error of one layer: dense minus reused output as measured at `time` under `plan`, and its change per unit of
+    time since the refresh before, if there was one and it is wanted; device and dtype: of the output."""
 
-    step: int
+    time: float
+    plan: object
     value: Packed
     slope: Packed | None
     device: torch.device
@@ -106,29 +107,38 @@ class Residual:
 
 
 class Residuals:
-    """The errors of the layers in one guidance pass."""
+    """The errors of the layers in one guidance pass. Time is any measure of where in the run a step is."""
 
     def __init__(self, storage: Storage):
         self.storage = storage
         self._layers: dict[str, Residual] = {}
 
-    def keep(self, layer: str, step: int, error: Tensor) -> None:
-        """Takes the error measured at a step, where there is room for it."""
+    def keep(self, layer: str, time: float, error: Tensor, plan: object = None) -> None:
+        """Takes the error measured at a step, where there is room for it. plan: whose error it is: what two plans err
+        differently is no change in time."""
         if not self.storage.admit(layer, error):
             return
         last, slope = self._layers.get(layer), None
-        if last is not None and last.fits(error) and last.step < step and self.storage.tensors == 2:
+        if (
+            last is not None
+            and last.fits(error)
+            and last.time != time
+            and self.storage.tensors == 2
+            and last.plan is plan
+        ):
             change = error - last.value.tensor(error.device, error.dtype)
-            slope = Packed.of(change / (step - last.step), self.storage)
-        self._layers[layer] = Residual(step, Packed.of(error, self.storage), slope, error.device, error.dtype)
+            slope = Packed.of(change / (time - last.time), self.storage)
+        self._layers[layer] = Residual(time, plan, Packed.of(error, self.storage), slope, error.device, error.dtype)
 
-    def at(self, layer: str, step: int, like: Tensor | None = None) -> Tensor | None:
+    def at(self, layer: str, time: float, like: Tensor | None = None) -> Tensor | None:
         """The error to expect at a later step, None where nothing is kept, or nothing of this size."""
         kept = self._layers.get(layer)
         if kept is None or (like is not None and not kept.fits(like)):
             return None
         value = kept.value.tensor(kept.device, kept.dtype)
-        return value if kept.slope is None else value + (step - kept.step) * kept.slope.tensor(kept.device, kept.dtype)
+        if kept.slope is None:
+            return value
+        return torch.add(value, kept.slope.tensor(kept.device, kept.dtype), alpha=time - kept.time)
 
     @property
     def nbytes(self) -> int:

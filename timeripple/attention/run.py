@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ from timeripple.attention.call import AttentionCall
 from timeripple.attention.dispatch import AttentionStatistics, Backend, ripple_attention
 from timeripple.attention.method import Curve, Plan, ReuseMethod, Step
 from timeripple.attention.plans.curve import theta_for_saving
-from timeripple.attention.records import Records, mean_by_step, summarise_saving
+from timeripple.attention.records import Records, mean_by_step
 from timeripple.attention.residuals import Residuals, Storage
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
@@ -49,13 +50,14 @@ class ReuseRun:
 
     Under a budget, one threshold per step serves all layers and heads, so that each reuses as much as it can bear; it
     is found from what the layers measured one step before. Residual feedback: a refresh step keeps R = dense - reused
-    output of each layer, a reuse step adds it to its reused output, extrapolated from the last two.
+    output of each layer, a reuse step adds it to its reused output, continued linearly from the last two, in the time
+    that the solver integrates over where the hook tells it (`set_times`).
 
-    An error belongs to its plan, so with feedback a plan is kept from one refresh to the next, as long as the schedule
-    asks for the same. What was measured a refresh ago says little by then, so every layer finds a threshold of its own
-    there, at which its heads save what the budget asks. And the first pass of a step plans for the passes after it:
-    guidance takes the difference of two passes times its scale, and an error that both make alike stays out of it.
-    (Channel plans hold the values of their pass and step, so there every pass plans for itself, at every step.)
+    An error belongs to its plan: a slope between the errors of two plans is no slope. So with feedback a layer plans
+    once in a run, at its first refresh, with a threshold of its own at which its heads save what the budget asks; only
+    a ramp, which asks for another amount at every step, plans anew. And the first pass of a step plans for the passes
+    after it: guidance takes the difference of two passes times its scale, and an error that both make alike stays out
+    of it. (Channel plans hold the values of their pass and step, so there every pass plans for itself, at every step.)
 
     records: see `Records.read`.
     """
@@ -64,6 +66,7 @@ class ReuseRun:
         self.config = config
         self.limit_memory(None, 1)
         self.steps = config.schedule(num_inference_steps)
+        self._times: list[float] = [step.index for step in self.steps]
         self._records = Records()
         self._one_threshold = config.budget is not None and not config.feedback
         self._backend: Backend | Literal["auto"] = "auto"  # and what that came to, so that a failure is not repeated
@@ -73,6 +76,10 @@ class ReuseRun:
     def limit_memory(self, limit: int | None, layers: int) -> None:
         """How many bytes the errors of so many layers may take, see `residuals.Storage`; before the first step."""
         self.storage = Storage(limit, layers, tensors=2 if self.config.extrapolate else 1)
+
+    def set_times(self, times: Sequence[float]) -> None:
+        """Where in time every step is, rising or falling, as timesteps are; by default they are evenly spaced."""
+        self._times = list(times)
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         """Raises ValueError for a step the schedule does not have."""
@@ -97,7 +104,7 @@ class ReuseRun:
         if step.kind == "dense" or (self.config.feedback and self.storage.full(layer)):
             return self._dense(layer, call)
         if step.kind == "reuse" and self.config.feedback:
-            residual = self._pass.residuals.at(layer, step.index, call.value)
+            residual = self._pass.residuals.at(layer, self._times[step.index], call.value)
             if residual is None:  # a pass, a layer or a size that was not there at the refresh
                 step = replace(step, kind="refresh")
         output, statistics = self._reuse(layer, call, self._kept(layer, call), residual)
@@ -107,7 +114,8 @@ class ReuseRun:
         saving = statistics.saving
         if step.kind == "refresh":
             dense = dense_attention(call)
-            self._pass.residuals.keep(layer, step.index, dense - output)
+            plan = statistics.plan if self.config.plans_last else None
+            self._pass.residuals.keep(layer, self._times[step.index], dense - output, plan)
             output, saving = dense, saving - 1
         marks = (*statistics.marks[:2], mark(call.device))
         self._records.add(step, self._name, layer, statistics.theta, saving, marks)
@@ -148,7 +156,7 @@ class ReuseRun:
         if self._follows and kept.step.index == self._step.index:
             return kept
         asked = (self._step.saving_target, self._step.theta) == (kept.step.saving_target, kept.step.theta)
-        return kept if self.config.feedback and self._step.kind == "reuse" and asked else None
+        return kept if self.config.feedback and asked else None
 
     def _keep_plan(self, layer: str, call: AttentionCall, statistics: AttentionStatistics) -> None:
         if statistics.plan is None:
@@ -168,10 +176,6 @@ class ReuseRun:
         """Memory held for later steps: the residuals of all passes and the plans."""
         residuals = sum(state.residuals.nbytes for state in self._passes.values())
         return residuals + sum(kept.plan.nbytes for kept in self._plans.values())
-
-    def saving(self) -> dict[str, Any]:
-        """See `summarise_saving`."""
-        return summarise_saving(self.records, self.steps, self.config.kind)
 
     def _dense(self, layer: str, call: AttentionCall) -> Tensor:
         started = mark(call.device)

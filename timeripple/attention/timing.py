@@ -84,9 +84,14 @@ def peak_memory(device: torch.device | str = "cpu") -> Iterator[Callable[[], int
     yield most
 
 
+def load() -> float | None:
+    """Processes that want to run, mean of the last minute; None where the system does not tell."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
 def environment(pipeline: Any = None) -> dict[str, Any]:
     """The machine as reports name it: device, cpu, amx (whether it multiplies matrices in
-    hardware), threads, platform, torch, date (UTC, ISO 8601).
+    hardware), avx512, threads, load (see there), platform, torch, date (UTC, ISO 8601).
 
     Of a diffusers pipeline with a transformer, the device it is on and the dtype in which it denoises.
     """
@@ -95,7 +100,9 @@ def environment(pipeline: Any = None) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu_model(),
         "amx": bool(torch.cpu.get_capabilities().get("amx_bf16", False)),
+        "avx512": bool(torch.cpu.get_capabilities().get("avx512_f", False)),
         "cores": os.cpu_count(),
+        "load": load(),
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "torch": torch.__version__,

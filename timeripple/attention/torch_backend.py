@@ -24,8 +24,8 @@ def dense_attention(call: AttentionCall, *, queries: Tensor | None = None, resid
     return output if residual is None else output.add_(residual)
 
 
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float | None) -> Tensor:
-    """One head: [rows, d] queries, keys with a bias each, values.
+def attend_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float | None) -> Tensor:
+    """One head: [rows, d] queries, keys with a bias each or none, values.
 
     On the CPU, queries are dealt out to the threads in equal parts: left to itself, PyTorch deals out blocks of 256,
     and one thread may get one more than the others.
@@ -34,7 +34,8 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: 
     rows = -(-len(query) // parts)
     queries = pad(query, (0, 0, 0, parts * rows - len(query))).view(parts, 1, rows, -1)
     keys, values = (x.expand(parts, 1, -1, -1) for x in (key, value))
-    output = scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None, None, None], scale=scale)
+    mask = None if bias is None else bias[None, None, None]
+    output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
     return output.view(parts * rows, -1)[: len(query)]
 
 

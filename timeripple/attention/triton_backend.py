@@ -13,12 +13,12 @@ from functools import lru_cache
 import torch
 import triton
 from torch import Tensor
+from torch.nn.functional import pad
 
 from timeripple.attention import triton_kernels as kernels
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.method import Plan
 from timeripple.attention.plans.channel import ChannelPlan
-from timeripple.attention.plans.curve import WINDOW, row_members
 from timeripple.attention.plans.tile import TilePlan
 from timeripple.attention.plans.token import Rows, TokenPlan
 from timeripple.attention.triton_planning import INTERPRETED, on_its_device, padded, rows_together, small_block
@@ -47,7 +47,7 @@ def attend_blocks(head_dim: int, dtype: torch.dtype, architecture: str, tiled: b
     if architecture.startswith("gfx"):
         return Blocks(64, 32, 4, 1)
     if architecture == "sm_90" and 64 < head_dim <= 128:
-        return Blocks(64, 64, 4, 2)
+        return Blocks(64, 32 if tiled else 64, 4, 2)
     if architecture == "sm_90" and head_dim <= 64 and not tiled:
         return Blocks(128, 64, 4, 3)
     return Blocks(64 if head_dim > 128 else 128, 64 if head_dim <= 64 else 32, 8, 2)
@@ -84,13 +84,13 @@ def dense_attention(call: AttentionCall, residual: Tensor | None = None) -> Tens
 
 def token_attention(call: AttentionCall, plan: TokenPlan, residual: Tensor | None = None) -> Tensor:
     """See `plans.token.TokenPlan.carry_out`."""
-    tokens = call.grid.tokens
-    queries = QueryRows(_row_table(plan.query), plan.query.counts)
-    table = _row_table(plan.key)
-    bias = plan.key.sizes.float().log2()
-    if call.key_mask is not None:  # masked keys are text, which has rows of its own
-        bias = bias + torch.zeros_like(bias).scatter_(1, plan.key.owner, _hidden(call.key_mask, call.heads))
-    return _attend(call, queries, _merged(call, table, bias, plan.key.counts, tokens), None, residual)
+    bias, grid = plan.key.sizes.float().log2(), call.grid
+    if call.key_mask is not None:  # masked keys are text, which has the first and the last rows
+        hidden = _hidden(call.key_mask, call.heads)
+        bias[:, : grid.text_before] += hidden[:, : grid.text_before]
+        last = plan.key.counts[:, None] - torch.arange(grid.text_after, 0, -1, device=call.device)
+        bias.scatter_add_(1, last, hidden[:, grid.video.stop :])
+    return _attend(call, plan.query, _merged(call, plan.key, bias), None, residual)
 
 
 def tile_attention(call: AttentionCall, plan: TilePlan, residual: Tensor | None = None) -> Tensor:
@@ -98,36 +98,31 @@ def tile_attention(call: AttentionCall, plan: TilePlan, residual: Tensor | None 
     grid, heads, device = plan.grid, len(plan.computed), call.device
     windows, tiles = len(plan.window_sizes), len(plan.tile_sizes)
     text = grid.text(device)
-    window_table = row_members(plan.window[None], windows, WINDOW, grid.text_before)[0]
-    text_table = torch.nn.functional.pad(text[:, None], (0, WINDOW - 1), value=-1).to(torch.int32)
-    row_table = torch.cat([window_table, text_table])[None]
-    counts = torch.full((heads,), row_table.shape[1], dtype=torch.int32, device=device)
+    order = torch.cat([plan.window.argsort(stable=True) + grid.text_before, text])[None].int()
+    starts = pad(torch.cat([plan.window_sizes, torch.ones_like(text)]).cumsum(0), (1, 0))[None].int()
+    rows = Rows(order, starts, torch.full((heads,), windows + len(text), dtype=torch.int32, device=device))
     sizes = plan.window_sizes.float()
     bias = torch.cat([torch.full_like(sizes, -math.inf) if plan.skip else sizes.log2(), sizes.new_zeros(len(text))])
     bias = bias.repeat(heads, 1)
     if call.key_mask is not None:
         bias[:, windows:] += _hidden(call.key_mask, call.heads)[:, text]
-    keys = _merged(call, row_table, bias, counts, row_table.shape[1])
+    keys = _merged(call, rows, bias)
     block = attend_blocks(call.head_dim, call.query.dtype, architecture_of(call.device), tiled=True).query_rows
     tile_rows = -(-plan.tile_tokens // block) * block
-    table = row_members(plan.tile[None], tiles, tile_rows, grid.text_before).view(1, -1, 1)
-    queries = QueryRows(table, torch.full_like(counts, table.shape[1]))
-    output = _attend(call, queries, keys, Choice(plan.computed, window_table, tile_rows), residual)
+    ends = plan.tile_sizes.cumsum(0)[:, None]  # a tile is filled up with rows of no tokens
+    starts = (ends - plan.tile_sizes[:, None] + torch.arange(tile_rows, device=device)).minimum(ends)
+    starts = pad(starts.flatten(), (0, 1), value=grid.video_tokens)[None].int()
+    order = (plan.tile.argsort(stable=True) + grid.text_before)[None].int()
+    queries = Rows(order, starts, torch.full_like(rows.counts, tiles * tile_rows))
+    output = _attend(call, queries, keys, Choice(plan.computed, plan.window_table, tile_rows), residual)
     if len(text):
-        queries = QueryRows(text[None, :, None].to(torch.int32), torch.full_like(counts, len(text)))
+        starts = torch.arange(len(text) + 1, dtype=torch.int32, device=device)[None]
+        queries = Rows(text[None].int(), starts, torch.full_like(rows.counts, len(text)))
         _attend(call, queries, _all_keys(call), None, residual, output)
     return output
 
 
 # --- what `attend` takes ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class QueryRows:
-    """table: int32 [batch * heads or 1, rows, members], -1 where a row has fewer tokens; counts: rows used."""
-
-    table: Tensor
-    counts: Tensor
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,7 @@ class Choice:
 
 def _attend(
     call: AttentionCall,
-    queries: QueryRows | None,
+    queries: Rows | None,
     keys: KeyRows,
     choice: Choice | None,
     residual: Tensor | None,
@@ -165,11 +160,12 @@ def _attend(
     if residual is not None and residual.stride() != output.stride():
         residual = torch.empty_like(output, dtype=residual.dtype).copy_(residual)
     blocks = attend_blocks(head_dim, query.dtype, architecture_of(query.device), tiled=choice is not None)
-    rows = tokens if queries is None else queries.table.shape[1]
+    rows = tokens if queries is None else queries.starts.shape[1] - 1
     nothing = query.new_empty(0, dtype=torch.int32)
-    query_table, query_counts = nothing, nothing
+    query_order, query_starts, query_counts, strides = nothing, nothing, nothing, (0, 0)
     if queries is not None:
-        query_table, query_counts = queries.table, queries.counts.to(torch.int32)
+        query_order, query_starts, query_counts = queries.order, queries.starts, queries.counts.to(torch.int32)
+        strides = _head_strides(queries)
     chosen, chosen_counts, computed, window_table, windows, tile_rows = nothing, nothing, nothing, nothing, 0, 1
     if choice is not None:
         computed, window_table, tile_rows = choice.computed.to(torch.uint8), choice.table, choice.tile_rows
@@ -178,15 +174,15 @@ def _attend(
     with on_its_device(query):
         kernels.attend[triton.cdiv(rows, blocks.query_rows), batch * heads](
             query, key, value, nothing if residual is None else residual, output,
-            query_table, query_counts,
+            query_order, query_starts, query_counts,
             row_key, row_value, nothing if keys.bias is None else keys.bias, keys.counts.to(torch.int32),
             chosen, chosen_counts, computed, window_table,
             heads, tokens, rows, row_key.shape[2], windows, tile_rows,
             call.logit_scale / math.log(2),
             *query.stride()[:3], *key.stride()[:3], *value.stride()[:3], *output.stride()[:3],
             *row_key.stride()[:3], *row_value.stride()[:3],
-            0 if queries is None or len(queries.table) == 1 else queries.table.stride(0),
-            HEAD_DIM=head_dim, MEMBERS=0 if queries is None else queries.table.shape[2], TILED=choice is not None,
+            *strides,
+            HEAD_DIM=head_dim, GATHERED=queries is not None, TILED=choice is not None,
             BIASED=keys.bias is not None, RESIDUAL=residual is not None, UPCAST=INTERPRETED,
             BLOCK_M=blocks.query_rows, BLOCK_N=blocks.key_rows, BLOCK_D=padded(head_dim),
             num_warps=blocks.warps, num_stages=blocks.stages,
@@ -201,24 +197,28 @@ def _all_keys(call: AttentionCall) -> KeyRows:
     return KeyRows(call.key, call.value, bias, counts)
 
 
-def _merged(call: AttentionCall, table: Tensor, bias: Tensor, counts: Tensor, rows: int) -> KeyRows:
-    """Keys and values merged by a table, see `_merge`."""
-    return KeyRows(_merge(call.key, table, counts, rows), _merge(call.value, table, counts, rows), bias, counts)
+def _merged(call: AttentionCall, rows: Rows, bias: Tensor) -> KeyRows:
+    """Keys and values, the tokens of a row merged into their mean. rows: of every head, or one for all."""
+    return KeyRows(_merge(call.key, rows), _merge(call.value, rows), bias, rows.counts)
 
 
-def _merge(x: Tensor, table: Tensor, counts: Tensor, rows: int) -> Tensor:
-    """Mean of the tokens of each row of a table [batch * heads or 1, rows, 8]: -> [batch, heads, rows, d]."""
+def _merge(x: Tensor, rows: Rows) -> Tensor:
+    """Mean of the tokens of each row: -> [batch, heads, rows, d]."""
     batch, heads, _, head_dim = x.shape
-    x = rows_together(x)
-    merged = x.new_empty(batch, heads, rows, head_dim)
+    x, count = rows_together(x), rows.starts.shape[1] - 1
+    merged = x.new_empty(batch, heads, count, head_dim)
     block = small_block(head_dim)
     with on_its_device(x):
-        kernels.merge_rows[triton.cdiv(rows, block), batch * heads](
-            x, table, counts.to(torch.int32), merged, heads, rows, *x.stride()[:3],
-            0 if len(table) == 1 else table.stride(0),
-            HEAD_DIM=head_dim, MEMBERS=WINDOW, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
+        kernels.merge_rows[triton.cdiv(count, block), batch * heads](
+            x, rows.order, rows.starts, rows.counts.to(torch.int32), merged, heads, count, *x.stride()[:3],
+            *_head_strides(rows), HEAD_DIM=head_dim, BLOCK_ROWS=block, BLOCK_D=padded(head_dim),
         )  # fmt: skip
     return merged
+
+
+def _head_strides(rows: Rows) -> tuple[int, int]:
+    """Of order and starts, 0 where one serves all heads."""
+    return (0, 0) if len(rows.order) == 1 else (rows.order.stride(0), rows.starts.stride(0))
 
 
 def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,10 +228,6 @@ def _list_chosen(computed: Tensor) -> tuple[Tensor, Tensor]:
     with on_its_device(computed):
         kernels.list_chosen[(counts.numel(),)](computed, chosen, counts, computed.shape[-1], BLOCK_W=LIST_BLOCK)
     return chosen, counts
-
-
-def _row_table(rows: Rows) -> Tensor:
-    return row_members(rows.owner, rows.owner.shape[1], WINDOW)
 
 
 def _hidden(key_mask: Tensor, heads: int) -> Tensor:

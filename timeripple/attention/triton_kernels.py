@@ -6,7 +6,8 @@ One online-softmax loop, `attend`, serves dense, token and tile reuse. It goes o
     token  a row is the mean of up to 8 tokens, its bias log(tokens); a query row is the mean of up to 8 tokens too
     tile   a coarse pass over window means, without those the tile computes, then a fine pass over the keys of these
 
-A *table* lists tokens: int32 [rows, MEMBERS], -1 where a row has fewer. Outputs go straight to the tokens of a row.
+Rows are given as `order`, the tokens row by row, and `starts`, where in it a row begins and the one before it ends,
+both int32. Outputs go straight to the tokens of a row.
 Logits are kept in units of log 2, so that exp2 can be used: biases come as log2, the scale as scale * log2(e).
 """
 
@@ -49,28 +50,48 @@ def online_softmax(query, key, value, bias, highest, total, output, scale, UPCAS
 
 
 @triton.jit
+def row_of(starts, row, used):
+    """Where in the order these rows begin, and how many tokens they have: none where not `used`."""
+    start = tl.load(starts + row, mask=used, other=0)
+    return start, tl.load(starts + row + 1, mask=used, other=0) - start
+
+
+@triton.jit
+def member_of(order, start, size, member):
+    """The tokens of rows that are the `member`-th in them, -1 where a row has fewer."""
+    return tl.load(order + start + member, mask=member < size, other=-1)
+
+
+@triton.jit
+def mean_of_rows(
+    x, order, start, size, column, stride, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr
+):  # fmt: skip
+    """Mean of the tokens of every row, float32 [BLOCK, BLOCK_D]; 0 where there are none."""
+    total = tl.zeros([BLOCK, BLOCK_D], tl.float32)
+    for member in range(0, tl.max(size, 0)):
+        token = member_of(order, start, size, member)
+        total += load_tokens(x, token, column, stride, HEAD_DIM).to(tl.float32)
+    return total / tl.maximum(size, 1).to(tl.float32)[:, None]
+
+
+@triton.jit
 def merge_rows(
-    x, table, counts, merged, heads, rows, stride_batch, stride_head, stride_token, table_stride,
-    HEAD_DIM: tl.constexpr, MEMBERS: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    x, order, starts, counts, merged, heads, rows, stride_batch, stride_head, stride_token, order_stride, starts_stride,
+    HEAD_DIM: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """merged[head, row] = mean of the tokens of a row. Grid: (blocks of rows, batch * heads).
 
-    x: [batch, heads, tokens, HEAD_DIM]; table: [rows, MEMBERS] per head, `table_stride` apart (0: one for all);
-    counts: rows in use per head; merged: [batch * heads, rows, HEAD_DIM].
+    x: [batch, heads, tokens, HEAD_DIM]; order, starts: of every head, `order_stride` and `starts_stride` apart (0: one
+    for all); counts: rows in use per head; merged: [batch * heads, rows, HEAD_DIM].
     """
     head = tl.program_id(1)
     row = tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     used = row < tl.load(counts + head)
     column = tl.arange(0, BLOCK_D)
     x += head_offset(head, heads, stride_batch, stride_head)
-    table += head.to(tl.int64) * table_stride
-    total = tl.zeros([BLOCK_ROWS, BLOCK_D], tl.float32)
-    size = tl.zeros([BLOCK_ROWS], tl.float32)
-    for member in tl.static_range(MEMBERS):
-        token = tl.load(table + row * MEMBERS + member, mask=used, other=-1)
-        total += load_tokens(x, token, column, stride_token, HEAD_DIM).to(tl.float32)
-        size += tl.where(token >= 0, 1.0, 0.0)
-    mean = total / tl.maximum(size, 1.0)[:, None]
+    order += head.to(tl.int64) * order_stride
+    start, size = row_of(starts + head.to(tl.int64) * starts_stride, row, used)
+    mean = mean_of_rows(x, order, start, size, column, stride_token, HEAD_DIM, BLOCK_ROWS, BLOCK_D)
     place = merged + (head.to(tl.int64) * rows + row[:, None]) * HEAD_DIM + column[None, :]
     tl.store(place, mean.to(merged.dtype.element_ty), mask=used[:, None] & (column < HEAD_DIM)[None, :])
 
@@ -78,7 +99,7 @@ def merge_rows(
 @triton.jit
 def attend(
     query, key, value, residual, output,
-    query_table, query_counts, row_key, row_value, row_bias, row_counts,
+    query_order, query_starts, query_counts, row_key, row_value, row_bias, row_counts,
     chosen, chosen_counts, computed, window_table,
     heads, tokens, query_rows, rows, windows, tile_rows, scale,
     query_stride_batch, query_stride_head, query_stride_token,
@@ -87,15 +108,15 @@ def attend(
     output_stride_batch, output_stride_head, output_stride_token,
     row_stride_batch, row_stride_head, row_stride_token,
     row_value_stride_batch, row_value_stride_head, row_value_stride_token,
-    query_table_stride,
-    HEAD_DIM: tl.constexpr, MEMBERS: tl.constexpr, TILED: tl.constexpr, BIASED: tl.constexpr,
+    query_order_stride, query_starts_stride,
+    HEAD_DIM: tl.constexpr, GATHERED: tl.constexpr, TILED: tl.constexpr, BIASED: tl.constexpr,
     RESIDUAL: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Attention of query rows to key rows. Grid: (blocks of query rows, batch * heads).
 
     query, key, value, residual, output: [batch, heads, tokens, HEAD_DIM]; residual is laid out like output and added
-    to it. MEMBERS 0: every token is a query row; otherwise query_table [query_rows, MEMBERS] per head lists them,
+    to it. Without GATHERED every token is a query row; with it query_order and query_starts give those of every head,
     query_counts of which are in use. row_key, row_value: [batch, heads, rows, HEAD_DIM], the key rows of the first
     pass, row_counts of which are in use, with row_bias [batch * heads, rows] where BIASED. TILED: `tile_rows` query
     rows share a choice of windows; the first `windows` key rows are their means and are hidden where computed
@@ -107,7 +128,7 @@ def attend(
     row = block * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.arange(0, BLOCK_D)
     used_rows = tokens
-    if MEMBERS > 0:
+    if GATHERED:
         used_rows = tl.load(query_counts + head)
     if block * BLOCK_M >= used_rows:
         return
@@ -116,16 +137,11 @@ def attend(
     value += head_offset(head, heads, value_stride_batch, value_stride_head)
     row_key += head_offset(head, heads, row_stride_batch, row_stride_head)
     row_value += head_offset(head, heads, row_value_stride_batch, row_value_stride_head)
-    query_table += head.to(tl.int64) * query_table_stride
-
-    if MEMBERS > 0:
-        mean = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-        size = tl.zeros([BLOCK_M], tl.float32)
-        for member in range(MEMBERS):  # not unrolled: that would need more registers than there are
-            source = tl.load(query_table + row * MEMBERS + member, mask=row < used_rows, other=-1)
-            mean += load_tokens(query, source, column, query_stride_token, HEAD_DIM).to(tl.float32)
-            size += tl.where(source >= 0, 1.0, 0.0)
-        q = (mean / tl.maximum(size, 1.0)[:, None]).to(query.dtype.element_ty)
+    if GATHERED:
+        query_order += head.to(tl.int64) * query_order_stride
+        begin, size = row_of(query_starts + head.to(tl.int64) * query_starts_stride, row, row < used_rows)
+        q = mean_of_rows(query, query_order, begin, size, column, query_stride_token, HEAD_DIM, BLOCK_M, BLOCK_D)
+        q = q.to(query.dtype.element_ty)
     else:
         q = load_tokens(query, tl.where(row < tokens, row, -1), column, query_stride_token, HEAD_DIM)
 
@@ -167,11 +183,13 @@ def attend(
 
     result = result / tl.where(total > 0, total, 1.0)[:, None]
     offset = head_offset(head, heads, output_stride_batch, output_stride_head)
-    for member in range(MEMBERS if MEMBERS > 0 else 1):
-        if MEMBERS > 0:
-            target = tl.load(query_table + row * MEMBERS + member, mask=row < used_rows, other=-1)
-        else:
-            target = tl.where(row < tokens, row, -1)
+    members = 1
+    if GATHERED:
+        members = tl.max(size, 0)
+    for member in range(0, members):
+        target = tl.where(row < tokens, row, -1)
+        if GATHERED:
+            target = member_of(query_order, begin, size, member)
         inside = (target >= 0)[:, None] & (column < HEAD_DIM)[None, :]
         place = offset + target.to(tl.int64)[:, None] * output_stride_token + column[None, :]
         final = result

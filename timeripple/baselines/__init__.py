@@ -15,6 +15,8 @@ from timeripple.baselines.easycache import EasyCacheConfig
 from timeripple.baselines.faster_cache import FasterCacheConfig
 from timeripple.baselines.first_block_cache import FirstBlockCacheConfig
 from timeripple.baselines.forecast import ForecastConfig
+from timeripple.baselines.hsa import HsaConfig
+from timeripple.baselines.lightning_cp import LightningCpConfig
 from timeripple.baselines.mag_cache import MagCacheConfig
 from timeripple.baselines.output_cache import OutputCacheConfig
 from timeripple.baselines.pab import PabConfig
@@ -25,6 +27,7 @@ from timeripple.baselines.spectrum import SpectrumConfig
 from timeripple.baselines.stacked import StackedConfig
 from timeripple.baselines.step_cache import CountedConfig, StepCache
 from timeripple.baselines.svg import SvgConfig
+from timeripple.baselines.svg2 import Svg2Config
 from timeripple.baselines.taylorseer import TaylorSeerConfig
 from timeripple.baselines.teacache import TeaCacheConfig
 from timeripple.baselines.thinned import ThinnedConfig
@@ -46,6 +49,7 @@ ATTENTION: dict[str, Any] = {
     "attention-forecast": AttentionForecastConfig,
     "skip": SkipConfig,
     "svg": SvgConfig,
+    "svg2": Svg2Config,
     "compact": CompactConfig,
     "sliding-window": SlidingWindowConfig,
     "ditfastattn": DitFastAttnConfig,
@@ -66,5 +70,7 @@ STEP_CACHES: dict[str, Any] = {
     "easycache": EasyCacheConfig,
     "teacache": TeaCacheConfig,
     "cache-dit": CacheDitConfig,
+    "hsa": HsaConfig,
+    "lightning-cp": LightningCpConfig,
 }
 """Configs that leave modules out at some steps, by name."""

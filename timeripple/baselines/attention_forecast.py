@@ -47,7 +47,7 @@ class AttentionForecastRun(ReuseRun):
         self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
     ) -> tuple[Tensor, AttentionStatistics]:
         now = mark(call.device)
-        output = torch.zeros_like(call.query) if residual is None else residual.to(call.query.dtype)
+        output = torch.zeros_like(call.query) if residual is None else residual.to(call.query.dtype, copy=True)
         saving = torch.ones(call.heads, dtype=torch.float64)
         return output, AttentionStatistics(saving, "realised", None, (now, now, now), "torch", None, None)
 

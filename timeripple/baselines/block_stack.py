@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
 from diffusers.hooks import HookRegistry, ModelHook
@@ -17,9 +17,11 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from timeripple.baselines.delta_dit import blocks_of, streams
+from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-stack"
+Root = TypeVar("Root", bound=ModelHook)
 Streams = tuple[Tensor, ...]
 """hidden_states and, in families whose blocks return it too, encoder_hidden_states."""
 
@@ -46,25 +48,30 @@ class StackCache:
         return output
 
 
-@contextmanager
-def leaving_out(pipeline: DiffusionPipeline, make: Callable[[], StackCache]) -> Iterator[None]:
+def leaving_out(pipeline: DiffusionPipeline, make: Callable[[], StackCache]) -> AbstractContextManager[None]:
     """Inside, the stacks of all transformers of the pipeline are left out where caches say so; make: one for a pass."""
-    hooked: list[Any] = []
-    try:
-        for model in transformers(pipeline):
-            root, blocks = RootHook(make), blocks_of(model)
+    return hooked(pipeline, lambda _: RootHook(make), BlockHook)
+
+
+@contextmanager
+def hooked(
+    pipeline: DiffusionPipeline,
+    make_root: Callable[[nn.Module], Root],
+    make_block: Callable[[Root, bool, bool], ModelHook],
+) -> Iterator[None]:
+    """Inside, every transformer of the pipeline has a hook, and each of its blocks one made from it, whether it is the
+    first and whether it is the last."""
+    models = transformers(pipeline)
+    with unhooked_after(models):
+        for model in models:
+            root, blocks = make_root(model), blocks_of(model)
             registry = HookRegistry.check_if_exists_or_initialize(model)
             registry.register_hook(root, HOOK)
-            hooked.append(model)
             for number, block in enumerate(blocks):
                 own = HookRegistry.check_if_exists_or_initialize(block)
-                own.register_hook(BlockHook(root, number == 0, number == len(blocks) - 1), HOOK)
-                hooked.append(block)
+                own.register_hook(make_block(root, number == 0, number == len(blocks) - 1), HOOK)
             registry.invalidate_child_registries_cache()
         yield
-    finally:
-        for module in hooked:
-            module._diffusers_hook.remove_hook(HOOK, recurse=False)
 
 
 class RootHook(ModelHook):
@@ -102,12 +109,18 @@ class RootHook(ModelHook):
         return module
 
 
-class BlockHook(ModelHook):
-    """One block: passes on what it is given where the stack is left out; the first puts what leaves it in its place."""
+class PlacedHook(ModelHook):
+    """Of one block, which knows the transformer's hook and where in the stack it is."""
 
-    def __init__(self, root: RootHook, is_first: bool, is_last: bool):
+    def __init__(self, root: Any, is_first: bool, is_last: bool):
         super().__init__()
         self.root, self.is_first, self.is_last = root, is_first, is_last
+
+
+class BlockHook(PlacedHook):
+    """One block: passes on what it is given where the stack is left out; the first puts what leaves it in its place."""
+
+    root: RootHook
 
     def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         root, given = self.root, streams(args, kwargs)

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
+from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import DEFAULT_BUDGET, DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST, ReuseConfig
 from timeripple.attention.method import ConfigError, Kind, Step
 from timeripple.baselines.settings import NamedSettings
@@ -30,7 +32,6 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
     dense_first: float = DEFAULT_DENSE_FIRST
     dense_last: int = DEFAULT_DENSE_LAST
     granularity = "output"
-    whole_modules = True  # see `OutputCacheRun.module`
     kind: ClassVar[Kind] = "realised"
     theta = None
 
@@ -61,19 +62,42 @@ class OutputCacheConfig(NamedSettings, name="output-cache"):
 
 
 class OutputCacheRun(CountedRun):
-    """`CountedRun` that returns outputs of earlier steps."""
+    """`CountedRun` that returns outputs of earlier steps: of whole modules, as PAB does, which saves projections too;
+    inside a compiled graph, which no module can be left out of, of their attention, from which the same follows."""
 
     def __init__(self, steps: tuple[Step, ...]):
         super().__init__(steps)
         self._outputs: dict[tuple[str, str], tuple[torch.Size, Any]] = {}
+        self._in_module = False
 
     def module(self, layer: str, shape: torch.Size, forward: Callable[[], Any]) -> Any:
-        """The output of a whole self-attention module, as PAB caches it: projections are saved as well."""
-        kept_shape, output = self._outputs.get((self._name, layer), (None, None))
-        if self._step.kind != "reuse" or output is None or kept_shape != shape:
-            output = forward()
+        """The output of a whole self-attention module."""
+        output = self._old(layer, shape)
+        if output is None:
+            self._in_module = True
+            try:
+                output = forward()
+            finally:
+                self._in_module = False
             self._outputs[self._name, layer] = shape, output
         return output
+
+    def attention(self, layer: str, call: AttentionCall) -> Tensor:
+        """The output of attention, [batch, heads, tokens, d]: a copy, as compiled graphs write over what they get."""
+        if self._in_module:
+            return super().attention(layer, call)
+        output = self._old(layer, call.query.shape)
+        if output is None:
+            output = super().attention(layer, call)
+            self._outputs[self._name, layer] = call.query.shape, output
+        else:
+            self.skipped(layer, call.heads)
+        return output.clone()
+
+    def _old(self, layer: str, shape: torch.Size) -> Any:
+        """What was kept of inputs of this shape, if it is to return at this step, or None."""
+        kept_shape, output = self._outputs.get((self._name, layer), (None, None))
+        return output if self._step.kind == "reuse" and kept_shape == shape else None
 
     @property
     def held_bytes(self) -> int:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
-from timeripple.attention.grid import TokenGrid
-from timeripple.attention.method import ReuseSettings
+from timeripple.attention.grid import Device, TokenGrid
+from timeripple.attention.method import Curve, ReuseSettings
 from timeripple.attention.plans.tile import TileCurve, Tiling, window_probability
 from timeripple.baselines.settings import as_reuse
 
@@ -32,7 +32,7 @@ class SkipConfig(ReuseConfig):
     refresh: int | str | None = None
     name = "skip"
 
-    def measure(self, call: AttentionCall) -> TileCurve:
+    def measure(self, call: AttentionCall) -> Curve:
         """Windows go by their estimated probability, the smallest first.
 
         A window's threshold is the probability missed once it goes too; a tile's most probable window never goes.
@@ -76,11 +76,17 @@ def _skipping(thresholds: Tensor, call: AttentionCall, settings: ReuseSettings) 
     return TileCurve(**vars(Tiling.of(call, settings, skip=True)), thresholds=thresholds)
 
 
-def block_places(
-    grid: TokenGrid, block: tuple[int, int, int], device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
+Places = tuple[Tensor, Tensor]  # first and last token of blocks, [blocks, 3] each in t, y, x
+
+
+def block_places(grid: TokenGrid, block: tuple[int, int, int], device: Device) -> Places:
     """Where the blocks of a grid begin and end, first and last token, float [blocks, 3] each in t, y, x."""
     starts = [torch.arange(0, size, step, device=device) for size, step in zip(grid.shape, block, strict=True)]
     first = torch.cartesian_prod(*starts).view(-1, 3)
     last = first + torch.tensor(block, device=device) - 1
     return first.float(), torch.minimum(last, torch.tensor(grid.shape, device=device) - 1).float()
+
+
+def centres_apart(tiles: Places, windows: Places) -> Tensor:
+    """How far the centres of windows are from those of tiles, [tiles, windows, 3] in tokens along t, y, x."""
+    return ((windows[0] + windows[1]) - (tiles[0] + tiles[1])[:, None]).abs() / 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.plans.tile import TileCurve, window_shape
-from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
+from timeripple.baselines.skip import SkipConfig, block_places, centres_apart, nearest_last
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,7 @@ class SlidingWindowConfig(SkipConfig):
 
     def measure(self, call: AttentionCall) -> TileCurve:
         """Windows go by how far they are along the axis on which they are farthest, in shares of the grid."""
-        grid = call.grid
-        first, last = block_places(grid, self.query_tile, call.device)
-        window_first, window_last = block_places(grid, window_shape(self), call.device)
-        apart = ((window_first + window_last) - (first + last)[:, None]).abs() / 2
-        distance = (apart / apart.new_tensor(grid.shape)).amax(-1)
+        blocks = self.query_tile, window_shape(self)
+        apart = centres_apart(*(block_places(call.grid, block, call.device) for block in blocks))
+        distance = (apart / apart.new_tensor(call.grid.shape)).amax(-1)
         return nearest_last(distance.expand(call.batch * call.heads, -1, -1), call, self)

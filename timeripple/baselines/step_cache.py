@@ -6,9 +6,11 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -19,10 +21,10 @@ from torch import Tensor, nn
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
-from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.records import Records
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.hooks import HOOK, transformers
+from timeripple.hooks import transformers
 from timeripple.hooks.registry import listen, listen_no_more
 
 PASSES_HOOK = "timeripple-passes"
@@ -30,7 +32,7 @@ PASSES_HOOK = "timeripple-passes"
 
 class StepCache(Protocol):
     """A frozen config of what leaves modules or steps out. It may have `computed(num_inference_steps)`, the steps at
-    which attention is asked for, where they are known beforehand."""
+    which attention is asked for, where they are known beforehand, and `stacks = False` if it cannot be stacked."""
 
     @property
     def label(self) -> str:
@@ -125,24 +127,24 @@ class PassesHook(ModelHook):
 
 @contextmanager
 def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
-    """Yields what returns the most bytes that caches of the transformers held after a forward pass inside."""
+    """Yields what returns the most bytes that caches which are put on transformers inside held after a forward pass.
+    Hooks that were there before are none; those of offloading hold weights."""
     models: list[Any] = transformers(pipeline)
-    most = 0
-    modules: list[Any] = [module for model in models for module in model.modules()]
-    registries = [m._diffusers_hook for m in modules if hasattr(m, "_diffusers_hook")]
-    hooks = [hook for registry in registries for name, hook in registry.hooks.items() if name != HOOK]
+    most, others = 0, _hooks(models)
 
     def count(*_: Any) -> None:
         nonlocal most
-        held = tensors_in(hooks)
+        held = tensors_in([hook for hook in _hooks(models) if hook not in others])
         most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
 
-    handles = [model.register_forward_hook(count) for model in models]
-    try:
+    with ExitStack() as watching:
+        for model in models:
+            watching.enter_context(model.register_forward_hook(count))
         yield lambda: most
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _hooks(models: list[Any]) -> list[ModelHook]:
+    return [hook for model in models for _, registry in _registries(model) for hook in registry.hooks.values()]
 
 
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
@@ -150,14 +152,14 @@ def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         return [value]
-    if id(value) in seen or isinstance(value, nn.Module | type) or callable(value) or isinstance(value, str | int):
+    if id(value) in seen or isinstance(value, nn.Module | type | ModuleType) or callable(value):
         return []
     seen.add(id(value))
-    inside = (
-        vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
-    )
-    if not isinstance(inside, Iterable):
-        return []
+    inside: Iterable[Any] = vars(value).values() if hasattr(value, "__dict__") else ()
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        inside = value
     return [tensor for part in list(inside) for tensor in tensors_in(part, seen)]
 
 
@@ -177,7 +179,14 @@ class CountedConfig:
 
 
 class CountedRun:
-    """Does for a cache what `ReuseRun` does for reuse, and keeps the same records."""
+    """Does for a cache what `ReuseRun` does for reuse, and keeps the same records.
+
+    A cache may set, for the forward pass that begins, `rows`: the numbers of the queries that it wants, None: all, and
+    `samples`: of the batch that the pass is asked for, None: the most that were seen.
+    """
+
+    rows: Tensor | None = None
+    samples: int | None = None
 
     def __init__(self, steps: tuple[Step, ...]):
         self.steps, self._records, self._batch = steps, Records(), 1
@@ -186,11 +195,16 @@ class CountedRun:
         self._name, self._step = pass_name, self.steps[step_index]
 
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
-        """[batch, heads, tokens, d], dense; samples that are missing from the batch are saved."""
+        """[batch, heads, tokens, d], dense, 0 for queries that are not wanted; samples that are missing from the batch
+        are saved, as are the rows."""
         start = mark(call.device)
-        output = dense_attention(call)
+        if self.rows is None:
+            output, share = dense_attention(call), 1.0
+        else:
+            output, share = torch.zeros_like(call.query), len(self.rows) / call.grid.tokens
+            output[:, :, self.rows] = dense_attention(call, queries=self.rows)
         self._batch = max(self._batch, call.batch)
-        saving = torch.full((call.heads,), 1 - call.batch / self._batch, dtype=torch.float64)
+        saving = torch.full((call.heads,), 1 - share * call.batch / (self.samples or self._batch), dtype=torch.float64)
         self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
@@ -210,7 +224,3 @@ class CountedRun:
     def records(self) -> list[dict[str, Any]]:
         """See `Records.read`."""
         return self._records.read()
-
-    def saving(self) -> dict[str, Any]:
-        """As `ReuseRun.saving`: share of attention saved."""
-        return summarise_saving(self.records, self.steps, "realised")

@@ -17,7 +17,7 @@ from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import DEFAULT_BUDGET, ReuseConfig
 from timeripple.attention.grid import Device, TokenGrid
 from timeripple.attention.plans.tile import TileCurve, window_shape
-from timeripple.baselines.skip import SkipConfig, block_places, nearest_last
+from timeripple.baselines.skip import SkipConfig, block_places, centres_apart, nearest_last
 
 SAMPLES = 64  # queries, as in SVG
 
@@ -60,12 +60,11 @@ class SvgConfig(SkipConfig):
 def distances(grid: TokenGrid, config: ReuseConfig, device: Device) -> tuple[Tensor, Tensor]:
     """How far key windows are from query tiles in frames and in places, [tiles, windows] each; windows at the same
     distance go by the other one. The first frame is nearest to all."""
-    first, last = block_places(grid, config.query_tile, device)
-    window_first, window_last = block_places(grid, window_shape(config), device)
-    gap = torch.maximum(window_first - last[:, None], first[:, None] - window_last).clamp(min=0)
-    centre = ((window_first + window_last) - (first + last)[:, None]).abs() / 2
+    tiles, windows = (block_places(grid, block, device) for block in (config.query_tile, window_shape(config)))
+    gap = torch.maximum(windows[0] - tiles[1][:, None], tiles[0][:, None] - windows[1]).clamp(min=0)
+    centre = centres_apart(tiles, windows)
     frames, places = gap[..., 0], gap[..., 1:].amax(-1)
     others = centre[..., 1:].amax(-1), centre[..., 0]
     spatial, temporal = (near + other / 1e4 for near, other in zip((frames, places), others, strict=True))
-    sink = (window_first[:, 0] == 0).expand_as(spatial)
+    sink = (windows[0][:, 0] == 0).expand_as(spatial)
     return spatial.masked_fill(sink, -1.0), temporal.masked_fill(sink, -1.0)

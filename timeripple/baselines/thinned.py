@@ -5,6 +5,7 @@ Otherwise refreshes would fall on steps that the cache leaves out, and errors gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import Kind, Step, dense_steps
-from timeripple.attention.records import Records, summarise_saving
+from timeripple.attention.records import Records
 from timeripple.attention.run import ReuseRun
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
@@ -47,12 +48,20 @@ class ThinnedConfig:
 
 
 class ThinnedRun:
-    """Hands the computed steps to a `ReuseRun`, counted through, and keeps account of the others."""
+    """Hands the computed steps to a `ReuseRun`, counted through, and keeps account of the others.
+
+    samples: of the batch that a pass is asked for, set by caches that compute more than one step in a batch.
+    """
+
+    samples: int | None = None
 
     def __init__(self, run: ReuseRun, computed: tuple[int, ...], steps: tuple[Step, ...]):
         self.run, self.computed, self.steps = run, computed, steps
         self.storage, self.limit_memory = run.storage, run.limit_memory
         self._records = Records()
+
+    def set_times(self, times: Sequence[float]) -> None:
+        self.run.set_times([times[step] for step in self.computed])
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
         self._name, self._step = pass_name, self.steps[step_index]
@@ -67,7 +76,7 @@ class ThinnedRun:
             return self.run.attention(layer, call)
         start = mark(call.device)
         output = dense_attention(call)
-        saving = torch.zeros(call.heads, dtype=torch.float64)
+        saving = torch.full((call.heads,), 1 - call.batch / (self.samples or call.batch), dtype=torch.float64)
         self._records.add(self._step, self._name, layer, None, saving, (start, start, mark(call.device)))
         return output
 
@@ -87,7 +96,3 @@ class ThinnedRun:
     @property
     def held_bytes(self) -> int:
         return self.run.held_bytes
-
-    def saving(self) -> dict[str, Any]:
-        """As `ReuseRun.saving`, over all steps."""
-        return summarise_saving(self.records, self.steps, self.run.config.kind)

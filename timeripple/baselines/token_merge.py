@@ -79,7 +79,7 @@ class MergeCurve:
         place = torch.where(merges, self.target, own) + grid.text_before
         owner = number.clone()
         owner[:, grid.video] = number.gather(1, place)
-        rows = Rows(owner, torch.zeros_like(owner).scatter_add_(1, owner, torch.ones_like(owner)), leads.sum(1))
+        rows = Rows.of(owner, leads.sum(1))
         return TokenPlan(rows, rows, self.batch)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from timeripple.attention.timing import environment, peak_memory
+from timeripple.attention.timing import environment, load, peak_memory
 from timeripple.bench.attention import request_for
 from timeripple.bench.quality import held_out_prompts
 from timeripple.clips.generate import Request, generate
@@ -48,7 +48,7 @@ def end_to_end(
         request.check(pipeline)
         for method in parsed[1:]:
             method.check(request.steps)
-    rows, done = [], 0
+    rows, done, load_before = [], 0, load()
     for count in tokens:
         runs: dict[str, list[dict[str, Any]]] = {method.text: [] for method in parsed}
         for repeat, request in enumerate(_requests(count, repeats)):
@@ -88,7 +88,8 @@ def end_to_end(
                     "peak_mb": None if measured[0]["peak"] is None else max(run["peak"] for run in measured) / 1e6,
                 }
             )
-    return {"rows": rows, "kind": "measured here", "repeats": repeats, "environment": environment(pipeline)}
+    machine = environment(pipeline) | {"load_before": load_before}
+    return {"rows": rows, "kind": "measured here", "repeats": repeats, "environment": machine}
 
 
 def _requests(tokens: int, repeats: int) -> list[Request]:

@@ -5,7 +5,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from timeripple.bench.work import family, is_ours
-from timeripple.clips.figures import DASHES, INK, PALETTE, SYMBOLS, styled
+from timeripple.clips.figures import DASHES, INK, PALETTE, SYMBOLS, logarithmic, styled
 
 FAINT = "rgba(128, 128, 128, 0.7)"
 
@@ -24,7 +24,7 @@ def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
         )  # fmt: skip
     tokens = sorted({row["tokens"] for row in rows})
     figure.update_xaxes(title="tokens", type="log", tickvals=tokens, ticktext=[str(count) for count in tokens])
-    figure.update_yaxes(title="milliseconds", type="log")
+    figure.update_yaxes(title="milliseconds", **logarithmic(row["ms"] for row in rows))
     return styled(figure, f"Attention over tokens ({kind})")
 
 
@@ -49,8 +49,8 @@ def roofline(rows: list[dict[str, Any]], roofs: dict[str, float], kind: str) -> 
             marker={"symbol": SYMBOLS[index], "size": 9},
             hovertemplate="%{customdata} tokens: %{y:.0f} GFLOP/s",
         )  # fmt: skip
-    figure.update_xaxes(title="operations a byte", type="log", dtick=1)
-    figure.update_yaxes(title="GFLOP/s", type="log", dtick=1)
+    figure.update_xaxes(title="operations a byte", **logarithmic([ridge / 50, last]))
+    figure.update_yaxes(title="GFLOP/s", **logarithmic([roofs["gflops"] / 50, roofs["gflops"]]))
     return styled(figure, f"Roofline ({kind})")
 
 
@@ -69,8 +69,9 @@ def quality_over_seconds(rows: list[dict[str, Any]], title: str) -> go.Figure:
         group = "dense" if name.startswith("dense") else "ours" if is_ours(name) else "peers"
         index, counts[group] = counts[group], counts[group] + 1
         colour = {"dense": INK, "ours": PALETTE[index % len(PALETTE)], "peers": FAINT}[group]
-        low, high = zip(*(row["psnr_converged_interval"] for row in own), strict=True)
         level = [row["psnr_converged"] for row in own]
+        intervals = [row["psnr_converged_interval"] or (y, y) for row, y in zip(own, level, strict=True)]
+        low, high = zip(*intervals, strict=True)
         figure.add_scatter(
             x=[row["seconds"] for row in own], y=level, name=name, mode="lines+markers", legendgroup=group,
             line={"color": colour, "dash": DASHES[index % len(DASHES)], "width": 3 if group == "ours" else 1.5},
@@ -83,6 +84,6 @@ def quality_over_seconds(rows: list[dict[str, Any]], title: str) -> go.Figure:
             text=[f"{row['steps']} steps" for row in own],
             hovertemplate="%{text}: %{x:.2f} s, %{y:.1f} dB<extra>%{fullData.name}</extra>",
         )  # fmt: skip
-    figure.update_xaxes(title="seconds of whole generations", type="log")
+    figure.update_xaxes(title="seconds of whole generations", **logarithmic(row["seconds"] for row in rows))
     figure.update_yaxes(title="PSNR to the converged clip, dB")
     return styled(figure, title)

@@ -20,7 +20,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from timeripple.attention import triton_kernels
-from timeripple.attention.plans.curve import WINDOW
 from timeripple.attention.triton_backend import LIST_BLOCK, attend_blocks
 from timeripple.attention.triton_planning import INTERPRETED, padded, small_block
 
@@ -48,13 +47,25 @@ TARGETS = {
 }
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 HEAD_DIMS = (48, 64, 128, 256)
-MODES = {  # of `attend`: tokens of a query row (0: every token is one) and what is compiled in
-    "dense": {"MEMBERS": 0, "TILED": False, "BIASED": False, "RESIDUAL": False},
-    "token": {"MEMBERS": 8, "TILED": False, "BIASED": True, "RESIDUAL": True},
-    "tile": {"MEMBERS": 1, "TILED": True, "BIASED": True, "RESIDUAL": True},
+MODES = {  # of `attend`: what is compiled in
+    "dense": {"GATHERED": False, "TILED": False, "BIASED": False, "RESIDUAL": False},
+    "token": {"GATHERED": True, "TILED": False, "BIASED": True, "RESIDUAL": True},
+    "tile": {"GATHERED": True, "TILED": True, "BIASED": True, "RESIDUAL": True},
 }
 POINTERS = {  # element types of pointers that do not follow the dtype of the attention
-    "*i32": ("table", "counts", "query_table", "query_counts", "row_counts", "chosen", "chosen_counts", "window_table"),
+    "*i32": (
+        "table",
+        "order",
+        "starts",
+        "counts",
+        "query_order",
+        "query_starts",
+        "query_counts",
+        "row_counts",
+        "chosen",
+        "chosen_counts",
+        "window_table",
+    ),
     "*fp32": ("row_bias", "weight", "thresholds"),
     "*i64": ("subsets",),
     "*u8": ("computed",),
@@ -91,7 +102,7 @@ def builds(target: Target) -> Iterator[Build]:
                 blocks = attend_blocks(head_dim, torch_dtype, target.name, bool(constants["TILED"]))
                 cut = {"BLOCK_M": blocks.query_rows, "BLOCK_N": blocks.key_rows, "UPCAST": False}
                 yield Build("attend", mode, dtype, head_dim, size | cut | constants, blocks.warps, blocks.stages)
-            merging = {"MEMBERS": WINDOW, "BLOCK_ROWS": small_block(head_dim)}
+            merging = {"BLOCK_ROWS": small_block(head_dim)}
             yield Build("merge_rows", "", dtype, head_dim, size | merging, 4, 1)
             deviations = {"AXES": 7, "LEVELS": 3, "BLOCK_W": small_block(head_dim)}
             yield Build("merge_deviations", "", dtype, head_dim, size | deviations, 4, 1)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -29,6 +29,9 @@ from timeripple.cli.common import (
     say,
     table_of,
 )  # fmt: skip
+
+if TYPE_CHECKING:
+    from timeripple.pond.pipeline import PondPipeline
 
 TEXTS = ("method", "what")  # columns that hold no numbers
 Count = Callable[[int, int], None]
@@ -142,13 +145,8 @@ def scaling(
     """How the time of attention and of whole generations grows with the number of tokens."""
     with one_sentence(ValueError):
         from timeripple.bench import scaling as bench
-        from timeripple.bench.attention import request_for
-        from timeripple.clips.models import load_pond
 
-        counts = parse_counts(tokens) if tokens else bench.TOKENS
-        pipeline = load_pond(model)
-        for length in counts:
-            request_for(length).check(pipeline)
+        counts, pipeline = _lengths(tokens, bench.TOKENS, model)
     result = _run("lengths", lambda count: bench.scaling(pipeline, counts, repeats, count))
     columns = ("tokens", "method", "attention_ms", "attention_speedup", "seconds", "speedup", "attention_share")
     _print(result, as_json, columns)
@@ -163,10 +161,8 @@ def roofline(
     """Attention over the number of tokens, and how near it comes to the peak of this machine."""
     with one_sentence(ValueError):
         from timeripple.bench import roofline as bench
-        from timeripple.clips.models import load_pond
 
-        counts = parse_counts(tokens) if tokens else bench.TOKENS
-        pipeline = load_pond(model)
+        counts, pipeline = _lengths(tokens, bench.TOKENS, model)
     result = _run("lengths", lambda count: bench.attention_scaling(pipeline, counts, saving, on_step=count))
     columns = ("tokens", "method", "ms", "speedup", "ideal_speedup", "saving", "relative_error", "planning_share")
     _print(result, as_json, (*columns, "gflops", "intensity"))
@@ -229,13 +225,28 @@ def work(
 
 
 def ui(
-    repeats: Annotated[int, typer.Option(min=1, help="Visits, and picks of each kind.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Picks and drags of each kind.")] = 20,
     as_json: AsJson = False,
 ) -> None:
-    """First paint of the page and the answer to every pick, in headless Chromium."""
+    """First picture of the page, and the answer to every pick and drag, in headless Chromium."""
     with one_sentence(ValueError):
-        from timeripple.bench.ui import page_speed
-    _print(_run("visits", lambda count: page_speed(repeats, count)), as_json, ("what", "ms", "worst_ms", "goal_ms"))
+        from timeripple.bench.ui import GOALS, page_speed
+    result = _run("visits and picks", lambda count: page_speed(repeats, count))
+    first = {"what": "first picture", "median": None, "worst": result["first_picture"], "goal": GOALS["first_picture"]}
+    rows = [first, *result["tabs"], *result["picks"], *result["drags"]]
+    shown = result if as_json else result | {"rows": rows}
+    _print(shown, as_json, ("what", "median", "worst", "goal"))
+
+
+def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int, ...], "PondPipeline"]:
+    """Numbers of tokens, `usual` where none are given, and a Pond that has been asked whether it can make them."""
+    from timeripple.bench.attention import request_for
+    from timeripple.clips.models import load_pond
+
+    counts, pipeline = parse_counts(tokens) if tokens else usual, load_pond(model)
+    for length in counts:
+        request_for(length).check(pipeline)
+    return counts, pipeline
 
 
 def load(
@@ -294,9 +305,10 @@ def support(
     with one_sentence(ValueError, OSError):
         from timeripple.bench import support as tried
 
-        text = None if into is None else into.read_text(encoding="utf-8")
+        if into is not None:
+            tried.replaced(into.read_text(encoding="utf-8"), "")  # whether it can be, before it takes a minute
         with counted("pipelines") as count:
             table = tried.table(tried.support(count))
         say(table)
-        if into is not None and text is not None:
-            into.write_text(tried.replaced(text, table), encoding="utf-8")
+        if into is not None:
+            into.write_text(tried.replaced(into.read_text(encoding="utf-8"), table), encoding="utf-8")

@@ -55,10 +55,15 @@ def compare(
     ] = None,
     image: Annotated[str, typer.Option(help="Picture that an image-to-video pipeline begins with.")] = "",
     video: Annotated[str, typer.Option(help="Video that a video-to-video pipeline begins with.")] = "",
+    strength: Annotated[
+        float | None,
+        typer.Option(help="How far video to video goes from its video, 0 to 1; by default the pipeline's."),
+    ] = None,
     model: Model = "pond",
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = "none",
+    repeat: Annotated[int, typer.Option(min=1, help="How often every clip is made; seconds are the medians.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
 ) -> None:
     """Generate one prompt with several methods from the same noise, and write videos and a report.
@@ -81,6 +86,7 @@ def compare(
         pipeline = load_pipeline(model, device, dtype, offload, "video" if video else "image" if image else None)
         given: dict[str, Any] = {"steps": steps, "num_frames": frames, "height": height, "width": width}
         given |= {"guidance_scale": guidance, "true_cfg_scale": true_guidance, "image": image, "video": video}
+        given["strength"] = strength
         request = Request.for_pipeline(pipeline, prompt, negative_prompt=negative_prompt, seed=seed, **given)
         comparing.check(pipeline, request, chosen)
 
@@ -94,7 +100,7 @@ def compare(
             progress.start_task(tasks[event.method])
             progress.update(tasks[event.method], completed=event.step)
 
-        comparison = comparing.compare(pipeline, request, chosen, on_step=show)
+        comparison = comparing.compare(pipeline, request, chosen, repeat=repeat, on_step=show)
     with one_sentence(OSError):
         paths = comparing.save(comparison, out, pipeline)
     console().print(_comparison_table(comparison))

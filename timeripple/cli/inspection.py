@@ -1,4 +1,4 @@
-"""`probe` and `lab`: what attention sees in a dense run, and what reuse would do to it."""
+"""`probe`, `lab` and `record`: what attention sees in a dense run, what reuse would do to it, and both to keep."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,7 @@ from timeripple.cli.common import (
 def add_to(app: typer.Typer) -> None:
     app.command()(probe)
     app.command()(lab)
+    app.command()(record)
 
 
 def probe(
@@ -84,6 +85,32 @@ def lab(
         print_json(result)
     else:
         console().print(_laboratory_table(result["rows"], config.text))
+
+
+def record(
+    prompt: Prompt,
+    out: Annotated[Path, typer.Option(help="Folder for frames, q, k and v, which the demo shows.")],
+    at: At = "10",
+    seed: Seed = 0,
+    steps: Steps = 20,
+    frames: Frames = 16,
+    size: Size = "96",
+    model: Model = "pond",
+    bits: Annotated[int, typer.Option(help="Of every number: 8 or 16.")] = 8,
+) -> None:
+    """Keeps a dense run to look into: frames, and q, k and v of all layers at some steps."""
+    with one_sentence(ValueError, OSError):
+        from timeripple.attention.timing import environment
+        from timeripple.clips.generate import read_steps
+        from timeripple.inspection.probe import inspect_request
+
+        given, wanted = clip_size(steps, frames, size), read_steps(at, steps)
+        pipeline, request = loaded_request(model, prompt, seed, **given)
+        out.mkdir(parents=True, exist_ok=True)
+        seen = inspect_request(pipeline, request, wanted, out, bits=bits)
+        seen.save(prompt=prompt, seed=seed, model=model, bits=bits, environment=environment(pipeline))
+    megabytes = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    say(f"Wrote {out}, {megabytes:.1f} MB")
 
 
 def _correlation_table(rows: list[dict[str, Any]]) -> Table:

@@ -69,12 +69,13 @@ def tune(
     with one_sentence(ValueError, OSError):
         from timeripple.bench import tune as tuning
         from timeripple.bench.quality import held_out_prompts
+        from timeripple.bench.search import Target
         from timeripple.clips.compare import can_draw
         from timeripple.clips.generate import Request
         from timeripple.clips.models import load_pipeline
         from timeripple.pond.pipeline import PondPipeline
 
-        target = tuning.Target(psnr, speedup, seconds)
+        target = Target(psnr, speedup, seconds)
         texts = None if prompts is None else read_prompts(prompts)
         check_file(out)
         load = partial(load_pipeline, model, device, dtype, offload)
@@ -102,11 +103,17 @@ def tune(
     for row in found["rows"]:
         table.add_row(row["method"], f"{row['seconds']:.2f}", f"{row['psnr_converged']:.2f}")
     lines.print(table)
-    low, high = found["psnr_interval"]
+    seconds_span, psnr_span = (spread(found[name]) for name in ("seconds_interval", "psnr_interval"))
+    of_others = f", with {psnr_span} to expect of other prompts" if psnr_span else ""
     say(
-        f"Best: {found['method']}, {found['seconds']:.2f} s, {found['psnr']:.1f} dB ({low:.1f} to {high:.1f}), "
+        f"Best: {found['method']}, {found['seconds']:.2f} s ({seconds_span}), {found['psnr']:.1f} dB{of_others}; "
         f"saved in {out}"
     )
+
+
+def spread(interval: list[float] | None) -> str:
+    """An interval as text, "" for none."""
+    return "" if interval is None else f"{interval[0]:.1f} to {interval[1]:.1f}"
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -118,11 +125,11 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def magnitudes(
+    model: PondModel = "pond",
     prompts: Prompts = 2,
     steps: Steps = 20,
     frames: Frames = 16,
     size: Size = "96",
-    model: PondModel = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
 ) -> None:
     """Measure what mag-cache and teacache have to know of a model: how its residual and its output move by step."""

@@ -14,14 +14,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.records import saving_by_head
-from timeripple.attention.timing import environment
+from timeripple.attention.timing import environment, load
 from timeripple.clips import pipelines
 from timeripple.clips.generate import BrokenClip, Cancelled, Generation, Request, StepEvent, generate
 from timeripple.clips.methods import Method, parse_method
 from timeripple.clips.quality import Quality, judge
+from timeripple.clips.rounds import disturbances, speedups_by_round, together
 from timeripple.clips.video import amplification, ffmpeg, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
@@ -32,19 +34,25 @@ class Comparison:
     """Generations of one request; the first is the reference.
 
     quality: against the reference per generation, None for the reference itself; broken: methods of which no clip came,
-    by label, and why.
+    by label, and why; load_before: of the machine, see `timing.load`.
     """
 
     request: Request
     generations: list[Generation]
     quality: list[Quality | None]
     broken: dict[str, str]
+    load_before: float | None = None
 
     @property
     def amplifications(self) -> list[int | None]:
         """By how much differences from the reference are to be amplified to be seen, None for the reference itself."""
         reference, *others = (generation.frames for generation in self.generations)
         return [None] + [amplification(frames, reference) for frames in others]
+
+    @property
+    def player_amplification(self) -> int:
+        """By how much differences are amplified in the player: as much as the largest of them lets."""
+        return min((factor for factor in self.amplifications if factor), default=1)
 
     @property
     def speedups(self) -> list[float]:
@@ -55,8 +63,8 @@ class Comparison:
     @property
     def remarks(self) -> list[str]:
         """Sentences on what a reader of the numbers has to know: methods without a clip, clips that show nothing,
-        budgets that were not met and metrics that could not be measured."""
-        sentences = list(self.broken.values())
+        budgets that were not met, metrics that could not be measured, and seconds that cannot be compared."""
+        sentences = list(self.broken.values()) + disturbances(self.generations)
         for generation, quality in zip(self.generations, self.quality, strict=True):
             label = generation.method.label
             sentences += [f"{label}: {why}." for why in (generation.flaw, generation.shortfall) if why]
@@ -87,6 +95,7 @@ class Comparison:
             "remarks": self.remarks,
             "broken": self.broken,
             "grid": self.generations[0].summary["grid"],
+            "player_amplification": self.player_amplification,
             "methods": [
                 {
                     "method": generation.method.text,
@@ -96,6 +105,7 @@ class Comparison:
                     "steps": generation.method.evaluations(self.request.steps),
                     "seconds": generation.seconds,
                     "speedup": speedup,
+                    "speedup_by_round": speedups_by_round(generation, self.generations[0]),
                     "saving": generation.saving,
                     "saving_by_head": saving_by_head(generation.summary["records"]) if generation.saving else None,
                     "quality": quality.scores if quality else None,
@@ -106,7 +116,7 @@ class Comparison:
                 }
                 for generation, speedup, quality, amplification in rows
             ],
-            "environment": environment(pipeline),
+            "environment": environment(pipeline) | {"load_before": self.load_before},
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "diffusers", "numpy")},
@@ -155,38 +165,53 @@ def compare(
     pipeline: DiffusionPipeline,
     request: Request,
     methods: list[Method],
+    reference: Generation | None = None,
     *,
+    repeat: int = 1,
     on_step: Callable[[StepEvent], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Comparison:
-    """Generate `request` with every method, one after the other, from the same noise; arguments as in `generate`.
+    """Generate `request` with every method, one after the other, from the same noise; callbacks as in `generate`.
 
-    An untimed step comes first, so that the first method does not pay for what only happens once. A method that breaks
-    costs no other's clip; raises BrokenClip where the first one does, which the others are compared with.
+    reference: what the first method gave for this request before, so that it is not computed again. repeat: how often,
+    every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first
+    method does not pay for what only happens once. A method that breaks costs no other's clip; raises BrokenClip where
+    the first one does, which the others are compared with.
     """
     check(pipeline, request, methods)
+    if repeat < 1:
+        raise ValueError(f"repeat is {repeat}; give 1 or more.")
     if should_stop is not None and should_stop():
         raise Cancelled
-    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline))
+    load_before = load()
+    warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
     with pipelines.prepared(pipeline, request.guidance_scale):
         pipeline(**warm_up.arguments(pipeline))
-    generations: list[Generation] = []
-    broken = {}
-    for method in methods:
-        try:
-            generations.append(generate(pipeline, request, method, on_step=on_step, should_stop=should_stop))
-        except BrokenClip as error:
-            if method is methods[0]:
-                raise
-            broken[method.label] = str(error)
-    reference, *others = (generation.frames for generation in generations)
-    return Comparison(request, generations, [None, *(judge(clip, reference) for clip in others)], broken)
+    made: dict[str, list[Generation]] = {method.label: [] for method in methods}
+    known = methods[0].label if reference else None
+    broken: dict[str, str] = {}
+    for round_number in range(repeat):
+        for method in methods if round_number % 2 == 0 else reversed(methods):
+            if method.label == known or method.label in broken:
+                continue
+            try:
+                clip = generate(pipeline, request, method, on_step=on_step, should_stop=should_stop)
+                made[method.label].append(clip)
+            except BrokenClip as error:
+                if method is methods[0]:
+                    raise
+                broken[method.label] = str(error)
+    generations = [together(made[method.label]) for method in methods if method.label not in {known, *broken}]
+    generations = [reference, *generations] if reference else generations
+    first, *others = (generation.frames for generation in generations)
+    return Comparison(request, generations, [None, *(judge(clip, first) for clip in others)], broken, load_before)
 
 
 def check_folder(folder: str | Path) -> None:
     """Raise OSError, one sentence, unless videos can be written to `folder`, which need not exist yet."""
     ffmpeg()
     with _staging(Path(folder)) as staging:
+        write_mp4(staging / "probe.mp4", np.zeros((2, 16, 16, 3), np.uint8))
         (staging / "probe").write_bytes(bytes(PROBE_BYTES))
 
 
@@ -194,7 +219,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
     """Write one mp4 per method, side_by_side.mp4, report.json and, where plotly is installed to draw it, report.html to
     `folder`, all or none; returns paths.
 
-    player.mp4 holds the first two clips and their amplified difference (`video.player_frames`), if there are two.
+    player.mp4 holds all clips and how they differ from the first (`video.player_frames`), if there are two.
     Files of these names are replaced, others left alone. Raises OSError, one sentence.
     """
     folder = Path(folder)
@@ -209,7 +234,7 @@ def save(comparison: Comparison, folder: str | Path, pipeline: DiffusionPipeline
         clips = [generation.frames for generation in comparison.generations]
         write_mp4(staging / "side_by_side.mp4", side_by_side(clips, captions), metadata=settings)
         if len(clips) > 1:
-            frames = player_frames(clips[0], clips[1], comparison.amplifications[1] or 1)
+            frames = player_frames(clips, comparison.player_amplification)
             write_mp4(staging / "player.mp4", frames, metadata=settings)
         (staging / "report.json").write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         if can_draw():

@@ -4,6 +4,10 @@ Backgrounds are transparent, and lines and texts grey, so that they read on ligh
 those of Okabe and Ito, which people with colour-blindness tell apart.
 """
 
+import math
+import re
+import textwrap
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
@@ -16,6 +20,8 @@ SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up")
 MARKERS = {"dense": "square", "refresh": "diamond", "reuse": "circle"}
 STAGES = ("text", "attention", "planning", "rest of denoising", "decode")
 INK, GRID = "#777777", "rgba(128, 128, 128, 0.25)"
+HOVER = {"bgcolor": "#10202e", "bordercolor": "#10202e", "font": {"color": "#ffffff"}, "align": "left"}
+LINE = 42  # characters of a title that a phone has room for
 
 
 def saving_per_step(curves: list[tuple[str, list[float]]]) -> go.Figure:
@@ -130,17 +136,40 @@ def fragments(figures: list[go.Figure]) -> list[str]:
 
 
 def styled(figure: go.Figure, title: str) -> go.Figure:
-    """The figure with a title and the look of all figures; the same object."""
+    """The figure with a title and the look of all figures; the same object.
+
+    Title and legend lie outside the axes whatever the size: the title in lines that a phone has room for, the legend at
+    the lower edge.
+    """
+    lines = _in_lines(title)
     figure.update_layout(
-        title={"text": title, "x": 0.02},
+        title={"text": "<br>".join(lines), "x": 0.02, "xanchor": "left", "yref": "container", "y": 1, "yanchor": "top",
+               "pad": {"t": 14}, "font": {"size": 15}},
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": INK},
+        hoverlabel=HOVER,
         showlegend=True,
-        legend={"orientation": "h", "y": -0.25},
-        margin={"l": 70, "r": 20, "t": 50, "b": 70},
-    )
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0, "xanchor": "left"},
+        margin={"l": 60, "r": 20, "t": 28 + 20 * len(lines), "b": 20},
+    )  # fmt: skip
     figure.update_xaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
     figure.update_yaxes(gridcolor=GRID, zerolinecolor=INK, automargin=True)
     return figure
+
+
+def logarithmic(values: Iterable[float]) -> dict[str, Any]:
+    """Settings of a logarithmic axis whose ticks, at 1, 2 and 5 of each decade around the values, say all of a number:
+    Plotly's own say the first digit alone."""
+    positive = [value for value in values if value > 0] or [1.0]
+    decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
+    digits = (1, 2, 5) if len(decades) < 4 else (1,)
+    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
+
+
+def _in_lines(title: str) -> list[str]:
+    """A title broken where a narrow page needs it; its own breaks stay."""
+    parts = re.split(r"<br>(?:<sup>)?", title.replace("</sup>", ""))
+    return [line for part in parts for line in textwrap.wrap(part, LINE)]

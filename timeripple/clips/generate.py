@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,10 +15,9 @@ from timeripple.attention.timing import Stopwatch
 from timeripple.clips import pipelines
 from timeripple.clips.methods import Method
 from timeripple.clips.quality import flaw
-from timeripple.hooks import transformers
+from timeripple.hooks import shortfall, transformers, turns
 from timeripple.pond.pipeline import PondPipeline
 
-NEAR = 0.02  # how far a saving may stay below its budget before it is worth a word
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
 
 
@@ -34,7 +33,8 @@ class BrokenClip(ValueError):
 class Request:
     """What to generate. Sizes in pixels; `seed` fixes the initial noise; true_cfg_scale: guidance by a second pass in
     pipelines whose guidance_scale is an input of the model, 1 for none; image, video: paths of files to begin with, ""
-    for none. Lone surrogates, which no file can hold, are replaced in the prompts."""
+    for none; strength: how far video to video goes from its video, or as the pipeline takes it, 1 where it takes none.
+    Lone surrogates, which no file can hold, are replaced in the prompts."""
 
     prompt: str
     negative_prompt: str = ""
@@ -47,6 +47,7 @@ class Request:
     true_cfg_scale: float = 1.0
     image: str = ""
     video: str = ""
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -108,6 +109,10 @@ class Request:
         for name, scale in (("guidance scale", self.guidance_scale), ("true guidance", self.true_cfg_scale)):
             if not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
                 raise ValueError(f"The {name} is {scale}; give 0 to {MAX_GUIDANCE}, such as 3.")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"The strength is {self.strength}; give a number above 0 and up to 1, such as 0.8.")
+        if self.strength < 1 and "strength" not in pipelines.parameters(pipeline):
+            raise ValueError(f"{pipelines.kind(pipeline)} has no strength; leave it out.")
         pipelines.check_inputs(pipeline, self.image, self.video)
         if isinstance(pipeline, PondPipeline):
             pipeline.check_inputs(self.num_frames, self.height, self.width, self.steps)
@@ -123,8 +128,8 @@ class Request:
                 raise ValueError(
                     f"The {name} is {size} pixels, which {pipelines.kind(pipeline)} cannot make; give {near}."
                 )
-        if not pipelines.denoising_steps(pipeline, self.steps):
-            fewest = pipelines.fewest_steps(pipeline)
+        if not pipelines.denoising_steps(pipeline, self.steps, self.strength):
+            fewest = pipelines.fewest_steps(pipeline, self.strength)
             raise ValueError(f"Of {self.steps} steps {pipelines.kind(pipeline)} makes none; give at least {fewest}.")
         if "true_cfg_scale" in pipelines.parameters(pipeline) and self.negative_prompt and self.true_cfg_scale <= 1:
             raise ValueError(
@@ -144,6 +149,8 @@ class Request:
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance_scale,
             "true_cfg_scale": self.true_cfg_scale,
+            "strength": self.strength,
+            "seed": self.seed,  # of pipelines that draw some noise by it
             "generator": torch.Generator().manual_seed(self.seed),
             "output_type": "pt",
         }
@@ -177,7 +184,8 @@ class Generation:
     frames: uint8 [F, H, W, 3]. seconds, measured: total = text (up to the first denoising step, drawing the noise
     included) + denoise + decode; attention (self-attention after projections) is a part of denoise, and plan (deciding
     what to reuse) a part of attention. Previews and callbacks are not counted. saving, summary: see `hooks.summary`.
-    flaw: see `quality.flaw`.
+    flaw: see `quality.flaw`. step_seconds: of every denoising step; together they are denoise. rounds: the seconds of
+    every time that the clip was made, of which `seconds` are the medians; empty where it was made once.
     """
 
     method: Method
@@ -186,21 +194,13 @@ class Generation:
     saving: dict[str, Any] | None
     summary: dict[str, Any]
     flaw: str | None = None
+    step_seconds: tuple[float, ...] = ()
+    rounds: tuple[dict[str, float], ...] = ()
 
     @property
     def shortfall(self) -> str | None:
-        """One clause on a budget that was not met, with what was reached and why; None where it was."""
-        budget = getattr(self.method.config, "budget", None)
-        if budget is None or self.saving is None or self.saving["reuse_steps"] >= budget - NEAR:
-            return None
-        storage, layers = self.summary.get("storage"), self.summary["layers"]
-        why = "text, a small grid or the refreshes leave no more to save"
-        if not self.summary["records"]:
-            why = "attention stayed dense"
-        elif storage and storage["dtype"] == "float8_e4m3fn" and storage["layers"] < layers:
-            why = f"memory was enough for the errors of {storage['layers']} of {layers} layers"
-        reached = self.saving["reuse_steps"]
-        return f"{budget:.0%} of the attention was to be saved and {reached:.0%} was, as {why}"
+        """See `hooks.shortfall`."""
+        return shortfall(self.method.config, self.summary)
 
 
 def generate(
@@ -213,8 +213,8 @@ def generate(
 ) -> Generation:
     """Generate one clip, in the method's own number of steps if it has one.
 
-    on_step is called after every denoising step. should_stop is asked before the first and after every step; once it
-    says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
+    on_step is called after every denoising step. should_stop is asked before every block of the transformer and after
+    every step; once it says True, Cancelled is raised. Raises what `Request.check` and the method's settings raise.
     """
     request = request.by(method)
     request.check(pipeline)
@@ -222,10 +222,11 @@ def generate(
         raise Cancelled
     watch = Stopwatch(pipeline._execution_device)
     text_seconds: float | None = None
+    step_seconds: list[float] = []
     step_input: torch.Tensor | None = None
     denoised_seconds = 0.0
     done = steps = 0
-    all_steps = pipelines.denoising_steps(pipeline, request.steps)
+    all_steps = pipelines.denoising_steps(pipeline, request.steps, request.strength)
 
     def before_forward(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         nonlocal text_seconds, step_input
@@ -236,19 +237,19 @@ def generate(
     def after_step(pipe: DiffusionPipeline, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
         nonlocal denoised_seconds, done, steps
         done += 1
-        steps = max(steps, done + (getattr(pipe, "num_timesteps", None) or all_steps) - index - 1)
+        steps = max(steps, done + (turns(pipe) or all_steps) - index - 1)
         with watch.paused():
             if not tensors["latents"].isfinite().all():
                 raise _broken(method, f"at step {done} of {steps}")
             if on_step is not None:
                 seconds = watch.seconds
-                eta = seconds / done * (steps - done)
                 preview = _preview(pipe, index, step_input, tensors.get("velocity"))
-                on_step(StepEvent(method.label, done, steps, seconds, eta, preview))
+                on_step(StepEvent(method.label, done, steps, seconds, seconds / done * (steps - done), preview))
             if should_stop is not None and should_stop():
                 raise Cancelled
-        denoised_seconds = watch.seconds
-        return {"latents": tensors["latents"]}
+        begun, denoised_seconds = denoised_seconds or text_seconds or 0.0, watch.seconds
+        step_seconds.append(denoised_seconds - begun)
+        return {}
 
     def after_decoding(module: Any, args: Any, output: Any) -> None:
         with watch.paused():
@@ -257,21 +258,20 @@ def generate(
 
     # The pipelines of other models have no velocity to tell, and no preview.
     seen = {"callback_on_step_end_tensor_inputs": ["latents", "velocity"]} if isinstance(pipeline, PondPipeline) else {}
-    hooks = [model.register_forward_pre_hook(before_forward, with_kwargs=True) for model in transformers(pipeline)]
-    if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
-        hooks.append(decoder.register_forward_hook(after_decoding))
-    try:
-        with method.applied(pipeline, all_steps) as summarise:
-            with (
-                freed(pipeline),
-                pipelines.prepared(pipeline, request.guidance_scale),
-                pipelines.followed(pipeline, after_step) as follow,
-            ):
-                video = pipeline(**request.arguments(pipeline), **follow, **seen).frames
-            summary = summarise()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks:
+        for model in transformers(pipeline):
+            hooks.enter_context(model.register_forward_pre_hook(before_forward, with_kwargs=True))
+        if isinstance(decoder := getattr(pipeline.vae, "decoder", None), torch.nn.Module):
+            hooks.enter_context(decoder.register_forward_hook(after_decoding))
+        summarise = hooks.enter_context(method.applied(pipeline, all_steps, warn_of_shortfall=False))
+        with (
+            pipelines.freed(pipeline),
+            stoppable(pipeline, should_stop),
+            pipelines.prepared(pipeline, request.guidance_scale),
+            pipelines.followed(pipeline, after_step) as follow,
+        ):
+            video = pipelines.generated(pipeline, request.arguments(pipeline) | follow | seen)
+        summary = summarise()
     total = watch.seconds
     if not video.isfinite().all():
         raise _broken(method, "in decoding, after the last step")
@@ -285,7 +285,7 @@ def generate(
         "decode": total - denoised_seconds,
     }
     frames = to_frames(video)
-    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames))
+    return Generation(method, frames, seconds, summary["saving"], summary, flaw(frames), tuple(step_seconds))
 
 
 def _broken(method: Method, where: str) -> BrokenClip:
@@ -297,13 +297,20 @@ def _broken(method: Method, where: str) -> BrokenClip:
 
 
 @contextmanager
-def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
-    """A run that is left inside the block frees what it held, as finished runs do."""
-    try:
+def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | None) -> Iterator[None]:
+    """Inside the block a forward pass, which may take many seconds, ends with Cancelled before the next block of the
+    transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules."""
+
+    def before_block(module: Any, args: Any) -> None:
+        if should_stop is not None and should_stop():
+            raise Cancelled
+
+    lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
+    blocks = [block for each in lists for block in each] if should_stop is not None else []
+    with ExitStack() as watched:
+        for block in blocks:
+            watched.enter_context(block.register_forward_pre_hook(before_block))
         yield
-    except BaseException:
-        pipeline.maybe_free_model_hooks()
-        raise
 
 
 def read_steps(text: str, steps: int) -> set[int]:

@@ -69,17 +69,20 @@ class Method:
         return None if computed is None else tuple(computed(num_inference_steps))
 
     @contextmanager
-    def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[Callable[[], dict[str, Any]]]:
+    def applied(
+        self, pipeline: DiffusionPipeline, num_inference_steps: int, *, warn_of_shortfall: bool = True
+    ) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
         num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
-        Its method is `label`, and held_bytes the most that attention held and the most that a step cache did. Raises
-        ConfigError where the pipeline does not suit the method.
+        warn_of_shortfall: see `hooks.enable`. Its method is `label`, and held_bytes the most that attention held and
+        the most that a step cache did. Raises ConfigError where the pipeline does not suit the method.
         """
         final = None
         cached: Callable[[], int] = int  # nothing
         count = evaluations(self.solver, num_inference_steps)
-        enable(pipeline, self._attention(count), num_inference_steps=count)
+        config = self._attention(count)
+        enable(pipeline, config, num_inference_steps=count, warn_of_shortfall=warn_of_shortfall)
 
         def summarise() -> dict[str, Any]:
             numbers = summary(pipeline)
@@ -89,8 +92,8 @@ class Method:
             with ExitStack() as stack:
                 stack.enter_context(solving(pipeline, self.solver))
                 if self.cache:
-                    stack.enter_context(self.cache.applied(pipeline, count))
                     cached = stack.enter_context(counting_bytes(pipeline))
+                    stack.enter_context(self.cache.applied(pipeline, count))
                 yield lambda: final or summarise()
         finally:
             final = summarise()
@@ -129,6 +132,8 @@ def parse_method(text: str) -> Method:
         (caches if name in STEP_CACHES else attention).append(PARSERS[name].parse(":".join([name, *own])))
     if len(attention) + len(caches) > 2 or len(caches) > 1:
         raise ConfigError(f"{text!r} stacks too much; stack two, of which one may be a step cache.")
+    if attention and caches and not getattr(caches[0], "stacks", True):
+        raise ConfigError(f"{caches[0].label} stacks on nothing, but this is {text!r}; give it alone.")
     config = StackedConfig(*attention) if len(attention) == 2 else next(iter(attention), None)
     return Method(text, config, next(iter(caches), None), **run)
 

@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from timeripple.clips.video import count_frames, read_clip
 from timeripple.hooks import transformers
+from timeripple.hooks.clock import LEFT_OUT
 from timeripple.pond.autoencoder import SPATIAL_FACTOR
 from timeripple.pond.pipeline import PondPipeline
 
@@ -22,6 +23,7 @@ Size = tuple[int, int, int]
 """Frames, height and width."""
 SIXTEENS = ("Wan", "SkyReels", "Hunyuan")  # pipelines that refuse other heights and widths than multiples of 16
 VIDEO_INPUTS = ("video", "control_video")
+ROUGH = ("LTXI2VLongMultiPromptPipeline",)  # whose callback is not given what is denoised, nor the clip in 0 to 1
 MOST_FRAMES = 481  # of a video that says how many there are
 
 
@@ -58,9 +60,9 @@ def patch_of(pipeline: DiffusionPipeline) -> tuple[int, int, int]:
 
 
 def defaults(pipeline: DiffusionPipeline) -> dict[str, Any]:
-    """What the pipeline takes where it is told nothing: steps, num_frames, height, width, guidance_scale and
-    true_cfg_scale, as far as it says; some read them off their transformer or guider."""
-    names = ("num_inference_steps", "num_frames", "height", "width", "guidance_scale", "true_cfg_scale")
+    """What the pipeline takes where it is told nothing: steps, num_frames, height, width, guidance_scale,
+    true_cfg_scale and strength, as far as it says; some read them off their transformer or guider."""
+    names = ("num_inference_steps", "num_frames", "height", "width", "guidance_scale", "true_cfg_scale", "strength")
     accepted = parameters(pipeline)
     found = {name: accepted[name].default if name in accepted else None for name in names}
     config, (temporal, spatial) = transformers(pipeline)[0].config, factors(pipeline)
@@ -133,18 +135,19 @@ def sections(pipeline: DiffusionPipeline, num_frames: int) -> int:
     return max(1, math.ceil(num_frames / ((latents - 1) * temporal + 1)))
 
 
-def denoising_steps(pipeline: DiffusionPipeline, steps: int) -> int:
-    """How many of the steps are made: video to video leaves out the first ones, as it begins with less noise, and Mochi
-    has no schedule of one step."""
+def denoising_steps(pipeline: DiffusionPipeline, steps: int, strength: float) -> int:
+    """How many of the steps are made: video to video leaves out the first ones, as it begins with less noise, LTX' long
+    clips the last one, and Mochi has no schedule of one step."""
     if kind(pipeline) == "MochiPipeline" and steps < 2:
         return 0
-    strength = parameters(pipeline).get("strength")
-    return min(int(steps * strength.default), steps) if strength and "VideoToVideo" in kind(pipeline) else steps
+    if "strength" in parameters(pipeline) and "VideoToVideo" in kind(pipeline):
+        steps = int(steps * strength)
+    return max(0, steps - LEFT_OUT.get(kind(pipeline), 0))
 
 
-def fewest_steps(pipeline: DiffusionPipeline) -> int:
+def fewest_steps(pipeline: DiffusionPipeline, strength: float) -> int:
     """The least number of steps to ask for of which one is made."""
-    return next(steps for steps in count(1) if denoising_steps(pipeline, steps))
+    return next(steps for steps in count(1) if denoising_steps(pipeline, steps, strength))
 
 
 # --- Inputs -----------------------------------------------------------------------------------------------------------
@@ -165,6 +168,8 @@ def check_inputs(pipeline: DiffusionPipeline, image: str, video: str) -> None:
             raise ValueError(f"{name} begins with {'an' if what == 'image' else 'a'} {what}; give --{what} FILE.")
     given = {"image", "prompt", "self", *VIDEO_INPUTS}
     needed = [each.name for each in accepted.values() if each.default is each.empty and each.kind < each.VAR_POSITIONAL]
+    if "overlap_history" in accepted and needs["video"]:  # SkyReels-V2's, which counts with what it takes for None
+        needed.append("overlap_history")
     if missing := [each for each in needed if each not in given]:
         raise ValueError(f"{name} also needs {', '.join(missing)}, which cannot be given here; call it from Python.")
     if image:
@@ -202,6 +207,16 @@ def inputs(pipeline: DiffusionPipeline, image: str, video: str, size: Size) -> d
 
 
 @contextmanager
+def freed(pipeline: DiffusionPipeline) -> Iterator[None]:
+    """A run that is left inside the block frees what it held, as finished runs do."""
+    try:
+        yield
+    except BaseException:
+        pipeline.maybe_free_model_hooks()
+        raise
+
+
+@contextmanager
 def prepared(pipeline: DiffusionPipeline, guidance_scale: float) -> Iterator[None]:
     """Inside, a guider guides by this scale, and an autoencoder that decodes in tiles only does so; then they are as
     they were."""
@@ -228,16 +243,16 @@ AfterStep = Callable[[DiffusionPipeline, int, Any, dict[str, Any]], dict[str, An
 def followed(pipeline: DiffusionPipeline, after_step: AfterStep) -> Iterator[dict[str, Any]]:
     """Inside, `after_step(pipeline, index, timestep, {"latents": ...})` is called after every denoising step: yields
     the argument to call the pipeline with. Pipelines without a callback are followed by their scheduler."""
-    if "callback_on_step_end" in parameters(pipeline):
+    if "callback_on_step_end" in parameters(pipeline) and kind(pipeline) not in ROUGH:
         yield {"callback_on_step_end": after_step}
         return
-    scheduler, index = pipeline.scheduler, count()
+    scheduler = pipeline.scheduler
     plain = scheduler.step
 
     def step(model_output: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
         result = plain(model_output, timestep, *args, **kwargs)
         latents = result[0] if isinstance(result, tuple) else result.prev_sample
-        after_step(pipeline, next(index), timestep, {"latents": latents})
+        after_step(pipeline, scheduler.step_index - 1, timestep, {"latents": latents})
         return result
 
     scheduler.step = step
@@ -245,3 +260,11 @@ def followed(pipeline: DiffusionPipeline, after_step: AfterStep) -> Iterator[dic
         yield {}
     finally:
         del scheduler.step
+
+
+def generated(pipeline: DiffusionPipeline, arguments: dict[str, Any]) -> torch.Tensor:
+    """What the pipeline gives for these arguments: [1, F, 3, H, W] in 0..1."""
+    video: torch.Tensor = pipeline(**arguments).frames
+    if kind(pipeline) in ROUGH:
+        video = pipeline.video_processor.postprocess_video(video, output_type="pt")
+    return video

@@ -3,9 +3,11 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +29,14 @@ AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
 def ffmpeg() -> str:
     """The program. Raises OSError, one sentence, where there is none."""
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        program = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
+        program = None
+    if program is None:
         raise OSError(
             "There is no ffmpeg to write videos with; install imageio-ffmpeg anew, or set IMAGEIO_FFMPEG_EXE to one."
-        ) from None
+        )
+    return program
 
 
 def run_ffmpeg(command: list[str], pixels: int, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -82,13 +87,21 @@ def amplified_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -
     return np.minimum(255, factor * difference).astype(np.uint8)
 
 
-def player_frames(reference: np.ndarray, clip: np.ndarray, factor: int) -> np.ndarray:
-    """What a player shows of two clips: reference, clip and `amplified_difference`, enlarged, next to each other.
+def signed_difference(clip: np.ndarray, reference: np.ndarray, factor: int) -> np.ndarray:
+    """128 + factor / 2 * (clip - reference) of each value, cut off at 0 and 255; uint8 [F, H, W, 3] all three."""
+    difference = clip.astype(np.int16) - reference
+    return np.clip(128 + factor * difference / 2, 0, 255).round().astype(np.uint8)
 
-    Returns uint8 [F, H, 3 * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated 8 times
-    on both sides, so that coding does not let one bleed into the next.
+
+def player_frames(clips: Sequence[np.ndarray], factor: int) -> np.ndarray:
+    """What a player shows of n clips, of which the first is the reference: the clips, then `signed_difference` of each
+    other one from it, all enlarged and next to each other.
+
+    Returns uint8 [F, H, (2 n - 1) * (W + 16), 3], H and W after `enlarge`: each picture has its outer columns repeated
+    8 times on both sides, so that coding does not let one bleed into the next.
     """
-    panels = [enlarge(panel) for panel in (reference, clip, amplified_difference(clip, reference, factor))]
+    reference, *others = clips
+    panels = [enlarge(panel) for panel in (*clips, *(signed_difference(clip, reference, factor) for clip in others))]
     sides = ((0, 0), (0, 0), (SEAM, SEAM), (0, 0))
     return np.concatenate([np.pad(panel, sides, mode="edge") for panel in panels], axis=2)
 

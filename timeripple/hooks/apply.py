@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, zip_longest
 from typing import Any
 
 from diffusers.utils.torch_utils import unwrap_module
@@ -9,6 +10,7 @@ from torch import nn
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import AttentionMethod, ConfigError
+from timeripple.hooks.account import Account, summarise
 from timeripple.hooks.clock import StepClock
 from timeripple.hooks.families import FAMILIES, GENERIC, Family, family_of
 from timeripple.hooks.transformer import HOOK, TransformerHook
@@ -20,6 +22,7 @@ def enable(
     *,
     num_inference_steps: int | None = None,
     memory_limit: int | None = None,
+    warn_of_shortfall: bool = True,
 ) -> None:
     """Switch reuse on in a pipeline or transformer, in place of what was enabled before.
 
@@ -27,7 +30,7 @@ def enable(
     such as "token:0.7"; None keeps attention dense and only measures its time; baselines bring configs of their own.
     num_inference_steps: for pipelines that tell neither this nor `num_timesteps`. memory_limit: bytes that feedback may
     hold; by default half of what is free on a GPU. To keep to it errors are kept more coarsely, in the host's memory or
-    of fewer layers.
+    of fewer layers. warn_of_shortfall: whether a warning says, once, that a clip did not meet the budget.
 
     Attention stays dense, with one warning that names the reason, where gradients are recorded, the model is in
     training mode, the step is unknown, or the sequence or its mask is not what the token grid says. Raises ConfigError
@@ -36,9 +39,11 @@ def enable(
     """
     config = _method(config)
     disable(target)
-    clock = StepClock(target, num_inference_steps)
-    for transformer, family in _transformers(target):
-        TransformerHook(transformer, family, config, clock, memory_limit).attach()
+    found = _transformers(target)
+    clock, account = StepClock(target, num_inference_steps), Account(config, len(found), warn_of_shortfall)
+    limit = None if memory_limit is None else memory_limit // len(found)
+    for transformer, family in found:
+        TransformerHook(transformer, family, config, clock, account, limit).attach()
 
 
 def disable(target: Any) -> None:
@@ -49,23 +54,25 @@ def disable(target: Any) -> None:
 
 
 def summary(target: Any) -> dict[str, Any]:
-    """Numbers of the run in progress or else of the last one.
+    """Numbers of the clip that is made or else was made last, in all transformers of a pipeline and in all sections.
 
     method: label of the config, or "dense"; granularity: None for dense; layers: self-attention layers; grid: tokens
     along t, y and x, None before attention saw any; seconds:
     {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
-    alone, which is more than the records' by what chooses thresholds; saving: as `ReuseRun.saving`, None
+    alone, which is more than the records' by what chooses thresholds; saving: as `records.summarise_saving`, None
     for dense or before the first run; held_bytes: most memory held for later steps at a time; storage: how errors are
-    kept, as `residuals.Storage.report`; records: as `ReuseRun.records`. The transformers of a pipeline are added up.
+    kept, as `residuals.Storage.report`; records: as `Records.read`, their steps counted on from section to section.
     Raises ConfigError if nothing is enabled.
     """
     hooks = [hook for transformer in transformers(target) if (hook := _hook(transformer))]
     if not hooks:
         raise ConfigError(f"Nothing is enabled in this {type(target).__name__}; call enable first.")
-    total, *others = (hook.summary() for hook in hooks)
-    for other in others:
-        total = _add(total, other)
-    return total
+    for hook in hooks:
+        hook.note()
+    accounts = {id(hook.account): hook.account for hook in hooks}.values()  # several, if enabled one by one
+    together = zip_longest(*(account.sections for account in accounts), fillvalue=())
+    sections = [list(chain(*parts)) for parts in together]
+    return summarise(hooks[0].config, sum(len(hook.layers) for hook in hooks), sections)
 
 
 def transformers(target: Any) -> list[nn.Module]:
@@ -97,17 +104,3 @@ def _method(config: Any) -> AttentionMethod | None:
 def _hook(transformer: nn.Module) -> TransformerHook | None:
     registry = getattr(transformer, "_diffusers_hook", None)
     return registry and registry.get_hook(HOOK)
-
-
-def _add(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """Summaries of two transformers that share the denoising steps of one run; each counts 0 at the other's steps."""
-    savings = [part["saving"] for part in (first, second) if part["saving"]]
-    saving: dict[str, Any] = {**savings[0]} if savings else {}
-    for other in savings[1:]:
-        saving |= {name: saving[name] + other[name] for name in ("reuse_steps", "all_steps")}
-        saving["per_step"] = [a + b for a, b in zip(saving["per_step"], other["per_step"], strict=True)]
-    return first | {
-        "seconds": {name: first["seconds"][name] + second["seconds"][name] for name in first["seconds"]},
-        "saving": saving or None,
-        **{name: first[name] + second[name] for name in ("layers", "held_bytes", "records")},
-    }

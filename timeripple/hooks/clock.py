@@ -16,10 +16,20 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+
+LEFT_OUT = {"LTXI2VLongMultiPromptPipeline": 1}
+"""Pipelines whose loop leaves out the last timesteps of its schedule, and how many."""
+
+
+def turns(pipeline: Any) -> int | None:
+    """How many denoising steps the loop of a pipeline has, once it has begun."""
+    scheduled: int | None = getattr(pipeline, "num_timesteps", None)
+    return scheduled and scheduled - LEFT_OUT.get(type(pipeline).__name__, 0)
 
 
 class UnknownStep(ValueError):
@@ -28,10 +38,11 @@ class UnknownStep(ValueError):
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a forward pass is: the number of the run, the name of its guidance pass, its step from 0 and how many
-    there are."""
+    """Where a forward pass is: the number of the run and of the clip that it belongs to, the name of its guidance pass,
+    its step from 0 and how many there are. Clips that are made in sections have a run for each."""
 
     run: int
+    clip: int
     name: str
     step: int
     total: int
@@ -47,7 +58,7 @@ class StepClock:
     def __init__(self, target: Any, num_inference_steps: int | None = None):
         self.total = num_inference_steps
         self._target = _reference(target)
-        self._run = 0
+        self._run = self._clip = 0
         self._left: Any = None  # `_current_timestep` of a run that is over or was left
         self._forget()
 
@@ -80,8 +91,8 @@ class StepClock:
         if context is not None and context.step_index is not None:
             self._told(context.step_index, (id(transformer), context.name), pipeline, current)
         elif in_loop:
-            total = pipeline.num_timesteps
-            self._watched(name, pipeline, current)
+            total = turns(pipeline)
+            self._watched(name, pipeline, current, hasattr(transformer, "_reset_stateful_cache"))
         elif timestep is None:
             raise UnknownStep("the transformer is told no timestep")
         elif total is not None:
@@ -93,10 +104,18 @@ class StepClock:
         self._steps = total
         return self._enter(transformer, name)
 
+    def times(self, total: int) -> list[float] | None:
+        """The timesteps of the run in progress, where the scheduler of a pipeline has one for each of so many steps."""
+        timesteps = getattr(getattr(self._target(), "scheduler", None), "timesteps", None)
+        if not isinstance(timesteps, Tensor) or timesteps.shape != (total,):
+            return None
+        times = timesteps.tolist()
+        return times if all(later < earlier for earlier, later in pairwise(times)) else None
+
     def _total_of(self, pipeline: Any, in_loop: bool) -> int | None:
         """What a pipeline says outside its loop is of another run."""
         is_known = in_loop or not hasattr(pipeline, "_current_timestep")
-        return (getattr(pipeline, "num_timesteps", None) if is_known else None) or self.total
+        return (turns(pipeline) if is_known else None) or self.total
 
     def _enter(self, transformer: Any, name: str | None) -> Moment:
         """Takes note of a pass in the step that was found."""
@@ -110,12 +129,13 @@ class StepClock:
         self._seen.append((id(transformer), name))
         if self._step == 0:
             self._passes = len(self._seen)
-        return Moment(self._run, name, self._step, self._steps)
+        return Moment(self._run, self._clip, name, self._step, self._steps)
 
-    def _begin(self, source: str) -> None:
+    def _begin(self, source: str, of_same_clip: bool = False) -> None:
         """A run begins with the call in progress."""
         self._forget()
         self._run += 1
+        self._clip += not of_same_clip
         self._source = source
 
     def _take(self, step: int) -> None:
@@ -133,15 +153,15 @@ class StepClock:
         elif same_turn and _step_index(pipeline) != self._index:
             raise UnknownStep("the transformer is called after the scheduler has taken the step")
 
-    def _watched(self, name: str | None, pipeline: Any, current: Any) -> None:
-        """The pipeline says nothing, and its loop is read."""
+    def _watched(self, name: str | None, pipeline: Any, current: Any, is_reset: bool) -> None:
+        """The pipeline says nothing, and its loop is read. is_reset: whether it says when a clip is over."""
         if self._source == "told" and current is self._current:
             raise UnknownStep("the transformer is called outside the passes that the pipeline names")
         timesteps = pipeline.scheduler.timesteps
-        complete = self._step + 1 == self._steps  # a pipeline may make a clip in parts, each a run
         moved = current is not self._current
+        complete = self._source == "watched" and self._step + 1 == self._steps  # and what follows is another section
         if self._source != "watched" or timesteps is not self._timesteps or (moved and complete):
-            self._begin("watched")
+            self._begin("watched", of_same_clip=complete and is_reset)
             self._timesteps, self._leader = timesteps, name
         if moved:
             self._take(self._step + 1)

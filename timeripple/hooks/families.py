@@ -5,6 +5,7 @@ Open-Sora-Plan, the fourth model of the paper, is not in diffusers; Allegro is i
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -93,11 +94,32 @@ def _cogvideox_grid(transformer: ModelMixin, arguments: Mapping[str, Any], token
 
 
 def _ltx_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
-    """hidden_states are tokens already; their grid is told by num_frames, height and width."""
+    """hidden_states are tokens already; their grid is told by num_frames, height and width, or by where each is."""
+    if arguments.get("video_coords") is not None:
+        return _grid_of_places(arguments["video_coords"], tokens)
     frames, height, width = (arguments.get(name) for name in ("num_frames", "height", "width"))
     if frames is None or height is None or width is None:
         raise ValueError("num_frames, height and width are not told")
     return _patches((frames, height, width), (1, 1, 1), tokens, "none")
+
+
+def _grid_of_places(places: Tensor, tokens: int) -> TokenGrid:
+    """places [batch, 3, tokens]: of each token along time, height and width, frame by frame. The clip is the longest
+    stretch in which time goes on; frames beside it, which it is conditioned on, are always computed."""
+    times, rows, columns = places[0].cpu()
+    starts = ((rows == rows[0]) & (columns == columns[0])).nonzero().flatten().tolist()
+    area = (starts[1:] or [tokens])[0]
+    width = int((rows[:area] == rows[0]).sum())
+    if tokens != len(times) or tokens % area or area % width:
+        raise ValueError(f"the places of {len(times)} tokens are no frames of a grid of {tokens}")
+    shape = tokens // area, area // width, width
+    t, y, x = times.view(shape), rows.view(shape), columns.view(shape)
+    if not ((t == t[:, :1, :1]).all() and (y == y[:1, :, :1]).all() and (x == x[:1, :1]).all()):
+        raise ValueError("the tokens are not placed in frames, rows and columns")
+    goes_on = (t[1:, 0, 0] > t[:-1, 0, 0]).tolist()
+    breaks = [0, *(frame for frame, on in enumerate(goes_on, 1) if not on), shape[0]]
+    first, last = max(itertools.pairwise(breaks), key=lambda stretch: stretch[1] - stretch[0])
+    return TokenGrid(last - first, *shape[1:], text_before=first * area, text_after=(shape[0] - last) * area)
 
 
 def _mochi_grid(transformer: ModelMixin, arguments: Mapping[str, Any], tokens: int) -> TokenGrid:
@@ -169,6 +191,7 @@ _HUNYUAN = r"(single_)?transformer_blocks\.\d+\.attn"
 FAMILIES = {
     "WanTransformer3DModel": _WAN,
     "WanVACETransformer3DModel": _WAN,
+    "WanAnimateTransformer3DModel": _WAN,
     "SkyReelsV2Transformer3DModel": _WAN,
     "HunyuanVideoTransformer3DModel": Family(
         "HunyuanVideo", _HUNYUAN, _hunyuan_grid, _hunyuan_rope, preset=PAPER_HUNYUAN

@@ -79,7 +79,7 @@ def _like(processor: type) -> type[ReuseProcessor]:
             return self.run(*args, **kwargs)
         if torch.is_grad_enabled():
             return self.processor(*args, **kwargs)
-        if self.root.whole_modules or traced is None:
+        if traced is None:
             return run_outside_the_graph(self, *args, **kwargs)
         tracing.layer = self
         output = traced(self.processor, *args, **kwargs)
@@ -91,7 +91,7 @@ def _like(processor: type) -> type[ReuseProcessor]:
 
 @torch.compiler.disable
 def run_outside_the_graph(processor: ReuseProcessor, *args: Any, **kwargs: Any) -> Any:
-    """For methods that stand in for whole modules, and processors that cannot be traced."""
+    """For processors that cannot be traced."""
     return processor.run(*args, **kwargs)
 
 

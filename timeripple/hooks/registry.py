@@ -30,3 +30,13 @@ def listen_no_more(module: nn.Module, name: str) -> None:
     registry.invalidate_child_registries_cache()
     if not registry.hooks:
         del module._diffusers_hook
+
+
+def forget_run(model: nn.Module, but: str) -> None:
+    """Other hooks of diffusers in a model, such as caches, forget what they know of a run. Pipelines have them do so at
+    the end of a call alone: not between the sections of a clip, nor after an exception."""
+    for module in model.modules():
+        hooks = getattr(getattr(module, "_diffusers_hook", None), "hooks", {})
+        for name, hook in hooks.items():
+            if hook._is_stateful and name != but:
+                hook.reset_state(module)

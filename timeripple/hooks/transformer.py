@@ -19,14 +19,16 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
+from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import AttentionMethod
 from timeripple.attention.timing import now
-from timeripple.hooks.clock import StepClock
+from timeripple.hooks.account import Account, Part
+from timeripple.hooks.clock import Moment, StepClock
 from timeripple.hooks.compiled import handle, traced_begin
 from timeripple.hooks.families import GENERIC, Family
 from timeripple.hooks.masks import MaskReader
 from timeripple.hooks.processor import ReuseProcessor
-from timeripple.hooks.registry import listen, listen_no_more
+from timeripple.hooks.registry import forget_run, listen, listen_no_more
 
 HOOK = "timeripple"
 
@@ -45,15 +47,15 @@ class TransformerHook(ModelHook):
         family: Family,
         config: AttentionMethod | None,
         clock: StepClock,
+        account: Account,
         memory_limit: int | None,
     ):
         super().__init__()
-        self.transformer, self.family, self.config, self.clock = transformer, family, config, clock
-        self.memory_limit = memory_limit
+        self.transformer, self.family, self.config = transformer, family, config
+        self.clock, self.account, self.memory_limit = clock, account, memory_limit
         self.layers = list(family.attention_modules(transformer))
         self.states = StateManager(BaseState)  # `cache_context` puts its information into every StateManager
         self.warned: set[str] = set()
-        self.whole_modules = getattr(config, "whole_modules", False)
         self._parameters = list(inspect.signature(type(transformer).forward).parameters)[1:]
         self._clear()
 
@@ -61,11 +63,11 @@ class TransformerHook(ModelHook):
         """Nothing has run."""
         self.run: Any = None
         self.active, self.names_pass = False, False
-        self.number: int | None = None
-        self.last_summary: dict[str, Any] | None = None
+        self.clip = self.number = 0  # of the run
         self.grid: list[int] | None = None
         self.heads: dict[str, int] = {}  # of the layers, once seen
         self.arguments: dict[str, Any] = {}
+        self.grids: dict[int, TokenGrid] = {}  # by the number of tokens
         self.masks = MaskReader()
         self.handle, self.token = handle(self), torch.zeros((), dtype=torch.int64)  # see `compiled`
 
@@ -89,14 +91,20 @@ class TransformerHook(ModelHook):
         self.active, self.run = False, None  # for processors that somebody has kept
 
     def _wrap(self) -> None:
-        """Every self-attention module has a processor of ours around its own, also if it was given another since."""
+        """Every self-attention module has a processor of ours around its own, also if it was given another since, or an
+        old one of ours, which diffusers keeps while projections are fused."""
         for name, module in self.family.attention_modules(self.transformer).items():
-            if not isinstance(module.processor, ReuseProcessor):
-                module.processor = ReuseProcessor.around(module.processor, self, name)
+            processor = module.processor
+            while isinstance(processor, ReuseProcessor) and processor.root is not self:
+                processor = processor.processor
+            if not isinstance(processor, ReuseProcessor):
+                processor = ReuseProcessor.around(processor, self, name)
+            if processor is not module.processor:
+                module.processor = processor
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a run, nothing is copied or pickled."""
-        left_out = ("run", "arguments", "masks", "states", "last_summary", "heads", "handle", "token")
+        left_out = ("run", "arguments", "grids", "masks", "states", "heads", "handle", "token")
         return {name: value for name, value in vars(self).items() if name not in left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -153,8 +161,8 @@ class TransformerHook(ModelHook):
             return self._warn(str(error))
         self.arguments = arguments
         if self.run is None or moment.run != self.number:
-            self._start(moment.total)
-            self.number, self.step = moment.run, moment.step
+            self._start(moment)
+            self.step = moment.step
             self.passes: list[str] = []  # of this step
         self.passes = [*(self.passes if moment.step == self.step else []), moment.name]
         self.step = moment.step
@@ -164,12 +172,19 @@ class TransformerHook(ModelHook):
         self.choosing_seconds += now() - start
         return True
 
-    def _start(self, total: int) -> None:
+    def _start(self, moment: Moment) -> None:
+        self.note()
+        forget_run(self.transformer, but=HOOK)
+        if self.states._context is not None:  # which they forget too
+            _set_cache_context(self.transformer, self.states._context)
         config = ReuseConfig(budget=0) if self.config is None else self.config
-        self.run = config.start(total)
+        self.run, self.clip, self.number = config.start(moment.total), moment.clip, moment.run
+        self.account.begin(moment.clip)
         if hasattr(self.run, "limit_memory"):
             samples = len(self.arguments["hidden_states"]) if self.family.per_sample else 1
             self.run.limit_memory(self.memory_limit, samples * len(self.layers))
+        if hasattr(self.run, "set_times") and (times := self.clock.times(moment.total)):
+            self.run.set_times(times)
         self.held_bytes, self.choosing_seconds = 0, 0.0
         self.computed: set[tuple[str, str]] = set()  # (pass, layer)
 
@@ -177,7 +192,7 @@ class TransformerHook(ModelHook):
         """Ends the forward pass that is open, if one is."""
         if self.active:
             self._end()
-        self.active, self.arguments = False, {}  # and with them the tensors of this pass
+        self.active, self.arguments, self.grids = False, {}, {}  # and with them the tensors of this pass
         self.masks.forget()
 
     def _end(self) -> None:
@@ -196,9 +211,10 @@ class TransformerHook(ModelHook):
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Ends the run: its numbers stay, its tensors go. Pipelines call this through maybe_free_model_hooks."""
         self._close()
-        self.last_summary = self.summary()
+        self.note()
         self.run = None
         self.clock.reset()
+        self.account.close(id(self), len(self.layers))
         return module
 
     # --- Attention ----------------------------------------------------------------------------------------------------
@@ -242,7 +258,7 @@ class TransformerHook(ModelHook):
         try:
             if query.shape[2] != key.shape[2] or dropout_p or is_causal or enable_gqa:
                 raise ValueError("attention is causal, grouped, across sequences or with dropout")
-            grid = self.family.grid(self.transformer, self.arguments, query.shape[2])
+            grid = self._grid(query.shape[2])
             mask = self.masks.read(attn_mask, len(query), grid)
             asked = AttentionCall(query, key, value, grid, scale, mask, mask_is_known=True)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -256,26 +272,21 @@ class TransformerHook(ModelHook):
             output: Tensor = self.run.attention(name, asked)
         return output
 
+    def _grid(self, tokens: int) -> TokenGrid:
+        """Looked for once in a forward pass: to read it off a tensor makes the host wait for the device."""
+        if tokens not in self.grids:
+            self.grids[tokens] = self.family.grid(self.transformer, self.arguments, tokens)
+        return self.grids[tokens]
+
     # --- Numbers ------------------------------------------------------------------------------------------------------
 
-    def summary(self) -> dict[str, Any]:
-        """See `hooks.summary`."""
-        if self.run is None and self.last_summary is not None:
-            return self.last_summary
-        records = list(self.run.records) if self.run else []
-        plan = sum(record["plan_seconds"] for record in records) + (self.choosing_seconds if self.run else 0)
-        attention = plan + sum(record["attention_seconds"] for record in records)
-        return {
-            "method": self.config.label if self.config else "dense",
-            "granularity": self.config.granularity if self.config else None,
-            "layers": len(self.layers),
-            "grid": self.grid,
-            "seconds": {"attention": attention, "plan": plan},
-            "saving": self.run.saving() if self.run and self.config else None,
-            "held_bytes": self.held_bytes if self.run else 0,
-            "storage": self.run.storage.report() if hasattr(self.run, "storage") else None,
-            "records": records,
-        }
+    def note(self) -> None:
+        """Enters the run in progress into the account."""
+        if self.run is not None:
+            storage = self.run.storage.report() if hasattr(self.run, "storage") else None
+            records, steps = list(self.run.records), self.run.steps
+            part = Part(records, steps, self.grid, self.held_bytes, self.choosing_seconds, storage)
+            self.account.note(self.clip, self.number, id(self), part)
 
     def _warn(self, reason: str) -> bool:
         if reason not in self.warned:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
@@ -111,6 +112,27 @@ def head_scores(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = SAMP
         "temporal": own_place.mean((1, 2)) * grid.tokens / frames,
         "entropy": entropy.mean(1) / math.log(grid.tokens),
     }
+
+
+def frame_map(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = 8) -> Tensor:
+    """Attention from frame to frame, [heads, frames, frames], rows add up to that to video tokens: means over evenly
+    spaced queries, so many a frame."""
+    frames, size = grid.shape[0], grid.video_tokens // grid.shape[0]
+    places = torch.linspace(0, size - 1, min(samples, size)).round().long()
+    chosen = (torch.arange(frames)[:, None] * size + places).flatten() + grid.text_before
+    rows = _softmax(query[:, chosen], key)[..., grid.video].unflatten(-1, (frames, size)).sum(-1)
+    return rows.unflatten(1, (frames, len(places))).mean(2)
+
+
+def standing_out(frames: np.ndarray, grid: TokenGrid) -> tuple[int, int, int]:
+    """The token (t, y, x) in the middle frame whose pixels differ most from the mean colour of the clip, uint8
+    [F, H, W, 3]."""
+    middle = torch.from_numpy(frames[len(frames) // 2]).double().movedim(-1, 0)[None]
+    shape = grid.shape[1:]
+    cells = adaptive_avg_pool2d(middle, shape)[0]
+    away = (cells - torch.from_numpy(frames).double().mean((0, 1, 2))[:, None, None]).square().sum(0)
+    y, x = divmod(int(away.argmax()), shape[1])
+    return grid.shape[0] // 2, y, x
 
 
 def head_kind(spatial: float, temporal: float) -> str:

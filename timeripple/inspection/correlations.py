@@ -44,6 +44,32 @@ def deviation_table(x: Tensor, grid: TokenGrid, windows: Sequence[int]) -> tuple
     return columns, torch.stack(means, dim=-1)
 
 
+def group_means(
+    columns: Sequence[tuple[str, int]], values: Tensor, channels: Sequence[tuple[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Mean correlation of the channels of a RoPE group with the next token along each axis, by group and axis.
+
+    values: [d, columns] as `correlation_table` gives them; channels: axis and radians of each, as
+    `probe.rope_frequencies`; none: the channels are one group, "all".
+    """
+    groups = list(dict.fromkeys(axis for axis, _ in channels)) or ["all"]
+    rows = {group: [i for i, (axis, _) in enumerate(channels) if axis == group] for group in groups}
+    next_ones = {axis: i for i, (axis, lag) in enumerate(columns) if lag == 1}
+    return {
+        group: {axis: values[rows[group] or slice(None), i].mean().item() for axis, i in next_ones.items()}
+        for group in groups
+    }
+
+
+def strongest(tables: Tensor) -> tuple[int, int, int]:
+    """Layer, head and channel where the effect is strongest: the head whose channels repeat themselves most along the
+    axis that is best for each, and in it the channel that does so most. tables: [layers, heads, d, columns]."""
+    best = tables.amax(-1)
+    head = int(best.mean(-1).argmax())
+    layer, head = divmod(head, tables.shape[1])
+    return layer, head, int(best[layer, head].argmax())
+
+
 def correlated_noise(
     grid: TokenGrid, heads: int, head_dim: int, correlations: Sequence[float], std: float, generator: torch.Generator
 ) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +19,13 @@ from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import Kind, Step, dense_steps
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips import pipelines
-from timeripple.clips.generate import Cancelled, Request, freed, to_frames
-from timeripple.hooks import disable, enable
+from timeripple.clips.generate import Cancelled, Request, stoppable, to_frames
+from timeripple.clips.pipelines import freed
+from timeripple.hooks import disable, enable, family_of
 from timeripple.pond.autoencoder import to_video
 from timeripple.pond.pipeline import PondPipeline
+
+FACTS = "inspection.json"
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def capture(
     every step; once should_stop says True, Cancelled is raised. Raises what `Request.check` raises, and ValueError for
     a step the request does not have.
     """
-    return _capture(pipeline, request, steps, layers, on_step, should_stop)[0]
+    return _capture(pipeline, request, steps, layers, on_step, should_stop, to_the_end=False)[0]
 
 
 def inspect_request(
@@ -60,17 +64,18 @@ def inspect_request(
     steps: Collection[int],
     folder: Path,
     *,
+    bits: int = 16,
     on_step: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Inspection:
     """Generate densely to the end, keep q, k and v of all layers at `steps` (from 0) in `folder`, and the clip.
 
-    Callbacks and errors as in `capture`.
+    bits: 16 or 8 a number, see `Inspection`. Callbacks and errors as in `capture`.
     """
-    kept = {*steps, request.steps - 1}  # the last one, so that the clip is finished
-    captures, video = _capture(pipeline, request, kept, None, on_step, should_stop)
-    assert video is not None  # as the last step is among them
-    return _keep(captures, to_frames(video), request.steps, folder)
+    captures, video = _capture(pipeline, request, steps, None, on_step, should_stop, to_the_end=True)
+    assert video is not None
+    channels = rope_frequencies(pipeline.transformer)
+    return _keep(captures, to_frames(video), request.steps, channels, folder, bits)
 
 
 def inspect_clip(
@@ -103,14 +108,16 @@ def inspect_clip(
             pipeline.denoise_once(clean, noise, step, num_inference_steps)
             if on_step is not None:
                 on_step(done, len(steps))
-    return _keep(config.captures, clip, num_inference_steps, folder)
+    return _keep(config.captures, clip, num_inference_steps, rope_frequencies(pipeline.transformer), folder)
 
 
 @dataclass(frozen=True)
 class Inspection:
     """What was kept of a run or a clip, in a folder; one layer is read at a time.
 
-    steps: of the whole run; kept: those that can be looked at, from 0; layers: names, in the order of the model.
+    steps: of the whole run; kept: those that can be looked at, from 0; layers: names, in the order of the model;
+    channels: axis and radians a token of each channel of a head, see `rope_frequencies`. Numbers are kept in 16 bits,
+    or as 8-bit integers with a scale for every channel, which are within 0.4 % of the largest in it.
     """
 
     folder: Path
@@ -118,6 +125,26 @@ class Inspection:
     steps: int
     kept: tuple[int, ...]
     layers: tuple[str, ...]
+    channels: tuple[tuple[str, float], ...] = ()
+
+    @classmethod
+    def load(cls, folder: Path) -> Inspection:
+        """What `save` wrote. Raises OSError where it cannot be read."""
+        told = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        channels = tuple((axis, radians) for axis, radians in told["channels"])
+        grid, kept, layers = TokenGrid(**told["grid"]), tuple(told["kept"]), tuple(told["layers"])
+        return cls(folder, grid, told["steps"], kept, layers, channels)
+
+    def save(self, **facts: Any) -> None:
+        """Writes what `load` reads beside the numbers, which are in the folder already; facts: more to say of the
+        run, as JSON can hold it."""
+        told = {name: value for name, value in asdict(self).items() if name != "folder"}
+        (self.folder / FACTS).write_text(json.dumps(told | facts, indent=2) + "\n", encoding="utf-8")
+
+    @property
+    def heads(self) -> int:
+        """Of a layer."""
+        return int(np.load(self._file(self.kept[0], 0), mmap_mode="r").shape[1])
 
     @property
     def frames(self) -> np.ndarray:
@@ -126,18 +153,56 @@ class Inspection:
 
     def qkv(self, step: int, layer: int, head: int | slice = slice(None)) -> Tensor:
         """q, k and v of a layer after RoPE, float32 [3, heads, tokens, d], or of one head, [3, tokens, d]."""
-        kept = np.load(self.folder / f"{step}-{layer}.npy", mmap_mode="r")
-        return torch.from_numpy(kept[:, head].astype(np.float32))
+        kept = np.load(self._file(step, layer), mmap_mode="r")[:, head].astype(np.float32)
+        if (scales := self._file(step, layer, "scales")).exists():
+            kept *= np.load(scales)[:, head]
+        return torch.from_numpy(kept)
+
+    def _file(self, step: int, layer: int, of: str = "") -> Path:
+        return self.folder / f"{step}-{layer}{of and '-'}{of}.npy"
 
 
-def _keep(captures: list[Capture], frames: np.ndarray, steps: int, folder: Path) -> Inspection:
-    """One file a step and layer, STEP-LAYER.npy: q, k and v of the first batch entry, float16 [3, heads, tokens, d]."""
+def _keep(
+    captures: list[Capture],
+    frames: np.ndarray,
+    steps: int,
+    channels: list[tuple[str, float]],
+    folder: Path,
+    bits: int = 16,
+) -> Inspection:
+    """One file a step and layer, STEP-LAYER.npy: q, k and v of the first batch entry, [3, heads, tokens, d], float16,
+    or int8 and STEP-LAYER-scales.npy, float32 [3, heads, 1, d]."""
+    if bits not in (8, 16):
+        raise ValueError(f"{bits} bits are no size that numbers are kept in; give 8 or 16.")
     layers = tuple(dict.fromkeys(c.layer for c in captures))
+    kept = tuple(sorted({c.step for c in captures}))
+    seen = Inspection(folder, captures[0].grid, steps, kept, layers, tuple(channels))
     np.save(folder / "frames.npy", frames)
     for c in captures:
-        qkv = torch.stack([c.query[0], c.key[0], c.value[0]]).to(torch.float16)
-        np.save(folder / f"{c.step}-{layers.index(c.layer)}.npy", qkv.cpu().numpy())
-    return Inspection(folder, captures[0].grid, steps, tuple(sorted({c.step for c in captures})), layers)
+        qkv, place = torch.stack([c.query[0], c.key[0], c.value[0]]).float().cpu(), (c.step, layers.index(c.layer))
+        if bits == 8:
+            scales = (qkv.abs().amax(2, keepdim=True) / 127).clamp(min=1e-12)
+            np.save(seen._file(*place, "scales"), scales.numpy())
+            np.save(seen._file(*place), (qkv / scales).round().to(torch.int8).numpy())
+        else:
+            np.save(seen._file(*place), qkv.to(torch.float16).numpy())
+    return seen
+
+
+def rope_frequencies(transformer: Any) -> list[tuple[str, float]]:
+    """Of every channel of a head: the axis RoPE turns it with, and by how many radians per token.
+
+    Channels lie in pairs, and pair i of an axis with d channels turns by theta^(-2 i / d), theta 10,000 unless the
+    model says otherwise. Empty for models whose channels mix axes.
+    """
+    family = family_of(transformer)
+    groups = family.rope(transformer) if family else {}
+    theta = getattr(transformer.config, "rope_theta", 10_000)
+    return [
+        (axis, theta ** (-2 * (channel // 2) / (group.stop - group.start)))
+        for axis, group in groups.items()
+        for channel in range(group.stop - group.start)
+    ]
 
 
 class _Seen(Exception):
@@ -151,8 +216,9 @@ def _capture(
     layers: Collection[str] | None,
     on_step: Callable[[int, int], None] | None,
     should_stop: Callable[[], bool] | None,
+    to_the_end: bool,
 ) -> tuple[list[Capture], Tensor | None]:
-    """Captures, and the clip [1, F, 3, H, W] if the last step is among the steps."""
+    """Captures, and the clip [1, F, 3, H, W] if the run goes to the end or the last step is among the steps."""
     request.check(pipeline)
     _check_steps(steps, request.steps)
     config = CaptureConfig(frozenset(steps), None if layers is None else frozenset(layers))
@@ -162,7 +228,7 @@ def _capture(
             on_step(step + 1, max(steps) + 1)
         if should_stop is not None and should_stop():
             raise Cancelled
-        if max(steps) <= step < request.steps - 1:
+        if not to_the_end and max(steps) <= step < request.steps - 1:
             raise _Seen
         return tensors
 
@@ -171,6 +237,7 @@ def _capture(
         _enabled(pipeline, config),
         suppress(_Seen),
         freed(pipeline),
+        stoppable(pipeline, should_stop),
         pipelines.prepared(pipeline, request.guidance_scale),
         pipelines.followed(pipeline, after_step) as follow,
     ):
@@ -207,7 +274,7 @@ class CaptureConfig:
         return dense_steps(num_inference_steps)
 
     def start(self, num_inference_steps: int) -> CaptureRun:
-        return CaptureRun(self)
+        return CaptureRun(self, self.schedule(num_inference_steps))
 
 
 class CaptureRun:
@@ -216,8 +283,8 @@ class CaptureRun:
     held_bytes = 0
     _first: str | None = None
 
-    def __init__(self, config: CaptureConfig):
-        self.config = config
+    def __init__(self, config: CaptureConfig, steps: tuple[Step, ...]):
+        self.config, self.steps = config, steps
         self.records: list[dict[str, Any]] = []
 
     def begin_forward(self, pass_name: str, step_index: int) -> None:
@@ -237,6 +304,3 @@ class CaptureRun:
 
     def end_forward(self) -> None:
         """Nothing to close."""
-
-    def saving(self) -> None:
-        """Nothing is saved."""

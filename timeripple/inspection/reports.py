@@ -11,26 +11,9 @@ from torch import Tensor
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.timing import environment
 from timeripple.clips.generate import Request
-from timeripple.hooks import family_of
 from timeripple.inspection import attention_maps as maps
 from timeripple.inspection.correlations import correlation_table
-from timeripple.inspection.probe import Capture, capture
-
-
-def rope_frequencies(transformer: Any) -> list[tuple[str, float]]:
-    """Of every channel of a head: the axis RoPE turns it with, and by how many radians per token.
-
-    Channels lie in pairs, and pair i of an axis with d channels turns by theta^(-2 i / d), theta 10,000 unless the
-    model says otherwise. Empty for models whose channels mix axes.
-    """
-    family = family_of(transformer)
-    groups = family.rope(transformer) if family else {}
-    theta = getattr(transformer.config, "rope_theta", 10_000)
-    return [
-        (axis, theta ** (-2 * (channel // 2) / (group.stop - group.start)))
-        for axis, group in groups.items()
-        for channel in range(group.stop - group.start)
-    ]
+from timeripple.inspection.probe import Capture, capture, rope_frequencies
 
 
 def probe_report(

@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from timeripple.pond.drawing import Chance
 from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids, random_description
-from timeripple.pond.scenes import progress, render, render_clips
+from timeripple.pond.scenes import pose, progress, render, render_clips
 
 CLIP_SEED = 20_000
 SIZES = ((17, 128), (33, 192), (49, 256))  # frames, height and width: Small, Standard, Large
-WINDOWS = ((49, 64), (17, 128), (5, 224))  # frames, height and width of the pieces that the autoencoder learns from
+WINDOWS = ((17, 64), (33, 64))  # frames, height and width of the pieces that the autoencoder learns from
 
 
 def held_out_descriptions(count: int, known: int = NUM_CONCEPTS) -> list[tuple[Description, int]]:
@@ -43,15 +44,25 @@ def random_clips(
     return descriptions, *render_clips(descriptions, seeds, at, size, size, device=device)
 
 
-def random_windows(count: int, num_frames: int, window: int, rng: random.Random, device: str) -> Tensor:
-    """Pieces of training clips of all sizes that are large enough, uint8 RGB [B, 3, F, window, window]."""
+def random_windows(
+    count: int, num_frames: int, window: int, rng: random.Random, device: str, follow: float = 0.0
+) -> Tensor:
+    """Pieces of training clips of all sizes that are large enough, uint8 RGB [B, 3, F, window, window].
+
+    follow: the share of them that are where the subject is halfway through, it anywhere inside them.
+    """
     size = rng.choice([size for _, size in SIZES if size >= window])
     length = rng.choice([length for length, _ in SIZES if length >= num_frames])
     first = torch.tensor([rng.randrange(length - num_frames + 1) for _ in range(count)])
-    corners = torch.tensor([[rng.randrange(size - window + 1) for _ in "yx"] for _ in range(count)])
     at = (first[:, None] + torch.arange(num_frames)) / (length - 1)
     descriptions = [random_description(rng) for _ in range(count)]
     seeds = [rng.getrandbits(31) for _ in range(count)]
+    corners = torch.tensor([[rng.randrange(size - window + 1) for _ in "yx"] for _ in range(count)])
+    for i, description in enumerate(descriptions):
+        if rng.random() < follow:
+            where = pose(description.motion, at[i, num_frames // 2 : num_frames // 2 + 1], Chance.draw(seeds[i]))
+            middle = torch.cat([where.y, where.x]) * size + window * (torch.tensor([rng.random(), rng.random()]) - 1)
+            corners[i] = middle.round().long().clamp(0, size - window)
     return render_clips(descriptions, seeds, at, size, size, window=window, corners=corners, device=device)[0]
 
 

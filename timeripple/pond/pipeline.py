@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -20,8 +20,8 @@ MAX_TOKENS = 65_536
 class PondPipeline(DiffusionPipeline):
     """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
 
-    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKLWan: the first frame by
-    itself, then four to a latent frame, 8×8 pixels to a latent cell; in the first edition AutoencoderTiny, a latent
+    Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKLLTXVideo: the first frame
+    by itself, then four to a latent frame, 8×8 pixels to a latent cell; in the first edition AutoencoderTiny, a latent
     frame per frame) and `scheduler` (flow matching).
     """
 
@@ -31,7 +31,7 @@ class PondPipeline(DiffusionPipeline):
         self,
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan | AutoencoderTiny,
+        vae: AutoencoderKLLTXVideo | AutoencoderTiny,
         scheduler: SchedulerMixin,
     ):
         super().__init__()
@@ -41,7 +41,7 @@ class PondPipeline(DiffusionPipeline):
     @property
     def temporal_factor(self) -> int:
         """Frames to a latent frame, after the first."""
-        return self.vae.config.get("scale_factor_temporal", 1)
+        return getattr(self.vae, "temporal_compression_ratio", 1)
 
     def latent_frames(self, num_frames: int) -> int:
         """Latent frames of a clip: its first frame by itself, then `temporal_factor` at a time."""

@@ -1,13 +1,14 @@
 """The recipe that makes Pond's weights, from nothing to `assets/pond`.
 
-    python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond
-    python -m timeripple.pond.train --minutes 100 --out runs/pond --init assets/pond --start whole --rate 0.3
+    python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond --autoencoder assets/pond2-autoencoder
+    python -m timeripple.pond.train --minutes 100 --out runs/pond --start whole --rate 0.3             # goes on
     python -m timeripple.pond.train --out runs/pond --sheet runs/pond/samples.png       # what it can do by now
 
-The autoencoder first, where there is none; then the denoiser, on small clips first, Standard ones then, at last clips
-of all sizes. Clips are rendered as they are needed, the autoencoder turns them into latents, and each is drawn a few
-times. A run lasts the minutes it is given, in which the learning rate warms up, stays, and falls to zero; a later one
-goes on from `out/checkpoint.pt`, or from a pipeline's weights. What is shipped is left in `out/pipeline`.
+The autoencoder first, where there is none (`train_autoencoder.py`); then the denoiser, on small clips first, Standard
+ones then, at last clips of all sizes. Clips are rendered as they are needed, the autoencoder turns them into latents,
+and each is drawn a few times. A run lasts the minutes it is given, in which the learning rate warms up, stays, and
+falls to zero; a later one goes on from `out/checkpoint.pt`, or from a pipeline's weights. What is shipped is left in
+`out/pipeline`.
 Muon trains the matrices of the blocks, AdamW the rest; an exponential moving average of the weights is what is shipped.
 """
 
@@ -23,9 +24,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, UniPCMultistepScheduler, WanTransformer3DModel
 
-from timeripple.pond import autoencoder
+from timeripple.pond import autoencoder, train_autoencoder
 from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from timeripple.pond.clips import SIZES, Newest, held_out_descriptions, random_clips
 from timeripple.pond.model import PondPromptEncoder, build_transformer, with_coordinates
@@ -71,7 +72,7 @@ def around_subject(covers: torch.Tensor) -> torch.Tensor:
 class LatentClips:
     """Training clips of every size, as latents on the device."""
 
-    def __init__(self, vae: AutoencoderKLWan, rng: random.Random, device: str):
+    def __init__(self, vae: AutoencoderKLLTXVideo, rng: random.Random, device: str):
         self.vae, self.rng, self.device = vae, rng, device
         self.tokens = TOKENS[torch.device(device).type]
         self.kept = {size: Newest(n) for size, n in zip(SIZES, CAPACITY[torch.device(device).type], strict=True)}
@@ -92,7 +93,7 @@ class LatentClips:
         """Clips rendered and encoded: latents (float16) [B, 16, f, h, w], concept ids [B, slots], and the latent cells
         around the subject, bool [B, f, h, w]."""
         descriptions, video, covers = random_clips(count, num_frames, size, self.rng, self.device)
-        latents = autoencoder.encode(self.vae, autoencoder.to_unit(video).to(self.vae.dtype), at_once=True)
+        latents = autoencoder.encode(self.vae, autoencoder.to_unit(video).to(self.vae.dtype))
         ids = torch.tensor([concept_ids(description) for description in descriptions], device=self.device)
         return latents.half(), ids, around_subject(covers)
 
@@ -152,7 +153,7 @@ def stage_at(progress: float, start: int) -> int:
     return start + sum(progress >= end / ends[-1] for end in ends[:-1])
 
 
-def load_pipeline(vae: AutoencoderKLWan, weights: dict[str, torch.Tensor]) -> PondPipeline:
+def load_pipeline(vae: AutoencoderKLLTXVideo, weights: dict[str, torch.Tensor]) -> PondPipeline:
     """The pipeline made of an autoencoder and the given denoiser weights."""
     denoiser = build_denoiser()
     denoiser.load_state_dict(weights)
@@ -165,7 +166,7 @@ def load_pipeline(vae: AutoencoderKLWan, weights: dict[str, torch.Tensor]) -> Po
 def export(out: Path, target: Path) -> None:
     """Write the averaged weights of the last checkpoint as a pipeline in half precision."""
     checkpoint = torch.load(out / "checkpoint.pt", weights_only=True, map_location="cpu")
-    vae = AutoencoderKLWan.from_pretrained(out / "vae")
+    vae = AutoencoderKLLTXVideo.from_pretrained(out / "vae")
     load_pipeline(vae, checkpoint["ema"]).to(torch.float16).save_pretrained(target, max_shard_size="12MB")
 
 
@@ -183,23 +184,36 @@ def contact_sheet(pipeline: PondPipeline, path: Path, clips: int = 24, columns: 
     cv2.imwrite(str(path), (np.concatenate(rows)[..., ::-1] * 255).round().astype(np.uint8))
 
 
-def train(out: Path, minutes: float, device: str, init: Path | None, start: str | None, rate: float) -> None:
-    """One run of `minutes`, of at least one iteration. Raises ValueError for an unknown stage."""
+def train(
+    out: Path,
+    minutes: float,
+    device: str,
+    finished: Path | None = None,
+    init: Path | None = None,
+    start: str | None = None,
+    rate: float = 1.0,
+) -> None:
+    """One run of `minutes`, of at least one iteration.
+
+    finished: the folder of an autoencoder that is trained; init: that of a pipeline to start from; start: the stage to
+    begin with; rate: times the usual learning rate. Raises ValueError for an unknown stage.
+    """
     names = [stage.name for stage in STAGES]
     if start is not None and start not in names:
         raise ValueError(f"The stage {start!r} is unknown; choose from {', '.join(names)}.")
     out.mkdir(parents=True, exist_ok=True)
-    if init is not None and not (out / "vae").exists():
-        shutil.copytree(init / "vae", out / "vae")
+    finished = init / "vae" if finished is None and init is not None else finished
+    if finished is not None and not (out / "vae").exists():
+        shutil.copytree(finished, out / "vae")
     path = out / "checkpoint.pt"
     checkpoint = torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
     done = checkpoint["iteration"] if checkpoint else 0
     started = time.time()
     if not (out / "vae").exists():
-        autoencoder.train(out, AUTOENCODER_SHARE * minutes, device)
+        train_autoencoder.train(out, AUTOENCODER_SHARE * minutes, device)
     in_bfloat16 = torch.device(device).type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     precision = torch.bfloat16 if in_bfloat16 else torch.float32
-    vae = AutoencoderKLWan.from_pretrained(out / "vae", torch_dtype=precision).to(device)
+    vae = AutoencoderKLLTXVideo.from_pretrained(out / "vae", torch_dtype=precision).to(device)
 
     torch.manual_seed(done)
     torch.set_float32_matmul_precision("high")
@@ -254,7 +268,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None, start: str 
             row |= {f"clips_{size}": kept.seen for (_, size), kept in latents.kept.items()}
             losses.clear()
             logged = seconds
-            autoencoder.note(out / "loss.jsonl", row)
+            train_autoencoder.note(out / "loss.jsonl", row)
         if seconds - saved > SAVE_SECONDS:
             saved = seconds
             save()
@@ -268,6 +282,9 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     start: Annotated[str | None, typer.Option(help="Begin with this stage.")] = None,
     rate: Annotated[float, typer.Option(help="Learning rate, times the usual.")] = 1.0,
+    autoencoder: Annotated[
+        Path | None, typer.Option(help="Take this finished autoencoder instead of training one.")
+    ] = None,
     init: Annotated[Path | None, typer.Option(help="Start from the weights of this pipeline folder.")] = None,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet of OUT/pipeline and stop.")] = None,
 ) -> None:
@@ -275,7 +292,7 @@ def main(
     if sheet is not None:
         contact_sheet(PondPipeline.from_pretrained(out / "pipeline").to(device), sheet)
     else:
-        train(out, minutes, device, init, start, rate)
+        train(out, minutes, device, autoencoder, init, start, rate)
 
 
 if __name__ == "__main__":

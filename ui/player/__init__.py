@@ -1,4 +1,4 @@
-"""The synchronised player: one video that holds A, B and their difference, drawn on a canvas that shows both alike."""
+"""The synchronised player: one video that holds all clips and their differences, drawn on a canvas."""
 
 from pathlib import Path
 
@@ -12,19 +12,33 @@ HERE = Path(__file__).parent
 
 def player(**options) -> gr.HTML:
     """The component; it takes what `played` gives and shows nothing before."""
-    html, css, js = ((HERE / f"player.{ending}").read_text(encoding="utf-8") for ending in ("html", "css", "js"))
+    html, css = ((HERE / f"player.{ending}").read_text(encoding="utf-8") for ending in ("html", "css"))
+    js = "\n".join((HERE / f"{part}.js").read_text(encoding="utf-8") for part in ("picture", "charts", "player"))
     return gr.HTML(html_template=html, css_template=css, js_on_load=js, apply_default_css=False, **options)
 
 
-def played(path: Path, names: list[str], row: dict, kind: str = "measured here") -> dict:
+def played(
+    path: Path, names: list[str], report: dict, shown: tuple[int, int] = (0, 1), kind: str = "measured here"
+) -> dict:
     """The value of the component.
 
-    path: a video of `clips.video.player_frames`; names: of its two clips; row: of the second in the report of their
-    comparison; kind: of the figures in it.
+    path: a video of `clips.video.player_frames`; names: of its clips; report: of their comparison; shown: the clips on
+    side A and B; kind: of the figures in it.
     """
-    video = FileData(path=str(path)).model_dump()  # Gradio adds its address
-    per_frame, amplification = row["per_frame"], row["amplification"]
+    rows, size = report["methods"], report.get("made", report)
+    per_frame = [
+        {name: [round(value, 4) for value in values] for name, values in (row["per_frame"] or {}).items() if values}
+        for row in rows
+    ]
     return {
-        "video": video, "fps": FPS, "seam": SEAM, "names": names, "amplification": amplification, "kind": kind,
-        "per_frame": {name: [round(value, 4) for value in values] for name, values in per_frame.items() if values},
-    }  # fmt: skip
+        "video": FileData(path=str(path)).model_dump(),  # Gradio adds its address
+        "fps": FPS,
+        "seam": SEAM,
+        "names": names,
+        "shown": list(shown),
+        "amplification": report.get("player_amplification") or rows[1]["amplification"],
+        "kind": kind,
+        "frames": size["num_frames"],
+        "size": [size["width"], size["height"]],
+        "per_frame": [values or None for values in per_frame],
+    }

@@ -61,16 +61,6 @@ class Staircase:
         return self.thresholds.where(self.thresholds.isfinite(), 0.0).max()
 
 
-def row_members(owner: Tensor, rows: int, members: int, first: int = 0) -> Tensor:
-    """The inverse of `owner` [heads, tokens]: int32 [heads, rows, members], tokens counted from `first`."""
-    order = owner.argsort(dim=1, stable=True)
-    row = owner.gather(1, order)
-    sizes = owner.new_zeros(len(owner), rows).scatter_add_(1, owner, torch.ones_like(owner))
-    member = torch.arange(owner.shape[1], device=owner.device) - (sizes.cumsum(1) - sizes).gather(1, row)
-    table = torch.full((len(owner), rows * members), -1, dtype=torch.int32, device=owner.device)
-    return table.scatter_(1, row * members + member, (order + first).to(torch.int32)).view(len(owner), rows, members)
-
-
 def batch_mean(saving: Tensor, batch: int) -> Tensor:
     """[batch * heads, ...] -> [heads, ...]."""
     return saving.unflatten(0, (batch, -1)).mean(0)

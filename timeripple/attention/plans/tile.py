@@ -13,7 +13,7 @@ from torch import Tensor
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.method import Granularity, ReuseSettings
-from timeripple.attention.plans.curve import WINDOW, Staircase, batch_mean, row_members
+from timeripple.attention.plans.curve import WINDOW, Staircase, batch_mean
 from timeripple.attention.torch_backend import attend_rows, dense_attention
 
 
@@ -76,6 +76,14 @@ class TilePlan(Tiling):
     def nbytes(self) -> int:
         return self.computed.nbytes + self.tile.nbytes + self.window.nbytes
 
+    @cached_property
+    def window_table(self) -> Tensor:
+        """int32 [windows, 8], the tokens of every window, -1 where it has fewer; looked up once."""
+        order = (self.window.argsort(stable=True) + self.grid.text_before).int()
+        places = (self.window_sizes.cumsum(0) - self.window_sizes)[:, None] + torch.arange(WINDOW, device=order.device)
+        is_there = torch.arange(WINDOW, device=order.device) < self.window_sizes[:, None]
+        return torch.where(is_there, order[places.clamp(max=len(order) - 1)], -1)
+
     def carry_out(self, call: AttentionCall) -> Tensor:
         """Each query tile attends to text keys, the keys of its computed windows and one representative of each other.
 
@@ -85,7 +93,7 @@ class TilePlan(Tiling):
         grid, (batch, heads, _, head_dim) = self.grid, call.query.shape
         text = grid.text(call.device)
         pairs = torch.cat([call.key, call.value], dim=-1).flatten(0, 1)  # keys and their values are gathered together
-        table = row_members(self.window[None], len(self.window_sizes), WINDOW, grid.text_before)[0]
+        table = self.window_table
         dtype = torch.promote_types(call.key.dtype, torch.float32)
         sizes, empty = self.window_sizes.to(dtype), table < 0
         fine = pairs[:, table.clamp(min=0)]

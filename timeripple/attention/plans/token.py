@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, pad, scaled_dot_product_attention
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.grid import Device, TokenGrid
@@ -19,6 +18,9 @@ from timeripple.attention.torch_backend import attend_rows, warn_of_fallback
 
 # Positions in a 2 x 2 x 2 window, and subsets of the axes, are three bits: t, y, x from high to low.
 AXIS_BIT = {"t": 4, "y": 2, "x": 1}
+POSITIONS = range(8)
+ROW_BY_ROW = torch.tensor([sorted(POSITIONS, key=lambda p: (p & ~subset, p)) for subset in POSITIONS])
+"""[subsets, 8]: the positions of a window that merges along a subset, row by row."""
 HAAR = torch.tensor([[(-1.0) ** (row & position).bit_count() for position in range(8)] for row in range(8)])
 
 
@@ -26,42 +28,79 @@ HAAR = torch.tensor([[(-1.0) ** (row & position).bit_count() for position in ran
 class Rows:
     """The rows of one side of attention, numbered from 0 in every head.
 
-    owner: [heads, tokens] the row that stands for a token; sizes: [heads, tokens] tokens per row, whose log is a key's
-    bias, and 0 beyond the rows in use; counts: [heads] rows in use.
+    order: int32 [heads, tokens], the tokens row by row; starts: int32 [heads, tokens + 1], where in `order` a row
+    begins, and `tokens` beyond the rows in use, so that a row ends where the next begins; counts: [heads] rows in use.
     """
 
-    owner: Tensor
-    sizes: Tensor
+    order: Tensor
+    starts: Tensor
     counts: Tensor
+
+    @classmethod
+    def of(cls, owner: Tensor, counts: Tensor) -> Rows:
+        """From owner, [heads, tokens]: the row that stands for a token."""
+        tokens = owner.shape[1]
+        ends = torch.zeros_like(owner).scatter_add_(1, owner, torch.ones_like(owner)).cumsum(1)
+        return cls(owner.argsort(dim=1, stable=True).int(), pad(ends, (1, 0)).clamp(max=tokens).int(), counts)
+
+    @property
+    def sizes(self) -> Tensor:
+        """[heads, tokens] tokens per row, 0 beyond the rows in use; the log of it is a key's bias."""
+        return self.starts.diff(dim=1)
+
+    @property
+    def owner(self) -> Tensor:
+        """[heads, tokens] the row that stands for a token."""
+        places = torch.arange(self.order.shape[1], dtype=torch.int32, device=self.order.device)
+        rows = torch.searchsorted(self.starts, places.expand_as(self.order).contiguous(), right=True) - 1
+        return torch.zeros_like(rows).scatter_(1, self.order.long(), rows)
 
     @property
     def nbytes(self) -> int:
-        return self.owner.nbytes + self.sizes.nbytes + self.counts.nbytes
+        return self.order.nbytes + self.starts.nbytes + self.counts.nbytes
 
-    @cached_property
-    def packed(self) -> PackedRows:
-        """The rows of all heads one after the other; looked up once, however often the plan is carried out."""
-        tokens = self.owner.shape[1]
-        bounds = torch.nn.functional.pad(self.counts.cumsum(0), (1, 0))
-        owner = (self.owner + bounds[:-1, None]).flatten()
-        used = torch.arange(tokens, device=owner.device) < self.counts[:, None]
-        sizes = self.sizes[used]
-        return PackedRows(owner, owner.argsort(stable=True), sizes.cumsum(0) - sizes, sizes, bounds.tolist())
+    def packed(self, batch: int) -> PackedRows:
+        """The rows of all heads one after the other."""
+        heads, tokens = self.order.shape[0] // batch, self.order.shape[1]
+        head = torch.arange(len(self.order), device=self.order.device)[:, None]
+        first = (head // heads) * tokens * heads + head % heads  # where the tokens of a head begin, every `heads`-th
+        counts = self.counts.tolist()
+        begins = (self.starts[:, :-1] + head * tokens)[self.sizes > 0].int()
+        owner = self.owner + (self.counts.cumsum(0) - self.counts)[:, None]
+        owner = owner.view(batch, heads, tokens).transpose(1, 2).flatten().int()
+        order = (self.order * heads + first).flatten().int()
+        sizes = begins.diff(append=begins.new_tensor([len(owner)]))
+        return PackedRows(order, begins, owner, sizes, counts)
 
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Rows of all heads without gaps, of tokens of all heads counted through (head * tokens + token).
+    """Rows of all heads without gaps, head by head, of tokens counted as they lie in memory: (sample, token, head).
 
-    owner: [heads * tokens] row of a token; order: [heads * tokens] the tokens row by row; starts, sizes: [rows] where
-    in `order` a row begins and how many tokens it has; bounds: heads + 1 numbers, where the rows of a head begin.
+    order: int32 [batch * tokens * heads] the tokens row by row; starts, sizes: [rows] where in `order` a row begins and
+    how many tokens it has; owner: int32, like order, the row of every token; counts: the rows of every head.
     """
 
-    owner: Tensor
     order: Tensor
     starts: Tensor
+    owner: Tensor
     sizes: Tensor
-    bounds: list[int]
+    counts: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return self.order.nbytes + self.starts.nbytes + self.owner.nbytes + self.sizes.nbytes
+
+    def merge(self, x: Tensor) -> Tensor:
+        """Mean of the tokens of every row: [batch, heads, tokens, d] -> [rows, d]."""
+        tokens = x.transpose(1, 2).reshape(-1, x.shape[-1])
+        total = embedding_bag(self.order, tokens, self.starts, mode="sum")  # which is four times as fast as "mean"
+        return total.mul_((1 / self.sizes).to(x.dtype)[:, None])  # exact for sizes of a power of two
+
+    def spread(self, rows: Tensor, shape: torch.Size) -> Tensor:
+        """Every token gets its row: [rows, d] -> [batch, heads, tokens, d], in memory token by token."""
+        batch, heads, tokens, head_dim = shape
+        return rows.index_select(0, self.owner).view(batch, tokens, heads, head_dim).transpose(1, 2)
 
 
 @dataclass(frozen=True)
@@ -72,34 +111,59 @@ class TokenPlan:
     key: Rows
     batch: int
 
-    @property
+    @cached_property
     def saving(self) -> Tensor:
         """Share of (query, key) pairs not computed, 1 - (1 - rho_q)(1 - rho_k), per head, mean over the batch."""
         pairs = self.query.counts.double() * self.key.counts.double()
-        return batch_mean(1 - pairs / self.query.owner.shape[1] ** 2, self.batch)
+        return batch_mean(1 - pairs / self.tokens**2, self.batch)
 
     @property
     def tokens(self) -> int:
-        return self.query.owner.shape[1]
+        return self.query.order.shape[1]
 
     @property
     def nbytes(self) -> int:
-        return self.query.nbytes + self.key.nbytes
+        packed = vars(self).get("packed", ())
+        return self.query.nbytes + self.key.nbytes + sum(rows.nbytes for rows in packed)
+
+    @cached_property
+    def packed(self) -> tuple[PackedRows, PackedRows]:
+        """As PyTorch carries them out; looked up once, however often that is."""
+        return self.query.packed(self.batch), self.key.packed(self.batch)
 
     def carry_out(self, call: AttentionCall) -> Tensor:
         """Each head attends from its query rows to its key rows, whose logits get log(tokens of the row) added."""
-        queries, keys = self.query.packed, self.key.packed
-        query_rows = _merge(call.query, queries)
-        key_rows, value_rows = _merge(call.key, keys), _merge(call.value, keys)
+        queries, keys = self.packed
+        query, key, value = queries.merge(call.query), keys.merge(call.key), keys.merge(call.value)
+        bias = self._bias(call)
+        if len(set(queries.counts)) == len(set(keys.counts)) == 1:  # all heads at once
+            heads = len(keys.counts)
+            query, key, value = (x.view(1, heads, -1, x.shape[-1]) for x in (query, key, value))
+            mask = None if bias is None else bias.view(1, heads, 1, -1)
+            output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=call.scale).flatten(0, 2)
+            return queries.spread(output, call.query.shape)
+        output = torch.empty_like(query)
+        m = n = slice(0, 0)
+        for query_count, key_count in zip(queries.counts, keys.counts, strict=True):
+            m, n = slice(m.stop, m.stop + query_count), slice(n.stop, n.stop + key_count)
+            output[m] = attend_rows(query[m], key[n], value[n], None if bias is None else bias[n], call.scale)
+        return queries.spread(output, call.query.shape)
+
+    def _bias(self, call: AttentionCall) -> Tensor | None:
+        """[rows of keys], None where it is the same for all."""
+        keys = self.packed[1]
+        if call.key_mask is None and self._sizes_are_equal:
+            return None
         bias = keys.sizes.to(torch.promote_types(call.key.dtype, torch.float32)).log()
         if call.key_mask is not None:  # masked keys are text, which has rows of its own
-            hidden = ~call.key_mask.repeat_interleave(call.heads, dim=0)
-            bias[keys.owner[hidden.flatten()]] = float("-inf")
-        output = torch.empty_like(query_rows)
-        for query_bounds, key_bounds in zip(pairwise(queries.bounds), pairwise(keys.bounds), strict=True):
-            m, n = slice(*query_bounds), slice(*key_bounds)
-            output[m] = attend_rows(query_rows[m], key_rows[n], value_rows[n], bias[n], call.scale)
-        return output.index_select(0, queries.owner).view(call.query.shape)
+            hidden = ~call.key_mask[:, :, None].expand(-1, -1, call.heads)
+            bias[keys.owner[hidden.flatten()].long()] = float("-inf")
+        return bias
+
+    @cached_property
+    def _sizes_are_equal(self) -> bool:
+        sizes = self.packed[1].sizes
+        return bool((sizes == sizes[0]).all())
 
 
 @dataclass(frozen=True)
@@ -107,11 +171,12 @@ class Merges:
     """What the 2 x 2 x 2 windows of one side can merge, level by level: along one axis, along two, along three.
 
     thresholds: [heads, windows, levels], rising: the deviation of the level's best subset of the axes; subsets: same
-    shape, the bits of that subset; occupied: [windows, 8] which positions hold tokens (fewer in ragged windows).
+    shape, the bits of that subset; table, occupied: see `window_table`.
     """
 
     thresholds: Tensor
     subsets: Tensor
+    table: Tensor
     occupied: Tensor
     grid: TokenGrid
 
@@ -128,16 +193,23 @@ class Merges:
         """The rows at a threshold: each window merges along its coarsest subset whose deviation is below theta."""
         grid, heads, device = self.grid, len(self.subsets), self.subsets.device
         level = (self.thresholds < theta).sum(-1, keepdim=True)
-        subset = torch.nn.functional.pad(self.subsets, (1, 0)).gather(-1, level)  # level 0: along no axis
-        leads = _leads(device)[subset[..., 0]] & self.occupied
-        leads = torch.cat([leads.flatten(1), leads.new_ones(heads, grid.tokens - grid.video_tokens)], dim=1)
-        number = leads.cumsum(1) - 1  # of the row, where a position leads one
-        windows, before, after = number.split([self.occupied.numel(), grid.text_before, grid.text_after], dim=1)
-        leader = torch.arange(8, device=device) & ~subset
-        owner = _tokens(windows.view(leader.shape).gather(-1, leader), grid)
-        owner = torch.cat([before, owner, after], dim=1)
-        sizes = torch.zeros_like(owner).scatter_add_(1, owner, torch.ones_like(owner))
-        return Rows(owner, sizes, leads.sum(1))
+        subset = pad(self.subsets, (1, 0)).gather(-1, level)  # level 0: along no axis
+        position = ROW_BY_ROW.to(device)[subset[..., 0]]  # [heads, windows, 8]
+        occupied = self.occupied.expand_as(position).gather(-1, position)
+        leads = occupied & ((position & subset) == 0)
+        token = self.table.expand_as(position).gather(-1, position) + grid.text_before
+        text = grid.text_before, grid.text_after
+        leads, occupied = (pad(each.flatten(1), text, value=True) for each in (leads, occupied))
+        texts = torch.arange(grid.tokens, device=device).expand(heads, -1)
+        before, after = texts[:, : grid.text_before], texts[:, grid.video.stop :]
+        token = torch.cat([before, token.flatten(1), after], dim=1)
+
+        tokens = grid.tokens  # what is in no row is written behind the end
+        place, number = occupied.cumsum(1) - 1, leads.cumsum(1) - 1
+        order = token.new_empty(heads, tokens + 1).scatter_(1, torch.where(occupied, place, tokens), token)
+        starts = token.new_full((heads, tokens + 2), tokens)
+        starts.scatter_(1, torch.where(leads, number, tokens + 1), place)
+        return Rows(order[:, :-1].int(), starts[:, :-1].int(), leads.sum(1))
 
 
 @dataclass(frozen=True)
@@ -178,7 +250,7 @@ def measure(
     bits = sum(AXIS_BIT[axis] for axis in settings.axes)
     find = deviations or _fastest_deviations
     sides = (find(*side, table, bits) for side in zip((queries, keys), weights, strict=True))
-    query, key = (Merges(*side, occupied, call.grid) for side in sides)
+    query, key = (Merges(*side, table, occupied, call.grid) for side in sides)
     return TokenCurve(query, key, call.batch)
 
 
@@ -188,7 +260,7 @@ TOKEN = Granularity(
     measure=measure,
     ceiling=lambda kept: 1 - kept**2,
     comfort=0.975,
-    comfort_with_feedback=0.9999,  # one more refresh gives back more than merging less does
+    comfort_with_feedback=0.98,  # the last windows to merge lose more than one more refresh gives back
 )
 
 
@@ -212,9 +284,11 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
     sum_c weight_c * Eq. 3 squared). The Haar transform splits a window by the axes along which a component changes;
     what changes along any axis of the subset is its deviation.
     """
-    weighted = video[:, table.T] * weight.sqrt()[:, None, None]  # [heads, 8 positions, windows, d]
-    parts = HAAR.to(video) @ weighted.flatten(2)  # [heads, 8, ...]: the bits of a part are the axes it changes along
-    energy = torch.linalg.vector_norm(parts.view(weighted.shape), dim=-1).square_() / 64
+    heads, _, head_dim = video.shape
+    tokens = (video * weight.sqrt()[:, None]).transpose(0, 1).flatten(1)  # all heads of a token lie side by side
+    windows = tokens.index_select(0, table.T.flatten()).view(8, -1)
+    parts = (HAAR.to(video) @ windows).view(8, -1, heads, head_dim)  # the bits of a part: the axes it changes along
+    energy = torch.linalg.vector_norm(parts, dim=-1).square_().permute(2, 0, 1) / 64  # [heads, 8, windows]
 
     bits, levels = torch.arange(8, device=video.device), []
     for level in range(1, axes.bit_count() + 1):
@@ -251,15 +325,3 @@ def _positions(x: Tensor) -> Tensor:
     """[n, t, y, x, d] of even sizes -> [8, n, windows, d]."""
     x = x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
     return x.permute(2, 4, 6, 0, 1, 3, 5, 7).flatten(4, 6).flatten(0, 2)
-
-
-def _tokens(x: Tensor, grid: TokenGrid) -> Tensor:
-    """[n, windows, 8] -> [n, video_tokens], without the empty positions of ragged windows."""
-    frames, height, width = grid.shape
-    x = x.view(-1, -(-frames // 2), -(-height // 2), -(-width // 2), 2, 2, 2).permute(0, 1, 4, 2, 5, 3, 6)
-    return x.flatten(5).flatten(3, 4).flatten(1, 2)[:, :frames, :height, :width].flatten(1)
-
-
-def _merge(x: Tensor, rows: PackedRows) -> Tensor:
-    """Mean of the tokens of each row: [batch, heads, tokens, d] -> [rows of all heads, d]."""
-    return embedding_bag(rows.order, x.reshape(-1, x.shape[-1]), rows.starts, mode="mean")

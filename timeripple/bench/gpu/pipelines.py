@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import diffusers
@@ -72,13 +71,12 @@ def _check(
         assert result.isfinite().all(), "the output is not finite"
         return result.double().cpu()
 
-    prepare = WAYS[how]
-    if prepare is None:
-        pipeline.to(device)
-        dense = generate()
-        enable(pipeline, config)
-    else:
-        dense = prepare(pipeline, device, config, generate)
+    before, between, after = WAYS[how]
+    before(pipeline, device)
+    dense = generate()
+    between(pipeline, device)
+    enable(pipeline, config)
+    after(pipeline, device)
     reused = generate()
     saving = summary(pipeline)["saving"]["reuse_steps"]
     error = _difference(reused, dense)
@@ -88,8 +86,8 @@ def _check(
     for what, other in (("eager reuse", difference or 0.0), ("its first run", _difference(generate(), reused))):
         assert other < SAME * error, f"differs from {what} by {other:.3g}, from dense by {error:.3g}"
     disable(pipeline)
-    after = _difference(generate(), dense)
-    assert after < SAME * error, f"after disable the output differs from dense by {after:.3g}"
+    left = _difference(generate(), dense)
+    assert left < SAME * error, f"after disable the output differs from dense by {left:.3g}"
     return {"relative_error": error, "difference": difference, "saving": saving}, reused
 
 
@@ -106,64 +104,45 @@ def _to(value: Any, device: str, dtype: torch.dtype) -> Any:
 # --- ways to run -----------------------------------------------------------------------------------------------------
 
 
-def _offloaded_before(
-    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
-) -> Tensor:
-    pipeline.enable_model_cpu_offload(device=device)
-    dense = generate()
-    enable(pipeline, config)
-    return dense
-
-
-def _offloaded_after(
-    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
-) -> Tensor:
+def _place(pipeline: DiffusionPipeline, device: str) -> None:
     pipeline.to(device)
-    dense = generate()
-    pipeline.to("cpu")
-    enable(pipeline, config)
+
+
+def _offload(pipeline: DiffusionPipeline, device: str) -> None:
     pipeline.enable_model_cpu_offload(device=device)
-    return dense
 
 
-def _group_offloaded(
-    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
-) -> Tensor:
+def _offload_groups(pipeline: DiffusionPipeline, device: str) -> None:
     pipeline.vae.to(device)
     pipeline.transformer.enable_group_offload(
         onload_device=torch.device(device), offload_device=torch.device("cpu"), offload_type="leaf_level",
         use_stream=True,
     )  # fmt: skip
-    dense = generate()
-    enable(pipeline, config)
-    return dense
 
 
-def _compiled_blocks(
-    pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]
-) -> Tensor:
-    pipeline.to(device)
-    dense = generate()
-    enable(pipeline, config)
-    pipeline.transformer.compile_repeated_blocks(fullgraph=False)
-    return dense
+def _take_back(pipeline: DiffusionPipeline, device: str) -> None:
+    pipeline.to("cpu")
 
 
-def _compiled(pipeline: DiffusionPipeline, device: str, config: ReuseConfig, generate: Callable[[], Tensor]) -> Tensor:
-    pipeline.to(device)
-    dense = generate()
+def _compile(pipeline: DiffusionPipeline, device: str) -> None:
     pipeline.transformer.compile()
-    enable(pipeline, config)
-    return dense
 
 
-WAYS = {
-    "eager": None,
-    "model offload, then enable": _offloaded_before,
-    "enable, then model offload": _offloaded_after,
-    "group offload, then enable": _group_offloaded,
-    "enable, then blocks compiled": _compiled_blocks,
-    "compiled, then enable": _compiled,
+def _compile_blocks(pipeline: DiffusionPipeline, device: str) -> None:
+    pipeline.transformer.compile_repeated_blocks(fullgraph=False)
+
+
+def _nothing(pipeline: DiffusionPipeline, device: str) -> None:
+    pass
+
+
+WAYS = {  # what is done before the dense run, after it, and once reuse is enabled
+    "eager": (_place, _nothing, _nothing),
+    "model offload, then enable": (_offload, _nothing, _nothing),
+    "enable, then model offload": (_place, _take_back, _offload),
+    "group offload, then enable": (_offload_groups, _nothing, _nothing),
+    "enable, then blocks compiled": (_place, _nothing, _compile_blocks),
+    "compiled, then enable": (_place, _compile, _nothing),
 }
 
 

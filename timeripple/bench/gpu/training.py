@@ -1,4 +1,4 @@
-"""Trains Pond for the time that is left, by its own command."""
+"""Trains Pond's denoiser for the time that is left, by its own command, on the autoencoder of the repository."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from timeripple import ASSETS
 from timeripple.bench.gpu.findings import Findings
 
 AFTER = 30  # seconds to measure, save and export
@@ -17,6 +18,8 @@ def run(findings: Findings, device: str, small: bool) -> None:
     out = Path(findings.path).parent / "pond"
     minutes = max(findings.left - AFTER, 1) / 60
     command = [sys.executable, "-m", "timeripple.pond.train", "--device", device, "--minutes", f"{minutes:.2f}"]
+    if (finished := ASSETS / "pond2-autoencoder").is_dir():  # not in an installed package: then it is trained too
+        command += ["--autoencoder", str(finished)]
     findings.note(f"Ran timeripple.pond.train for {minutes:.1f} minutes, into {out.name}.")
     code = subprocess.run([*command, "--out", str(out)]).returncode
     if code:

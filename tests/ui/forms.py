@@ -1,0 +1,50 @@
+"""What page tests do with the form of the tab Compare."""
+
+import re
+
+from playwright.sync_api import expect
+
+
+def prompt_box(page):
+    return page.get_by_role("textbox", name=re.compile("^Prompt")).filter(visible=True)
+
+
+def choose(page, label, option):
+    """Picks from a dropdown that is seen."""
+    page.get_by_label(label, exact=True).filter(visible=True).click()
+    page.get_by_role("option", name=option).last.click()  # the list of another may still be closing
+
+
+def open_advanced(page):
+    if not page.get_by_label("number input for Denoising steps").filter(visible=True).count():
+        page.get_by_role("button", name="Advanced").click()
+
+
+def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):
+    prompt_box(page).fill(prompt)
+    choose(page, "Size", size)
+    open_advanced(page)
+    number = page.get_by_label("number input for Denoising steps")
+    number.fill(str(steps))
+    number.press("Tab")
+    page.get_by_role("button", name="Advanced").click()
+
+
+def generate(page):
+    page.get_by_role("button", name="Generate", exact=True).click()
+
+
+def start_long_run(page):
+    """A run of many steps, seen through its first step."""
+    settings(page, "Large", 40)
+    generate(page)
+    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
+
+
+def ask_inside(page):
+    """Has a tiny run of five steps looked into, of what the form says."""
+    choose(page, "Size", "Tiny")
+    number = page.get_by_label("Denoising steps", exact=True).filter(visible=True)
+    number.fill("5")
+    number.press("Tab")
+    page.get_by_role("button", name="Look inside").filter(visible=True).click()
