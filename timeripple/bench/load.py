@@ -72,14 +72,12 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
     with tempfile.TemporaryDirectory(prefix="timeripple-load-") as folder, server(folder) as (url, process):
         clip = Path(folder) / "own.mp4"
         write_mp4(clip, np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
-        first = Visitor(url)
-        seen = look_inside(first)
         for number in range(3):
-            stay(url, seen, clip, Tally(), random.Random(number), end=0)
+            stay(url, clip, Tally(), random.Random(number), end=0)
         before = psutil.Process(process).memory_info().rss
         end = time.monotonic() + seconds
         threads = [
-            threading.Thread(target=visit, args=(url, seen, clip, tally, random.Random(number), end), daemon=True)
+            threading.Thread(target=visit, args=(url, clip, tally, random.Random(number), end), daemon=True)
             for number in range(visitors)
         ]
         for thread in threads:
@@ -92,7 +90,6 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
             thread.join(PATIENCE)
         time.sleep(SETTLING)
         growth = (psutil.Process(process).memory_info().rss - before) / 1e6
-        first.close()
     rows = [tally.row(what) for what in ("page", "pick", "generate", "cancel", "upload")]
     return {
         "visitors": visitors,
@@ -111,18 +108,18 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
     }
 
 
-def visit(url: str, seen: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
+def visit(url: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
     """One visitor, who comes in the first third of the time and stays; now and then the page is opened anew."""
     time.sleep(chance.random() * max(0, end - time.monotonic()) / 3)
     while time.monotonic() < end:
-        stay(url, seen, clip, tally, chance, end)
+        stay(url, clip, tally, chance, end)
 
 
-def stay(url: str, seen: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
+def stay(url: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
     """Opens the page and uses it for about five rounds."""
     try:
         visitor = tally.timed("page", lambda: Visitor(url))
-        open_tab(visitor, seen)
+        look_inside(visitor)
         while True:
             use(visitor, clip, tally, chance)
             if chance.random() < 0.2 or time.monotonic() > end:
@@ -165,14 +162,12 @@ def use(visitor: Visitor, clip: Path, tally: Tally, chance: random.Random) -> No
 
 def generate(visitor: Visitor, prompt: str, seed: int, size: str, steps: int) -> str:
     """Presses Generate on Compare; the run's id. Raises Said."""
-    for kind, label, value in (
-        ("textbox", "Prompt", prompt),
-        ("number", "Seed", seed),
-        ("dropdown", "Size", size),
-        ("slider", "Denoising steps", steps),
-    ):
-        visitor.values[visitor.component(kind, label=label)] = value
-    return str(visitor.fire(visitor.event(visitor.component("button", value="Generate"), "click"))[0])
+    press = visitor.event(visitor.component("button", value="Generate"), "click")
+    wanted = {"Prompt": prompt, "Seed": seed, "Size": size, "Denoising steps": steps}
+    for number in visitor.events[press]["inputs"]:
+        label = visitor.components[number]["props"].get("label")
+        visitor.values[number] = wanted.get(label, visitor.values[number])
+    return str(visitor.fire(press)[0])
 
 
 def shown(visitor: Visitor) -> tuple[str, bool, str]:
@@ -191,7 +186,7 @@ def result_of(visitor: Visitor) -> str:
         stage, is_done, heading = shown(visitor)
         if is_done:
             return heading
-        for title in ("This run did not finish", "Cancelled", "This result is gone"):
+        for title in ("This run did not finish", "Cancelled", "This run is gone"):
             if title in stage:
                 raise Said(re.sub(r"<[^>]*>", " ", stage))
         time.sleep(0.5)
@@ -202,23 +197,9 @@ def cancel(visitor: Visitor) -> None:
     visitor.fire(visitor.event(visitor.component("button", value="Cancel"), "click"))
 
 
-def look_inside(visitor: Visitor) -> str:
-    """Has a tiny run looked into; its id."""
-    button = visitor.component("button", value="Look inside")
-    visitor.values[visitor.component("dropdown", label="Clip size")] = SIZE
-    visitor.values[visitor.component("slider", label="Steps in all")] = STEPS
-    start = visitor.event(button, "click")
-    (run_id,) = visitor.fire(start)
-    follow = next(each["id"] for each in visitor.config["dependencies"] if each.get("trigger_after") == start)
-    visitor.fire(follow)
-    return str(run_id)
-
-
-def open_tab(visitor: Visitor, seen: str) -> None:
-    """Opens Correlations on a run that was looked into."""
-    follow = visitor.event(visitor.component("tabitem", label="Correlations"), "select")
-    visitor.values[visitor.events[follow]["inputs"][0]] = seen
-    visitor.fire(follow)
+def look_inside(visitor: Visitor) -> None:
+    """Opens Look inside, on the run that comes with the app."""
+    visitor.fire(visitor.event(visitor.component("tabitem", label="Look inside"), "select"))
 
 
 def pick_channel(visitor: Visitor, channel: int) -> str:
