@@ -293,7 +293,7 @@ def test_ids_that_are_none_find_nothing(visitor, run):
         stage = str(visitor.fire(show, inputs=[run, None])[0])
     except Said:
         return
-    assert MARKUP not in stage and ("This result is gone" in stage or "tr-welcome" in stage or "__type__" in stage)
+    assert MARKUP not in stage and ("This run is gone" in stage or "tr-welcome" in stage or "__type__" in stage)
 
 
 def test_after_the_bodies_and_private_events_it_still_generates(app):
