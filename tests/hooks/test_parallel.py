@@ -79,9 +79,9 @@ def on_two_processes(**degrees):
     processes = [context.Process(target=work, args=(rank, port, degrees, results), daemon=True) for rank in range(2)]
     for process in processes:
         process.start()
-    found = sorted((results.get(timeout=60) for _ in processes), key=lambda result: result[0])
+    found = sorted((results.get(timeout=300) for _ in processes), key=lambda result: result[0])
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     return found
 

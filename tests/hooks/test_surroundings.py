@@ -8,7 +8,9 @@ from diffusers import WanTransformer3DModel
 from diffusers.hooks import apply_group_offloading
 
 from tests.hooks.pipelines import build, generate
+from tests.hooks.test_matrix import offloaded
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.attention.method import ConfigError
 from timeripple.clips.methods import parse_method
 from timeripple.hooks.processor import ReuseProcessor
 
@@ -144,6 +146,23 @@ def test_step_caches_beside_group_offloading(cache):
         offloaded, held_beside = cached()
         assert torch.equal(offloaded, alone) and held_beside == held > 0
         assert torch.equal(generate(pipe, inputs), dense)
+
+
+@pytest.mark.parametrize("cache", [*CACHES, "spectrum:0.5", "faster-cache", "cache-dit", "output-cache:0.5"])
+def test_step_caches_beside_model_offloading(cache):
+    """Which takes back after every run what replaced the model's forward."""
+    pipe, inputs = build("cogvideox" if cache == "faster-cache" else "wan", "euler")
+    dense = generate(pipe, inputs)
+    with parse_method(cache).applied(pipe, STEPS):
+        alone = generate(pipe, inputs)
+    offloaded(pipe)
+    try:
+        with parse_method(cache).applied(pipe, STEPS):
+            for _ in range(3):
+                assert torch.equal(generate(pipe, inputs), alone)
+    except ConfigError as error:
+        assert cache in ("faster-cache", "cache-dit", "hsa", "lightning-cp:2") and "model offloading" in str(error)
+    assert torch.equal(generate(pipe, inputs), dense)
 
 
 def test_offloading_by_accelerate(model):

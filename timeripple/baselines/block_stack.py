@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from timeripple.baselines.delta_dit import blocks_of, streams
 from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
+from timeripple.hooks.registry import listen, listen_no_more
 
 HOOK = "timeripple-stack"
 Root = TypeVar("Root", bound=ModelHook)
@@ -62,11 +63,14 @@ def hooked(
     """Inside, every transformer of the pipeline has a hook, and each of its blocks one made from it, whether it is the
     first and whether it is the last."""
     models = transformers(pipeline)
-    with unhooked_after(models):
+    with unhooked_after(models), ExitStack() as watching:
         for model in models:
             root, blocks = make_root(model), blocks_of(model)
             registry = HookRegistry.check_if_exists_or_initialize(model)
-            registry.register_hook(root, HOOK)
+            if isinstance(root, RootHook):
+                watching.enter_context(root.watching(model))
+            else:
+                registry.register_hook(root, HOOK)
             for number, block in enumerate(blocks):
                 own = HookRegistry.check_if_exists_or_initialize(block)
                 own.register_hook(make_block(root, number == 0, number == len(blocks) - 1), HOOK)
@@ -75,7 +79,8 @@ def hooked(
 
 
 class RootHook(ModelHook):
-    """The transformer: opens and closes the cache of the pass that runs."""
+    """The transformer: opens and closes the cache of the pass that runs. Its forward is not replaced, as model
+    offloading would take that back after a run."""
 
     _is_stateful = True
 
@@ -90,18 +95,32 @@ class RootHook(ModelHook):
         self.instead: Streams | None = None
         self.returned = 1  # streams, by the blocks of this model
 
-    def new_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    @contextmanager
+    def watching(self, model: nn.Module) -> Iterator[None]:
+        """Inside, it is told of every forward pass."""
+        listen(model, self, HOOK)
+        try:
+            with (
+                model.register_forward_pre_hook(self.before, with_kwargs=True),
+                model.register_forward_hook(self.after),
+            ):
+                yield
+        finally:
+            listen_no_more(model, HOOK)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         name = self.contexts.context.name
         cache, self.step = self.caches.get(name) or (self.make(), 0)
         cache.first = next(iter(self.caches.values()))[0] if self.caches else cache
         self.caches[name] = cache, self.step + 1
         self.cache, self.instead = cache, None
         cache.begin(self.step, args[0] if args else kwargs["hidden_states"])
-        output = self.fn_ref.original_forward(*args, **kwargs)
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> Any:
         self.entered, self.instead = (), None
         if isinstance(output, tuple):
-            return (cache.finish(output[0]), *output[1:])
-        output.sample = cache.finish(output.sample)
+            return (self.cache.finish(output[0]), *output[1:])
+        output.sample = self.cache.finish(output.sample)
         return output
 
     def reset_state(self, module: nn.Module) -> nn.Module:

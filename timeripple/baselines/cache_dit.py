@@ -24,7 +24,7 @@ from torch import nn
 from timeripple.attention.method import ConfigError
 from timeripple.baselines.forecast import evenly_spaced
 from timeripple.baselines.settings import NamedSettings, require
-from timeripple.baselines.step_cache import unhooked_after
+from timeripple.baselines.step_cache import refuse_model_offloading, unhooked_after
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-cache-dit"
@@ -81,6 +81,7 @@ class CacheDitConfig(NamedSettings, name="cache-dit"):
         """Raises ConfigError where the library is not installed or does not know how the model's blocks are called."""
         if find_spec("cache_dit") is None:
             raise ConfigError("cache-dit is not installed; install it with pip install 'timeripple[peers]'.")
+        refuse_model_offloading(pipeline, "cache-dit")
         import cache_dit
 
         logging.getLogger("cache_dit").setLevel(logging.CRITICAL)

@@ -16,7 +16,7 @@ from diffusers import FasterCacheConfig as DiffusersConfig
 
 from timeripple.attention.method import ConfigError
 from timeripple.baselines.settings import NamedSettings, require
-from timeripple.baselines.step_cache import caching
+from timeripple.baselines.step_cache import caching, refuse_model_offloading
 from timeripple.hooks import transformers
 
 TENSOR_FORMATS = {"CogVideoXTransformer3DModel": "BFCHW"}
@@ -43,11 +43,7 @@ class FasterCacheConfig(NamedSettings, name="faster-cache"):
             raise ConfigError(
                 f"faster-cache needs guidance in one batch, and {type(pipeline).__name__} makes two passes."
             )
-        if getattr(pipeline, "_all_hooks", None):  # of enable_model_cpu_offload
-            raise ConfigError(
-                "faster-cache replaces the transformer's forward, which model offloading takes back after every run; "
-                "use group or sequential offloading."
-            )
+        refuse_model_offloading(pipeline, "faster-cache")
         kind = type(transformers(pipeline)[0]).__name__
 
         def config() -> DiffusersConfig:

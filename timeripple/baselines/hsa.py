@@ -27,6 +27,7 @@ from torch.nn.functional import avg_pool3d, scaled_dot_product_attention
 from timeripple.attention.method import ConfigError
 from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.step_cache import refuse_model_offloading
 from timeripple.hooks import HOOK, family_of, transformers
 from timeripple.hooks.processor import Interception
 
@@ -60,6 +61,7 @@ class HsaConfig(NamedSettings, name="hsa"):
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines of other transformers than Wan's, of which Pond's is one."""
         require_wan(pipeline, self.name)
+        refuse_model_offloading(pipeline, self.name)
         full, roots = self.full(num_inference_steps), list[tuple[nn.Module, RootHook]]()
 
         def make_root(model: nn.Module) -> RootHook:

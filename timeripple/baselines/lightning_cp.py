@@ -28,6 +28,7 @@ from timeripple.attention.method import ConfigError
 from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.hsa import require_wan
 from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.step_cache import refuse_model_offloading
 from timeripple.hooks import HOOK
 
 
@@ -49,6 +50,7 @@ class LightningCpConfig(NamedSettings, name="lightning-cp"):
         """Raises ConfigError for pipelines of other transformers than Wan's, of which Pond's is one, and those that
         give every token a timestep of its own."""
         require_wan(pipeline, self.name)
+        refuse_model_offloading(pipeline, self.name)
         if pipeline.config.get("expand_timesteps"):
             raise ConfigError(
                 f"{self.name} computes several steps in a batch, and this {type(pipeline).__name__} has timesteps by "

@@ -64,6 +64,15 @@ def caching(pipeline: DiffusionPipeline, config: Callable[[], object]) -> Iterat
                     model.disable_cache()
 
 
+def refuse_model_offloading(pipeline: DiffusionPipeline, name: str) -> None:
+    """Raises ConfigError, for a cache of this name, where the pipeline is offloaded model by model."""
+    if getattr(pipeline, "_all_hooks", None):  # of enable_model_cpu_offload
+        raise ConfigError(
+            f"{name} replaces the transformer's forward, which model offloading takes back after every run; "
+            "use group or sequential offloading."
+        )
+
+
 @contextmanager
 def unhooked_after(models: list[Any]) -> Iterator[None]:
     """After the block, hooks of diffusers that were put on inside it are off these models, also those of a cache that
@@ -126,15 +135,16 @@ class PassesHook(ModelHook):
 
 
 @contextmanager
-def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
-    """Yields what returns the most bytes that caches which are put on transformers inside held after a forward pass.
-    Hooks that were there before are none; those of offloading hold weights."""
+def counting_bytes(pipeline: DiffusionPipeline, others: list[ModelHook]) -> Iterator[Callable[[], int]]:
+    """Yields what returns the most bytes that caches of the transformers held after a forward pass inside. others: the
+    hooks that are no caches, as `hooks_of` found them before those came; hooks of offloading hold weights."""
     models: list[Any] = transformers(pipeline)
-    most, others = 0, _hooks(models)
+    most = 0
+    caches = [hook for hook in hooks_of(pipeline) if hook not in others]
 
     def count(*_: Any) -> None:
         nonlocal most
-        held = tensors_in([hook for hook in _hooks(models) if hook not in others])
+        held = tensors_in(caches)
         most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
 
     with ExitStack() as watching:
@@ -143,7 +153,9 @@ def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
         yield lambda: most
 
 
-def _hooks(models: list[Any]) -> list[ModelHook]:
+def hooks_of(pipeline: DiffusionPipeline) -> list[ModelHook]:
+    """Hooks of diffusers on the transformers of a pipeline and everything in them."""
+    models: list[Any] = transformers(pipeline)
     return [hook for model in models for _, registry in _registries(model) for hook in registry.hooks.values()]
 
 

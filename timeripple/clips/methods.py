@@ -16,7 +16,7 @@ from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
 from timeripple.attention.method import AttentionMethod, ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, StepCache, ThinnedConfig
-from timeripple.baselines.step_cache import counting_bytes
+from timeripple.baselines.step_cache import counting_bytes, hooks_of
 from timeripple.clips.solvers import SOLVERS, evaluations, solving
 from timeripple.hooks import disable, enable, summary
 
@@ -92,8 +92,9 @@ class Method:
             with ExitStack() as stack:
                 stack.enter_context(solving(pipeline, self.solver))
                 if self.cache:
-                    cached = stack.enter_context(counting_bytes(pipeline))
+                    others = hooks_of(pipeline)
                     stack.enter_context(self.cache.applied(pipeline, count))
+                    cached = stack.enter_context(counting_bytes(pipeline, others))
                 yield lambda: final or summarise()
         finally:
             final = summarise()
