@@ -20,7 +20,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.inspection.laboratory import parse_reuse
 from timeripple.inspection.reports import check_place
 from ui.comparison import submit
-from ui.form import POLL_SECONDS
+from ui.form import POLL_SECONDS, shortened
 from ui.gpu import Works
 from ui.runs import Run, Runs, visitor_now
 from ui.timing_tab import submit as submit_timing
@@ -120,7 +120,7 @@ def said(endpoint: Callable) -> Callable:
                     raise ValueError(f"{name} is {str(value)[:40]!r}; give {KINDS[parameter.annotation]}.")
             yield
         except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(shortened(str(error)), print_exception=False) from None
 
     @wraps(endpoint)
     def streamed(*given):

@@ -7,7 +7,7 @@ import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
-from ui import markup
+from ui import index, markup
 from ui.api import add_endpoints
 from ui.attention_tab import attention_tab
 from ui.compare_tab import compare_tab
@@ -59,6 +59,7 @@ def launch_options(limits: Limits) -> dict:
     """Keyword arguments for `build_app(...).launch()`."""
     guard = Middleware(Guard, limits=limits, folder=get_upload_folder())
     return LAUNCH | {
+        "blocked_paths": [str(Path(get_upload_folder(), index.FOLDER))],
         "max_file_size": f"{limits.max_upload_megabytes}mb",
         "state_session_capacity": limits.max_sessions,
         "app_kwargs": {"middleware": [guard], "lifespan": lean_sessions},

@@ -13,6 +13,7 @@ from timeripple.pond.pipeline import PondPipeline
 SIZES = {"Tiny": (8, 64, 64), "Small": (16, 96, 96), "Standard": (16, 128, 128), "Large": (16, 192, 192)}
 """Pond's: frames, height and width."""
 POLL_SECONDS = 0.5
+QUOTED = 150  # characters of each end of a long sentence
 QUIET = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 """Keyword arguments of events that answer at once."""
 QUEUED = QUIET | {"queue": True, "concurrency_limit": None}
@@ -92,4 +93,11 @@ def one_sentence() -> Iterator[None]:
 
 def failure(sentence: str) -> gr.Error:
     """The message that the page shows: as text, whatever a visitor has put into it, since Gradio takes it as HTML."""
-    return gr.Error(escape(sentence, quote=False), print_exception=False)
+    return gr.Error(escape(shortened(sentence), quote=False), print_exception=False)
+
+
+def shortened(sentence: str) -> str:
+    """A sentence that quotes much of what was sent without its middle."""
+    if len(sentence) <= 2 * QUOTED:
+        return sentence
+    return f"{sentence[:QUOTED]} … {sentence[-QUOTED:]}"

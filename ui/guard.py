@@ -13,8 +13,15 @@ from ui.limits import Limits
 
 MESSAGE_BYTES = 1_000_000
 """Of any request but an upload: forms and calls are texts."""
+HEARD_OUT = 10
+"""Times the limit that is read of what is refused, so that the sentence arrives."""
 OVERHEAD_BYTES = 10_000
 """What a form adds to the file in it."""
+
+
+def refusal(sentence: str, status: int = 413) -> PlainTextResponse:
+    """Also the end of the connection, in which the rest of what is refused may still lie."""
+    return PlainTextResponse(sentence, status, {"connection": "close"})
 
 
 class Refused(Exception):
@@ -60,7 +67,7 @@ class Guard:
         """An upload, if there is room for it; what lies in the folder afterwards and was not there before is its."""
         address = (scope.get("client") or ("",))[0]
         if sentence := self.full(address):
-            return await PlainTextResponse(sentence, 413)(scope, receive, send)
+            return await refusal(sentence)(scope, receive, send)
         before = uploads_in(self.folder)
         self.arriving += 1
         try:
@@ -91,21 +98,22 @@ class Guard:
 
     async def bounded(self, scope, receive, send, most: int, what: str) -> None:
         """The app's answer to a request that is small and quick enough, else a sentence."""
-        claimed = dict(scope["headers"]).get(b"content-length", b"0")
+        claimed = int(dict(scope["headers"]).get(b"content-length", b"0"))  # the server lets nothing else through
         sentence = f"This {what} is larger than {most / 1_000_000:g} MB, the limit here."
-        if not claimed.isdigit() or int(claimed[:20]) > most + OVERHEAD_BYTES:
-            return await PlainTextResponse(sentence, 413)(scope, receive, send)
         size, answered = 0, False
         deadline = time.monotonic() + self.limits.max_upload_wait
+
+        async def receive_in_time() -> dict:
+            try:
+                return await asyncio.wait_for(receive(), max(0.01, deadline - time.monotonic()))
+            except TimeoutError:
+                raise Refused(408, f"This {what} took more than {self.limits.max_upload_wait} seconds.") from None
 
         async def receive_some() -> dict:
             nonlocal size
             if answered:
                 return await receive()  # a disconnection
-            try:
-                message = await asyncio.wait_for(receive(), max(0.01, deadline - time.monotonic()))
-            except TimeoutError:
-                raise Refused(408, f"This {what} took more than {self.limits.max_upload_wait} seconds.") from None
+            message = await receive_in_time()
             size += len(message.get("body", b""))
             if size > most + OVERHEAD_BYTES:
                 raise Refused(413, sentence)
@@ -117,7 +125,12 @@ class Guard:
             await send(message)
 
         try:
+            if claimed > most + OVERHEAD_BYTES:
+                if claimed <= HEARD_OUT * most:  # who is still sending does not listen
+                    while (await receive_in_time()).get("more_body"):
+                        pass
+                raise Refused(413, sentence)
             await self.app(scope, receive_some, send_some)
         except Refused as error:
             if not answered:
-                await PlainTextResponse(error.args[1], error.args[0])(scope, receive, send)
+                await refusal(error.args[1], error.args[0])(scope, receive, send)

@@ -11,7 +11,8 @@ from typing import Any
 from timeripple.inspection.probe import Inspection
 
 logger = logging.getLogger(__name__)
-NAME = "index.sqlite"
+FOLDER = "index"
+"""Beside the folders of runs; whoever serves those must not serve this one: ids are what keeps results apart."""
 COLUMNS = "id text primary key, visitor text, settings text, result text, bytes int, at real"
 TABLE = f"create table if not exists runs ({COLUMNS})"
 RECENT = 60  # seconds in which another process may be about to claim a folder it has made
@@ -20,19 +21,26 @@ RECENT = 60  # seconds in which another process may be about to claim a folder i
 def claim(parent: Path) -> "Index":
     """The index, below `parent`, of a folder that no living process has: with the finished runs that an earlier one
     left there, or new. Folders that are left over are removed."""
+    (parent / FOLDER).mkdir(parents=True, exist_ok=True)
     mine, number = None, 0
     while mine is None:
-        (folder := parent / f"runs-{number}").mkdir(parents=True, exist_ok=True)
-        mine, number = _open(folder / NAME), number + 1
+        (folder := parent / f"runs-{number}").mkdir(exist_ok=True)
+        mine, number = _open(_of(folder)), number + 1
     alone = number == 1
     for other in parent.glob("runs-*"):
         if other != folder and other.stat().st_mtime < time.time() - RECENT:
-            if left := _open(other / NAME):
+            if left := _open(_of(other)):
                 left.close()
                 shutil.rmtree(other, ignore_errors=True)
+                _of(other).unlink(missing_ok=True)
             else:
                 alone = False
     return Index(folder, mine, alone)
+
+
+def _of(folder: Path) -> Path:
+    """Where the index of a folder lies: beside it, as what is in it is served to who knows its name."""
+    return folder.parent / FOLDER / f"{folder.name}.sqlite"
 
 
 def _open(path: Path) -> sqlite3.Connection | None:

@@ -24,6 +24,7 @@ FIXED_SECONDS = 20
 """What a run takes besides the denoiser: loading, decoding, judging, writing."""
 CAPTURED_BYTES = 4
 HIGHEST = 10**9
+NEAR = 0.9  # how alike two names are of which one may be a slip of the other
 MARKS = "<!-- made by `python -m ui.limits` -->", "<!-- end -->"
 
 
@@ -102,7 +103,7 @@ class Limits:
         known = [*map(variable_of, values), *(setting.variable for setting in SERVER)]
         for name in environment:
             if name.startswith("TIMERIPPLE_") and name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                near = difflib.get_close_matches(name, known, 1, NEAR)
                 raise ValueError(f"{name} is no setting; " + (f"is {near[0]} meant?" if near else "see the README."))
         return cls(**values)
 

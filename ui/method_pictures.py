@@ -153,7 +153,8 @@ PICTURES = [
     (
         "Tiles decide for themselves",
         "The same key window may matter to one tile of queries and not to another. Tile reuse computes the windows "
-        "that matter and visits one representative of each other; nothing is masked.",
+        "that matter and visits one representative of each other; nothing is masked. A definition for study: "
+        "where dense attention is fast, on GPUs and CPUs with matrix units, the choice costs more than it saves.",
         tiles,
     ),
 ]  # fmt: skip

@@ -16,7 +16,7 @@ def test_rows(tiny_pipeline):
     json.dumps(result, allow_nan=False)
     assert progress == [(1, 2), (2, 2)]
     rows = {row["method"]: row for row in result}
-    assert list(rows)[:2] == ["dense", "core-dense"] and len(rows) == 10
+    assert list(rows)[:2] == ["dense", "core-dense"] and len(rows) == 11
     for row in rows.values():
         assert (row["tokens"], row["heads"], row["head_dim"]) == (256, 2, 24)
         assert row["ms"] > 0 and row["speedup"] == pytest.approx(rows["dense"]["ms"] / row["ms"])
@@ -25,6 +25,8 @@ def test_rows(tiny_pipeline):
         assert row["ideal_speedup"] == pytest.approx(1 / (1 - row["saving"]))
     assert rows["dense"]["speedup"] == 1 and rows["dense"]["relative_error"] == 0
     assert rows["core-dense"]["relative_error"] < 1e-6 and rows["core-dense"]["planning_share"] == 0
+    merged = rows["token, all merged"]
+    assert merged["saving"] == 63 / 64 and merged["planning_share"] == 0 and merged["relative_error"] < 1e-5
     for name in ("token", "tile"):
         errors = [rows[f"{name}:{saving}"]["relative_error"] for saving in (0.5, 0.6, 0.7, 0.8)]
         assert 0 < errors[0] < errors[-1]

@@ -212,6 +212,7 @@ def test_metrics_that_fail_cost_the_metric_and_not_the_clips(tiny_pipeline, tmp_
         comparison = compared(*clips)
     judged = comparison.quality[1]
     assert judged.scores["vmaf"] is None and reason in judged.missing["vmaf"]
+    assert judged.missing["vmaf"].startswith("VMAF cannot be measured: ") and judged.missing["vmaf"].endswith(".")
     assert judged.scores["psnr"] == pytest.approx(quality.psnr(*clips)) and judged.scores["ssim"] is not None
     assert (tmp_path / "out").exists() is False
     names = {path.name for path in save(comparison, tmp_path / "out", tiny_pipeline)}
@@ -227,9 +228,24 @@ def test_without_ffmpeg_nothing_is_begun(tmp_path, monkeypatch):
     def none():
         raise RuntimeError("No ffmpeg exe could be found.")
 
-    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", none)
-    with pytest.raises(OSError, match="There is no ffmpeg to write videos with; install imageio-ffmpeg"):
-        check_folder(tmp_path)
+    for found in (none, lambda: "/nowhere/ffmpeg"):
+        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", found)
+        with pytest.raises(OSError, match="There is no ffmpeg to write videos with; install imageio-ffmpeg"):
+            check_folder(tmp_path)
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/bin/false")  # one that cannot write
+    with pytest.raises(OSError, match=r"Cannot write to .*: ffmpeg failed"):
+        check_folder(tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", ["--help", "bench"])
+def test_output_that_cannot_be_written_is_one_sentence(argument):
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "timeripple", argument]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE)
+    said = done.stderr.decode()
+    assert done.returncode == 2 and said.count("\n") == 1
+    assert said.startswith("The output cannot be written: no space left on device")
 
 
 SURROGATE = "a red ball \udcff \ud83c\udf0a"  # a byte that is no UTF-8, and one character in two halves

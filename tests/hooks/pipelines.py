@@ -32,10 +32,22 @@ def texts(**more):
 
 
 def wan_vae():
-    return model(
+    """It gives the same latents as before for the same pictures, without looking at them again."""
+    vae = model(
         "AutoencoderKLWan", base_dim=3, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
         temperal_downsample=[False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
     )  # fmt: skip
+    encode, seen = vae.encode, []
+
+    def encode_once(pictures):
+        for earlier, latents in seen:
+            if torch.equal(earlier, pictures):
+                return latents
+        seen.append((pictures.clone(), encode(pictures)))
+        return seen[-1][1]
+
+    vae.encode = encode_once
+    return vae
 
 
 def hunyuan_vae():

@@ -9,7 +9,7 @@ from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.clips.methods import parse_method
 
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
-WHOLE = ("wan", "hunyuan_video", "cogvideox", "ltx", "mochi", "allegro", "skyreels", "wan_vace", "wan_video_to_video")
+WHOLE = ("wan", "hunyuan_video", "cogvideox", "ltx", "mochi", "allegro", "skyreels", "wan_vace")
 BLOCKS = (
     "wan",
     "hunyuan_video",

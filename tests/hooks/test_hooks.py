@@ -20,6 +20,7 @@ from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import ConfigError
+from timeripple.baselines import STEP_CACHES
 from timeripple.clips.methods import parse_method
 from timeripple.hooks.masks import read_mask
 from timeripple.hooks.processor import ReuseProcessor
@@ -287,14 +288,13 @@ def test_what_is_no_config_is_refused_at_once_in_one_sentence(built, config):
     assert summary(pipe)["method"] == TOKEN.label  # what was on stays on
 
 
-CACHES = ("pab:2", "faster-cache", "first-block-cache", "mag-cache", "taylorseer:3", "delta-dit:2")
+ANY = ["wan", "wan_video_to_video", "wan_vace", "skyreels", "hunyuan_video", "cogvideox", "ltx", "mochi", "allegro"]
+OURS = ("forecast", "spectrum:0.5", "easycache", "hsa", "lightning-cp", "cache-dit")  # with hooks and code of our own
+CASES = [(name, cache) for cache in set(STEP_CACHES) - {*OURS, "spectrum"} for name in ANY]
+CASES += [(name, cache) for cache in OURS for name in ("wan", "hunyuan_video", "ltx")]
 
 
-@pytest.mark.parametrize("cache", CACHES)
-@pytest.mark.parametrize(
-    "name",
-    ["wan", "wan_video_to_video", "wan_vace", "skyreels", "hunyuan_video", "cogvideox", "ltx", "mochi", "allegro"],
-)
+@pytest.mark.parametrize(("name", "cache"), sorted(CASES))
 def test_step_caches_work_or_refuse_before_anything_ran(name, cache):
     pipe, inputs = build(name, "euler")
     dense = generate(pipe, inputs)

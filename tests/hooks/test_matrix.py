@@ -16,8 +16,9 @@ STEPS = 4
 OURS = ("token:0.5", "tile:0.3", "channel:0.5")
 MASKS = ("skip:0.3", "svg:0.3", "compact:0.3", "ditfastattn:0.3", "re-ttention:0.3", "token-merge:0.3")
 CACHES = ("output-cache:0.5", "pab:2:start=0:end=1000", "faster-cache", "first-block-cache:0.3", "taylorseer:2:start=1")
+OTHERS = ("svg2:0.3", "sliding-window:0.3", "attention-forecast:0.5", "forecast:0.5", "spectrum:0.5", "easycache:0.1")
 STACKS = ("delta-dit:2", "token:0.3+taylorseer:2:start=2", "token:0.3+first-block-cache:0.3", "channel:0.5+svg:0.3")
-PEERS = (*MASKS, *CACHES, *STACKS)
+PEERS = (*MASKS, *CACHES, *OTHERS, *STACKS)
 SURROUNDINGS = ("plain", "offload", "autocast", "bf16")
 
 

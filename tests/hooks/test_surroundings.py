@@ -7,7 +7,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from diffusers.hooks import apply_group_offloading
 
+from tests.hooks.pipelines import build, generate
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.clips.methods import parse_method
+from timeripple.hooks.processor import ReuseProcessor
 
 STEPS = 4
 TOKEN = ReuseConfig("token", theta=1.0, refresh=2, dense_first=0.25, dense_last=1)
@@ -118,6 +121,31 @@ def test_group_offloading(model):
     assert torch.equal(differs_and_returns(model), expected)
 
 
+CACHES = ("taylorseer:2:start=1", "first-block-cache:0.3", "pab:2:start=0:end=1000", "delta-dit:2", "forecast:0.5",
+          "easycache:0.5", "hsa", "lightning-cp:2")  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_step_caches_beside_group_offloading(cache):
+    """Whose hooks hold weights, which are not the cache's."""
+    pipe, inputs = build("wan", "euler")
+    dense = generate(pipe, inputs)
+
+    def cached():
+        with parse_method(cache).applied(pipe, STEPS) as summarise:
+            return generate(pipe, inputs), summarise()["held_bytes"]
+
+    alone, held = cached()
+    apply_group_offloading(
+        pipe.transformer, onload_device=torch.device("cpu"), offload_device=torch.device("cpu"),
+        offload_type="block_level", num_blocks_per_group=1,
+    )  # fmt: skip
+    for _ in range(2):
+        offloaded, held_beside = cached()
+        assert torch.equal(offloaded, alone) and held_beside == held > 0
+        assert torch.equal(generate(pipe, inputs), dense)
+
+
 def test_offloading_by_accelerate(model):
     expected = differs_and_returns(model)
     accelerate.cpu_offload(model, execution_device=torch.device("cpu"))
@@ -159,6 +187,30 @@ def test_adapters(model, loaded):
     else:
         differs_and_returns(model)
     assert not torch.equal(denoise(model), plain)
+
+
+@pytest.mark.filterwarnings("error:Attention stays dense")
+def test_projections_that_are_fused_and_taken_apart_again():
+    """diffusers keeps the processors of before, ours among them, and puts them back."""
+    pipe, inputs = build("cogvideox", "euler")
+    dense = generate(pipe, inputs)
+    enable(pipe, TOKEN)
+    reused = generate(pipe, inputs)
+    pipe.transformer.fuse_qkv_projections()
+    torch.testing.assert_close(generate(pipe, inputs), reused)
+    disable(pipe)
+    pipe.transformer.unfuse_qkv_projections()
+    for _ in range(2):
+        enable(pipe, "token:0.5")
+        enable(pipe, TOKEN)
+        assert torch.equal(generate(pipe, inputs), reused)
+        disable(pipe)
+        assert torch.equal(generate(pipe, inputs), dense)
+    assert not any(isinstance(module.processor, ReuseProcessor) for module in attentions(pipe.transformer))
+
+
+def attentions(transformer):
+    return [module for module in transformer.modules() if hasattr(module, "processor")]
 
 
 def test_training_mode_stays_dense(model):

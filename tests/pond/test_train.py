@@ -127,6 +127,17 @@ def test_the_autoencoder_goes_on_and_a_finished_one_is_taken(tiny, tmp_path):
     assert (tmp_path / "two" / "pipeline" / "model_index.json").exists()
 
 
+def test_another_run_keeps_the_latents_of_the_autoencoder_it_starts_from(tiny, tmp_path):
+    train_autoencoder.train(tmp_path / "one", 0, "cpu")
+    train_autoencoder.train(tmp_path / "two", 0, "cpu", init=tmp_path / "one" / "vae")
+    video = torch.rand(1, 3, 9, 32, 32) * 2 - 1
+    one, two = (AutoencoderKLLTXVideo.from_pretrained(tmp_path / name / "vae").float() for name in ("one", "two"))
+    with torch.no_grad():
+        latents = autoencoder.encode(one, video)
+        torch.testing.assert_close(autoencoder.encode(two, video), latents)
+        assert (autoencoder.decode(two, latents) - autoencoder.decode(one, latents)).abs().max() > 1e-4
+
+
 def test_windows_follow_the_subject():
     """It lies in the window at half time where it is followed: render_clips says where subjects are."""
     descriptions, seen = [], []

@@ -17,6 +17,7 @@ from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
 from timeripple.baselines.delta_dit import blocks_of, streams
+from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-stack"
@@ -60,22 +61,17 @@ def hooked(
 ) -> Iterator[None]:
     """Inside, every transformer of the pipeline has a hook, and each of its blocks one made from it, whether it is the
     first and whether it is the last."""
-    modules: list[Any] = []
-    try:
-        for model in transformers(pipeline):
+    models = transformers(pipeline)
+    with unhooked_after(models):
+        for model in models:
             root, blocks = make_root(model), blocks_of(model)
             registry = HookRegistry.check_if_exists_or_initialize(model)
             registry.register_hook(root, HOOK)
-            modules.append(model)
             for number, block in enumerate(blocks):
                 own = HookRegistry.check_if_exists_or_initialize(block)
                 own.register_hook(make_block(root, number == 0, number == len(blocks) - 1), HOOK)
-                modules.append(block)
             registry.invalidate_child_registries_cache()
         yield
-    finally:
-        for module in modules:
-            module._diffusers_hook.remove_hook(HOOK, recurse=False)
 
 
 class RootHook(ModelHook):

@@ -24,6 +24,7 @@ from torch import nn
 from timeripple.attention.method import ConfigError
 from timeripple.baselines.forecast import evenly_spaced
 from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
 
 HOOK = "timeripple-cache-dit"
@@ -85,32 +86,33 @@ class CacheDitConfig(NamedSettings, name="cache-dit"):
         logging.getLogger("cache_dit").setLevel(logging.CRITICAL)
         models: list[Any] = transformers(pipeline)
         on: list[tuple[Any, Any, Any]] = []
-        try:
-            for model in models:
-                blocks = getattr(model, "blocks", None)
-                if not isinstance(blocks, nn.ModuleList):
-                    raise ConfigError(f"cache-dit is adapted to Wan's blocks here, which {type(model).__name__} lacks.")
-                adapter = cache_dit.BlockAdapter(
-                    transformer=model,
-                    blocks=blocks,
-                    forward_pattern=cache_dit.ForwardPattern.Pattern_2,
-                    has_separate_cfg=True,
-                )
-                hook = ContextHook(self, num_inference_steps)
-                registry = HookRegistry.check_if_exists_or_initialize(model)
-                registry.register_hook(hook, HOOK)
-                registry.invalidate_child_registries_cache()
-                on.append((model, adapter, model.register_forward_pre_hook(hook.before)))
-                cache_dit.enable_cache(adapter, **self.of(len(blocks), num_inference_steps, 0, True))
-                hook.held = model._context_manager
-            yield
-        finally:
-            for model, adapter, handle in on:
-                handle.remove()
-                if "_original_forward" in vars(model):  # which diffusers' hooks made, and the library cannot put back
-                    model.forward = vars(model).pop("_original_forward")
-                cache_dit.disable_cache(adapter)
-                model._diffusers_hook.remove_hook(HOOK, recurse=False)
+        with unhooked_after(models):
+            try:
+                for model in models:
+                    blocks = getattr(model, "blocks", None)
+                    if not isinstance(blocks, nn.ModuleList):
+                        kind = type(model).__name__
+                        raise ConfigError(f"cache-dit is adapted to Wan's blocks here, which {kind} lacks.")
+                    adapter = cache_dit.BlockAdapter(
+                        transformer=model,
+                        blocks=blocks,
+                        forward_pattern=cache_dit.ForwardPattern.Pattern_2,
+                        has_separate_cfg=True,
+                    )
+                    hook = ContextHook(self, num_inference_steps)
+                    registry = HookRegistry.check_if_exists_or_initialize(model)
+                    registry.register_hook(hook, HOOK)
+                    registry.invalidate_child_registries_cache()
+                    on.append((model, adapter, model.register_forward_pre_hook(hook.before)))
+                    cache_dit.enable_cache(adapter, **self.of(len(blocks), num_inference_steps, 0, True))
+                    hook.held = model._context_manager
+                yield
+            finally:
+                for model, adapter, handle in on:
+                    handle.remove()
+                    if "_original_forward" in vars(model):  # of diffusers' hooks, which the library cannot put back
+                        model.forward = vars(model).pop("_original_forward")
+                    cache_dit.disable_cache(adapter)
 
 
 class ContextHook(ModelHook):

@@ -6,9 +6,11 @@ one leaves a module out, no attention arrives here, and that is what is saved.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
@@ -22,7 +24,7 @@ from timeripple.attention.method import ConfigError, Kind, Step, dense_steps
 from timeripple.attention.records import Records
 from timeripple.attention.timing import mark
 from timeripple.attention.torch_backend import dense_attention
-from timeripple.hooks import HOOK, transformers
+from timeripple.hooks import transformers
 from timeripple.hooks.registry import listen, listen_no_more
 
 PASSES_HOOK = "timeripple-passes"
@@ -125,16 +127,14 @@ class PassesHook(ModelHook):
 
 @contextmanager
 def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
-    """Yields what returns the most bytes that caches of the transformers held after a forward pass inside."""
+    """Yields what returns the most bytes that caches which are put on transformers inside held after a forward pass.
+    Hooks that were there before are none; those of offloading hold weights."""
     models: list[Any] = transformers(pipeline)
-    most = 0
-    modules: list[Any] = [module for model in models for module in model.modules()]
-    registries = [m._diffusers_hook for m in modules if hasattr(m, "_diffusers_hook")]
-    hooks = [hook for registry in registries for name, hook in registry.hooks.items() if name != HOOK]
+    most, others = 0, _hooks(models)
 
     def count(*_: Any) -> None:
         nonlocal most
-        held = tensors_in(hooks)
+        held = tensors_in([hook for hook in _hooks(models) if hook not in others])
         most = max(most, sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in held}.values()))
 
     with ExitStack() as watching:
@@ -143,19 +143,23 @@ def counting_bytes(pipeline: DiffusionPipeline) -> Iterator[Callable[[], int]]:
         yield lambda: most
 
 
+def _hooks(models: list[Any]) -> list[ModelHook]:
+    return [hook for model in models for _, registry in _registries(model) for hook in registry.hooks.values()]
+
+
 def tensors_in(value: Any, seen: set[int] | None = None) -> list[Tensor]:
     """Tensors that an object holds in its fields and containers, modules and functions passed over."""
     seen = set() if seen is None else seen
     if isinstance(value, Tensor):
         return [value]
-    if id(value) in seen or isinstance(value, nn.Module | type) or callable(value) or isinstance(value, str | int):
+    if id(value) in seen or isinstance(value, nn.Module | type | ModuleType) or callable(value):
         return []
     seen.add(id(value))
-    inside = (
-        vars(value).values() if hasattr(value, "__dict__") else value.values() if isinstance(value, dict) else value
-    )
-    if not isinstance(inside, Iterable):
-        return []
+    inside: Iterable[Any] = vars(value).values() if hasattr(value, "__dict__") else ()
+    if isinstance(value, dict):
+        inside = value.values()
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        inside = value
     return [tensor for part in list(inside) for tensor in tensors_in(part, seen)]
 
 

@@ -6,6 +6,7 @@ correlations along the axes.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,6 +21,7 @@ from timeripple.attention import AttentionCall, ripple_attention
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.plans.curve import theta_for_saving
+from timeripple.attention.residuals import Residuals, Storage
 from timeripple.attention.timing import now
 from timeripple.attention.torch_backend import dense_attention
 from timeripple.clips.generate import Request
@@ -54,7 +56,7 @@ class Timed:
 
 def request_for(tokens: int, steps: int = 20, seed: int = 0) -> Request:
     """A request of about this many tokens: 16 frames of a square. Raises ValueError for fewer than 256."""
-    side = round((tokens / FRAMES) ** 0.5)
+    side = round((max(0, tokens) / FRAMES) ** 0.5)
     if side < 4:
         raise ValueError(f"The number of tokens is {tokens}; give at least 256, such as 4096.")
     size = side * SPATIAL_FACTOR
@@ -102,12 +104,14 @@ def attention(
     ms is the mean over the captured calls of the median over `repeats`, planning at every call included; speedup is
     against the fastest of the platform's scaled_dot_product_attention in the same run, kept_plan_speedup the same
     without planning, as on the steps between refreshes; ideal_speedup 1 / (1 - saving); relative_error
-    |output - dense| / |dense| over all captured calls. As in a run, the threshold is known beforehand.
+    |output - dense| / |dense| over all captured calls. As in a run, the threshold is known beforehand. "token, all
+    merged" is a call between refreshes in which every window merges and the kept error, here its own, is given back.
     """
     device = captures[0].query.device
     platform = {f"dense-{name}": ("platform", backend) for name, backend in _sdpa_backends(device).items()}
     methods: dict[str, tuple[str, Any]] = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
     methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
+    methods["token, all merged"] = ("between refreshes", None)
     totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
     norm = 0.0
     for index, captured in enumerate(captures):
@@ -161,7 +165,8 @@ def _sdpa_backends(device: torch.device) -> dict[str, SDPBackend]:
 def _call(captured: Capture, name: str, how: Any) -> Callable[[], Timed]:
     """A method as a function without arguments that computes one captured call and times itself.
 
-    name: "platform" with an SDPBackend or None in `how`, "core", or a granularity with a saving in `how`.
+    name: "platform" with an SDPBackend or None in `how`, "core", "between refreshes", or a granularity with a saving in
+    `how`.
     """
     asked = AttentionCall(captured.query, captured.key, captured.value, captured.grid)
     device = asked.device
@@ -176,6 +181,8 @@ def _call(captured: Capture, name: str, how: Any) -> Callable[[], Timed]:
 
         return densely
 
+    if name == "between refreshes":
+        return _between_refreshes(asked)
     config = ReuseConfig(name, budget=how)
     theta = theta_for_saving([config.measure(asked)], how)
 
@@ -183,6 +190,20 @@ def _call(captured: Capture, name: str, how: Any) -> Callable[[], Timed]:
         start = now(device)
         output, numbers = ripple_attention(asked, config, theta=theta)
         return Timed(output, now(device) - start, numbers.plan_seconds, numbers.saving.mean().item())
+
+    return call
+
+
+def _between_refreshes(asked: AttentionCall) -> Callable[[], Timed]:
+    config, residuals = ReuseConfig("token"), Residuals(Storage(None, 1, tensors=2))
+    plan = config.measure(asked).plan(asked, math.inf)
+    for time in (0, 4):
+        residuals.keep("layer", time, dense_attention(asked) - plan.carry_out(asked))
+
+    def call() -> Timed:
+        start = now(asked.device)
+        output, numbers = ripple_attention(asked, config, plan=plan, residual=residuals.at("layer", 6))
+        return Timed(output, now(asked.device) - start, 0.0, numbers.saving.mean().item())
 
     return call
 

@@ -93,11 +93,17 @@ class Search:
             return self.psnr(text, prompts) >= self.target.psnr
         return self.seconds(text, prompts) > self.limit
 
-    def settle(self, guesses: dict[str, int], prompts: int, most: int, stride: int = 1) -> dict[str, int]:
+    def aim(self, text: str, steps: int, prompts: int) -> int:
+        """In how many steps a method would meet the target, if dB cost what dense pays for them and time were even."""
+        if self.target.psnr is None:
+            return int(steps * self.limit / self.seconds(text, prompts))
+        return round(steps * math.exp(price(self) * (self.target.psnr - self.psnr(text, prompts))))
+
+    def settle(self, guesses: dict[str, int], prompts: int, most: int, slack: float = 0.0) -> dict[str, int]:
         """The fewest steps that keep the PSNR, or the most within the time, of every family that can in `most` steps.
 
-        Found for all of them at once, so that machines share the runs: from a guess in strides that double, then by
-        bisection.
+        Found for all of them at once, so that machines share the runs: from a guess to where it aims, then by bisection
+        until what is left open is a share of `slack` of the steps.
         """
         low, high = dict.fromkeys(guesses, LEAST - 1), dict.fromkeys(guesses, most + 1)
         at = {name: min(max(steps, LEAST), most) for name, steps in guesses.items()}
@@ -111,12 +117,11 @@ class Search:
                     continue
                 enough = fits(text) and self.has_enough(text, prompts)
                 (high if enough else low)[name] = steps
-                if high[name] - low[name] > 1:
-                    between = (low[name] + high[name]) // 2
-                    step = max(LEAST, steps - stride) if enough else min(most, steps + stride)
-                    is_open = low[name] < LEAST or high[name] > most
-                    at[name] = step if is_open else between
-            stride *= 2
+                is_open = low[name] < LEAST or high[name] > most
+                if high[name] - low[name] > (1 if is_open else 1 + slack * steps):
+                    there = self.aim(text, steps, prompts) if fits(text) else steps + 1
+                    beyond = max(LEAST, min(there, steps - 1)) if enough else min(most, max(there, steps + 1))
+                    at[name] = beyond if is_open else (low[name] + high[name]) // 2
         if self.target.psnr is not None:
             return {name: steps for name, steps in high.items() if steps <= most}
         known = {*self.measured(prompts)}

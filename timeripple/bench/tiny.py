@@ -26,6 +26,11 @@ HEADS: dict[str, Any] = {"num_attention_heads": 2, "attention_head_dim": 24, "nu
 LATENTS = {"in_channels": 4, "out_channels": 4}
 STEPS = 6
 SMALL = {"num_frames": 9, "height": 64, "width": 96}
+SIZES = {  # what some can make, and of many frames small ones
+    "AllegroPipeline": {"num_frames": 24, "height": 160, "width": 160},
+    "HunyuanVideoFramepackPipeline": {"height": 32},
+    "LTXI2VLongMultiPromptPipeline": {"height": 128, "width": 128},
+}
 PROMPT, NEGATIVE = "a cat walks on the grass", "blurred and dark"  # of different lengths
 
 
@@ -55,8 +60,7 @@ def inputs_for(name: str, files: dict[str, str]) -> dict[str, str]:
 def small_request(pipeline: DiffusionPipeline, files: dict[str, str], prompt: str = PROMPT, **given: Any) -> Request:
     """A small clip of it; how it is rounded is not spoken of."""
     name = type(pipeline).__name__
-    size = {"AllegroPipeline": {"num_frames": 24, "height": 160, "width": 160},
-            "LTXI2VLongMultiPromptPipeline": SMALL | {"height": 128, "width": 128}}.get(name, SMALL)  # fmt: skip
+    size = SMALL | SIZES.get(name, {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         settings = {"seed": 1, "steps": STEPS} | size | inputs_for(name, files) | given
@@ -101,8 +105,8 @@ def hunyuan_model(name: str = "HunyuanVideoTransformer3DModel", **settings: Any)
 
 def hunyuan_vae() -> Any:
     return model(
-        "AutoencoderKLHunyuanVideo", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
-        norm_num_groups=4, mid_block_add_attention=False,
+        "AutoencoderKLHunyuanVideo", latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1,
+        norm_num_groups=2, mid_block_add_attention=False,
     )  # fmt: skip
 
 
@@ -227,7 +231,7 @@ def hunyuan15(kind: Any, **more: Any) -> Any:
         text_embed_2_dim=8, image_embed_dim=8, num_refiner_layers=1, rope_axes_dim=(4, 10, 10), patch_size=1,
         target_size=96,
     )  # fmt: skip
-    vae = model("AutoencoderKLHunyuanVideo15", latent_channels=4, block_out_channels=(32,) * 5, layers_per_block=1)
+    vae = model("AutoencoderKLHunyuanVideo15", latent_channels=4, block_out_channels=(8,) * 5, layers_per_block=1)
     parts = {"transformer": transformer, "vae": vae, "scheduler": euler(9.0), **more}
     encoders = dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     guider = diffusers.ClassifierFreeGuidance(guidance_scale=6.0)
@@ -245,7 +249,7 @@ def cogvideox(kind: Any, channels: int = 4) -> Any:
         time_embed_dim=8, use_rotary_positional_embeddings=True,
     )  # fmt: skip
     vae = model(
-        "AutoencoderKLCogVideoX", latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
+        "AutoencoderKLCogVideoX", latent_channels=4, block_out_channels=(4, 4, 4, 4), layers_per_block=1,
         norm_num_groups=2, temporal_compression_ratio=4,
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
     )  # fmt: skip
@@ -295,7 +299,7 @@ def allegro(kind: Any) -> Any:
         sample_height=20, sample_width=20, sample_frames=6,
     )  # fmt: skip
     vae = model(
-        "AutoencoderKLAllegro", block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=160
+        "AutoencoderKLAllegro", block_out_channels=(4, 4, 4, 4), layers_per_block=1, norm_num_groups=2, sample_size=160
     )
     parts = {"transformer": transformer, "vae": vae, "scheduler": diffusers.EulerAncestralDiscreteScheduler()}
     return with_encoders(kind(text_encoder=None, tokenizer=None, **parts), masked_pair)

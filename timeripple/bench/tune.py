@@ -30,6 +30,7 @@ FIRST_STRETCH = 1.4
 """At how many times the steps that dense needs methods are tried first."""
 MOST, MOST_STEPS = 3, 60
 """At how many times the steps that dense needs methods are tried at most, and the steps that nothing goes beyond."""
+SLACK = 0.1  # of the steps, left open until all prompts are in
 CONVERGED_STEPS = 50
 """Of the clip that all are compared to, see `assets/benchmarks/README.md`: fewer than `bench work` has."""
 OTHERS = 16  # prompts whose mean dB lies within the interval that is promised, 95 times of 100
@@ -127,7 +128,7 @@ def tune(
 
     generate_once(pipeline, requests[0])
     search = Search(run, requests, target)
-    needed = search.settle({"dense": requests[0].steps}, 1, MOST_STEPS, stride=5).get("dense")
+    needed = search.settle({"dense": requests[0].steps}, 1, MOST_STEPS).get("dense")
     if needed is None and target.psnr is not None:  # what dense does not reach is out of reach
         raise out_of_reach(search, target)
     needed = needed or LEAST
@@ -141,7 +142,7 @@ def tune(
     steps = {"dense": needed} | dict.fromkeys(alive, first)
     for prompts in rounds(len(requests)):
         guesses = {name: steps[name] for name in ("dense", *alive)}
-        found = search.settle(guesses, prompts, most, stride=2 if prompts == 1 else 1)
+        found = search.settle(guesses, prompts, most, SLACK if prompts < len(requests) else 0.0)
         steps |= found
         costs = {name: merit(search, name, found[name], prompts) for name in alive if name in found}
         alive = best([*costs], costs.__getitem__)

@@ -47,6 +47,7 @@ def add_to(app: typer.Typer) -> None:
         ("scaling", scaling),
         ("roofline", roofline),
         ("ui", ui),
+        ("load", load),
     ):
         bench.command(name)(command)
     app.add_typer(bench, name="bench")
@@ -246,6 +247,23 @@ def _lengths(tokens: str, usual: tuple[int, ...], model: str) -> tuple[tuple[int
     for length in counts:
         request_for(length).check(pipeline)
     return counts, pipeline
+
+
+def load(
+    visitors: Annotated[int, typer.Option(min=1, help="Open pages at a time.")] = 50,
+    seconds: Annotated[int, typer.Option(min=1, help="How long they come and go.")] = 120,
+    as_json: AsJson = False,
+) -> None:
+    """Many visitors at once on the real app: pages, picks, runs, uploads and cancels, over HTTP."""
+    with one_sentence(ValueError):
+        try:
+            from timeripple.bench import load as bench
+        except ImportError:
+            raise ValueError("Visitors speak HTTP through httpx, which comes with Gradio; install '.[app]'.") from None
+    result = _run("seconds", lambda count: bench.load(visitors, seconds, count))
+    _print(result, as_json, ("what", "count", "p50", "p95", "worst"))
+    if not as_json:
+        say("lost {lost}, mixed {mixed}, refused {refused}, memory grew by {growth_mb:.0f} MB".format(**result))
 
 
 def _run(name: str, bench: Callable[[Count], dict[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.records import saving_by_head
@@ -210,6 +211,7 @@ def check_folder(folder: str | Path) -> None:
     """Raise OSError, one sentence, unless videos can be written to `folder`, which need not exist yet."""
     ffmpeg()
     with _staging(Path(folder)) as staging:
+        write_mp4(staging / "probe.mp4", np.zeros((2, 16, 16, 3), np.uint8))
         (staging / "probe").write_bytes(bytes(PROBE_BYTES))
 
 

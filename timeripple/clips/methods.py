@@ -92,8 +92,8 @@ class Method:
             with ExitStack() as stack:
                 stack.enter_context(solving(pipeline, self.solver))
                 if self.cache:
-                    stack.enter_context(self.cache.applied(pipeline, count))
                     cached = stack.enter_context(counting_bytes(pipeline))
+                    stack.enter_context(self.cache.applied(pipeline, count))
                 yield lambda: final or summarise()
         finally:
             final = summarise()

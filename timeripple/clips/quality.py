@@ -41,7 +41,9 @@ def judge(clip: np.ndarray, reference: np.ndarray) -> Quality:
             quality.per_frame[name] = np.minimum(values, PSNR_CAP).tolist()
         except Exception as error:  # whatever keeps a metric from being measured, the clips are there
             quality.scores[name] = quality.per_frame[name] = None
-            quality.missing[name] = str(error) or type(error).__name__
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            named = reason if name.upper() in reason else f"{name.upper()} cannot be measured: {reason}"
+            quality.missing[name] = named.removesuffix(".") + "."
     return quality
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import median
 
+from timeripple.attention.config import ReuseConfig
 from timeripple.clips.generate import Generation
 from timeripple.clips.methods import Method
 
@@ -60,4 +61,4 @@ def _same_work(reference: Generation, generation: Generation) -> dict[str, tuple
 
 
 def _computes_all_but_attention(method: Method) -> bool:
-    return method.cache is None and not getattr(method.config, "whole_modules", False)
+    return method.cache is None and (method.config is None or isinstance(method.config, ReuseConfig))

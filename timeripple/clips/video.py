@@ -2,8 +2,8 @@
 
 import errno
 import json
-import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,17 +24,19 @@ WATCHABLE = 512
 """Pixels up to which small clips are enlarged."""
 CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
-logging.getLogger("imageio_ffmpeg").setLevel(logging.ERROR)  # it warns of every clip that is scaled as it is read
 
 
 def ffmpeg() -> str:
     """The program. Raises OSError, one sentence, where there is none."""
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        program = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
+        program = None
+    if program is None:
         raise OSError(
             "There is no ffmpeg to write videos with; install imageio-ffmpeg anew, or set IMAGEIO_FFMPEG_EXE to one."
-        ) from None
+        )
+    return program
 
 
 def run_ffmpeg(command: list[str], pixels: int, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -91,10 +91,16 @@ class TransformerHook(ModelHook):
         self.active, self.run = False, None  # for processors that somebody has kept
 
     def _wrap(self) -> None:
-        """Every self-attention module has a processor of ours around its own, also if it was given another since."""
+        """Every self-attention module has a processor of ours around its own, also if it was given another since, or an
+        old one of ours, which diffusers keeps while projections are fused."""
         for name, module in self.family.attention_modules(self.transformer).items():
-            if not isinstance(module.processor, ReuseProcessor):
-                module.processor = ReuseProcessor.around(module.processor, self, name)
+            processor = module.processor
+            while isinstance(processor, ReuseProcessor) and processor.root is not self:
+                processor = processor.processor
+            if not isinstance(processor, ReuseProcessor):
+                processor = ReuseProcessor.around(processor, self, name)
+            if processor is not module.processor:
+                module.processor = processor
 
     def __getstate__(self) -> dict[str, Any]:
         """Of a run, nothing is copied or pickled."""

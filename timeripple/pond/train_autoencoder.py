@@ -1,6 +1,7 @@
 """Trains Pond's autoencoder: the first part of `train.py`, or by itself.
 
     python -m timeripple.pond.train_autoencoder --minutes 60 --out runs/pond
+    python -m timeripple.pond.train_autoencoder --device cuda --minutes 3 --init assets/pond2-autoencoder
 
 The encoder is done at once: latents are principal components of patches. So the decoder can be made better while a
 denoiser learns, or after. It begins with the best linear guess of what the latents leave out; its blocks learn the
@@ -17,6 +18,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 from timeripple.pond.autoencoder import (
@@ -61,8 +63,9 @@ def loss_of(middle: Middle, seen: Tensor, wanted: Tensor, weight: Tensor, scale:
     return (error.pow(2).sum(1) * weight).sum() / weight.sum() / PATCH
 
 
-def train(out: Path, minutes: float, device: str) -> None:
-    """Train for `minutes`, going on from `out/vae.pt`, and write `out/vae` in half precision; logs to `out/vae.jsonl`.
+def train(out: Path, minutes: float, device: str, init: Path | None = None) -> None:
+    """Train for `minutes`, going on from `out/vae.pt` or from the autoencoder in the folder `init`, which keeps its
+    latents, and write `out/vae` in half precision; logs to `out/vae.jsonl`.
 
     The learning rate warms up, stays, and falls to zero over the last two thirds of the minutes.
     """
@@ -72,20 +75,22 @@ def train(out: Path, minutes: float, device: str) -> None:
     first = iteration = checkpoint["iteration"] if checkpoint else 0
     torch.manual_seed(first)
     torch.set_float32_matmul_precision("high")
-    rng, vae = random.Random(first), build_autoencoder().to(device).requires_grad_(False)
+    rng = random.Random(first)
+    vae = build_autoencoder() if init is None else AutoencoderKLLTXVideo.from_pretrained(init).float()
+    vae.to(device).requires_grad_(False)
 
     def windows(shape: tuple[int, int], follow: float) -> Tensor:
         return patches(to_unit(random_windows(NEW[kind], *shape, rng, device, follow)))
 
     if checkpoint:
         vae.load_state_dict(checkpoint["vae"])
-        basis = PatchBasis.of(vae)
-    else:
+    elif init is None:
         examples = [torch.cat([windows(shape, 0) for _ in range(FIRST[kind] // NEW[kind])]) for shape in WINDOWS]
         basis = PatchBasis.fit(torch.cat([example.flatten(0, 3) for example in examples]))
         write_components(vae, basis)
         look_around(vae, [basis.project(example) for example in examples])
-    middle = Middle(vae)
+        set_statistics(vae, to_unit(random_windows(64, *WINDOWS[-1], rng, device)))
+    basis, middle = PatchBasis.of(vae), Middle(vae)
     muon = torch.optim.Muon(middle.matrices, MUON_LR, weight_decay=0.0, adjust_lr_fn="original")
     adam = torch.optim.AdamW(middle.biases, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
     if checkpoint:
@@ -126,7 +131,6 @@ def train(out: Path, minutes: float, device: str) -> None:
             saved = seconds
             save()
     save()
-    set_statistics(vae, to_unit(random_windows(64, *WINDOWS[-1], rng, device)))
     psnr = reconstruction_psnr(vae, [clip for _, clip in held_out_clips(4, *SIZES[1])])
     note(out / "vae.jsonl", {"iteration": iteration, "held_out_psnr": round(psnr, 2)})
     vae.to(torch.float16).save_pretrained(out / "vae", max_shard_size="12MB")
@@ -143,9 +147,10 @@ def main(
     out: Annotated[Path, typer.Option(help="Checkpoint, log and weights go here.")] = Path("runs/pond"),
     minutes: Annotated[float, typer.Option(help="How long to train; a later call goes on.")] = 60,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    init: Annotated[Path | None, typer.Option(help="Go on from the weights in this folder; latents stay.")] = None,
 ) -> None:
     """Train Pond's autoencoder."""
-    train(out, minutes, device)
+    train(out, minutes, device, init)
 
 
 if __name__ == "__main__":
