@@ -86,7 +86,7 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
                 target = gr.Dropdown(targets, value=targets[0], label="Compiled for", filterable=False)
                 words = gr.Textbox("", label="Search", placeholder="token bf16 d128")
             report = gr.HTML(kernel_table(kernels, targets[0]))
-            for control in (target.change, words.input):
+            for control in (target.change, words.change):
                 control(lambda *asked: kernel_table(kernels, *asked), [target, words], report,
                         trigger_mode="always_last", **QUIET)  # fmt: skip
 

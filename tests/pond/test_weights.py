@@ -4,14 +4,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLLTXVideo
 
 from timeripple.clips.models import load_pipeline
-from timeripple.pond.autoencoder import reconstruction_psnr
+from timeripple.pond.autoencoder import encode, reconstruction_psnr, to_video
 from timeripple.pond.clips import held_out_clips, held_out_descriptions
+from timeripple.pond.evaluate import evaluate_autoencoder
 from timeripple.pond.judge import judge
 from timeripple.pond.prompts import describe
 
 FOLDER = Path(__file__).parents[2] / "assets" / "pond"
+SECOND = FOLDER.parent / "pond2-autoencoder"  # of the second edition
 
 
 @pytest.fixture(scope="module")
@@ -48,3 +51,22 @@ def test_colour_and_background_follow_the_prompt(pond):
         seen = judge((frames * 255).round().astype("uint8"))
         right += (seen.colour == asked.colour) + (seen.background == asked.background)
     assert right >= 6
+
+
+def test_the_second_editions_autoencoder_keeps_held_out_clips():
+    """The first two of the sixteen in `assets/benchmarks/pond2-autoencoder.json`, which were 35.05 dB."""
+    vae = AutoencoderKLLTXVideo.from_pretrained(SECOND)
+    result = evaluate_autoencoder(vae.float(), 2, 33, 192)
+    assert result["vae_psnr"] >= 35.05 - 0.5
+    assert result["edge"] <= 1.6 and result["one_piece"] == 1
+    assert all(path.stat().st_size <= 12e6 for path in SECOND.iterdir())
+
+
+def test_the_second_editions_latents_are_loudest_where_they_show_most():
+    vae = AutoencoderKLLTXVideo.from_pretrained(SECOND).float()
+    clips = [to_video(clip) for _, clip in held_out_clips(24, 5, 64)]
+    with torch.no_grad():
+        latents = torch.cat([encode(vae, clip) for clip in clips]).transpose(0, 1).flatten(1)
+    level = latents.pow(2).mean(1).sqrt()
+    assert level[0] == level.max() and level.min() > 0.2
+    assert 0.6 < level.pow(2).mean().sqrt() < 1.6

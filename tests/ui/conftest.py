@@ -33,7 +33,25 @@ def url(tiny_pipeline):
     app = build_app(tiny_pipeline, limits)
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
     yield url
+    app.runs.close()
     app.close()
+
+
+@pytest.fixture(scope="session")
+def serve_hostile(tiny_pipeline, tmp_path_factory):
+    """serve_hostile(limits): yields an app with a folder of its own and its address as `.url`, for hostile visitors."""
+
+    def serve_hostile(limits):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("hostile")))
+            app = build_app(tiny_pipeline, limits)
+            options = launch_options(limits)
+            _, app.url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
+            yield app
+            app.runs.close()
+            app.close()
+
+    return serve_hostile
 
 
 @pytest.fixture(scope="session")

@@ -77,7 +77,7 @@ def test_timing(open_page, open_tab, look, settle, width, theme):
         assert not plot.locator(".modebar-container").is_visible()
         legend, axis = plot.locator(".legend").bounding_box(), plot.locator(".xtitle").bounding_box()
         assert axis["y"] + axis["height"] <= legend["y"] + 2
-        for tick in plot.locator(".ytick text").all_inner_texts():
+        for tick in plot.locator(".ytick text").all_text_contents():
             assert float(tick.replace(",", "")) not in (3, 4, 6, 7, 8, 9)
     look(page, "timing-recorded")
     for count in ("1,024", "2,304", "4,096"):

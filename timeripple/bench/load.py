@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from timeripple.clips.video import write_mp4
 SIZE, STEPS = "8x64x64", 4
 PATIENCE = 600  # seconds until a run of a visitor must have come to something
 SETTLING = 5
+THINKING = 4  # seconds, at most, between what a visitor does
 REFUSALS = ("waiting already", "uploads here", "Queue is full")
 """What a server says that has enough to do, and may say."""
 
@@ -60,7 +62,7 @@ class Tally:
 
 
 def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], None] | None = None) -> dict[str, Any]:
-    """`visitors` that open pages, pick, generate, upload and cancel for so many seconds, with a run always in progress.
+    """`visitors` that open the page, pick, upload, generate and cancel for so many seconds; runs are always under way.
 
     visitors, seconds; page_p95, pick_p95 in seconds; lost, mixed, refused: how many, see `Tally`; growth_mb: of the
     server's resident memory since one visitor had done everything once; rows: what, count, p50, p95, worst in seconds.
@@ -70,13 +72,12 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
     with tempfile.TemporaryDirectory(prefix="timeripple-load-") as folder, server(folder) as (url, process):
         clip = Path(folder) / "own.mp4"
         write_mp4(clip, np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
-        first = Visitor(url)
-        seen = look_inside(first)
-        one_visit(url, seen, clip, Tally(), random.Random(0), wait=True)
+        for number in range(3):
+            stay(url, clip, Tally(), random.Random(number), end=0)
         before = psutil.Process(process).memory_info().rss
         end = time.monotonic() + seconds
         threads = [
-            threading.Thread(target=visit, args=(url, seen, clip, tally, random.Random(number), end), daemon=True)
+            threading.Thread(target=visit, args=(url, clip, tally, random.Random(number), end), daemon=True)
             for number in range(visitors)
         ]
         for thread in threads:
@@ -89,7 +90,6 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
             thread.join(PATIENCE)
         time.sleep(SETTLING)
         growth = (psutil.Process(process).memory_info().rss - before) / 1e6
-        first.close()
     rows = [tally.row(what) for what in ("page", "pick", "generate", "cancel", "upload")]
     return {
         "visitors": visitors,
@@ -108,59 +108,66 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
     }
 
 
-def visit(url: str, seen: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
-    """One visitor after the other, until the time is over."""
-    time.sleep(3 * chance.random())  # not all in the same moment
+def visit(url: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
+    """One visitor, who comes in the first third of the time and stays; now and then the page is opened anew."""
+    time.sleep(chance.random() * max(0, end - time.monotonic()) / 3)
     while time.monotonic() < end:
-        one_visit(url, seen, clip, tally, chance)
-        time.sleep(chance.random())
+        stay(url, clip, tally, chance, end)
 
 
-def one_visit(url: str, seen: str, clip: Path, tally: Tally, chance: random.Random, wait: bool = False) -> None:
-    """Opens the page, picks channels, uploads a clip, generates, and waits for the result or cancels it."""
+def stay(url: str, clip: Path, tally: Tally, chance: random.Random, end: float) -> None:
+    """Opens the page and uses it for about five rounds."""
     try:
         visitor = tally.timed("page", lambda: Visitor(url))
-        open_tab(visitor, seen)
-        for channel in chance.sample(range(24), 3):
-            answer = tally.timed("pick", lambda channel=channel: pick_channel(visitor, channel))
-            if f"Channel {channel} turns with" not in answer:
-                tally.mixed.append("a pick showed another channel")
-            time.sleep(chance.random())
-        sent = tally.timed("upload", lambda: visitor.upload(clip))
-        if visitor.file(sent["path"]).content != clip.read_bytes():
-            tally.mixed.append("an upload came back as another")
-        seed = chance.randrange(10**6)
-        try:
-            tally.timed("generate", lambda: generate(visitor, "a red ball", seed, SIZE, STEPS))
-        except Said as error:
-            if not any(refusal in str(error) for refusal in REFUSALS):
-                raise
-            tally.refused += 1
-            return
-        if not wait and chance.random() < 0.5:
-            tally.timed("cancel", lambda: cancel(visitor))
-            if "Cancelled" not in shown(visitor)[0] and not shown(visitor)[1]:
-                tally.lost.append("a cancelled run does not say so")
-        else:
-            heading = result_of(visitor)
-            tally.finished += 1
-            if f"seed {seed} " not in heading + " ":
-                tally.mixed.append("a result showed another seed")
+        look_inside(visitor)
+        while True:
+            use(visitor, clip, tally, chance)
+            if chance.random() < 0.2 or time.monotonic() > end:
+                break
         visitor.close()
     except (Said, httpx.HTTPError, TimeoutError) as error:
         tally.lost.append(f"{type(error).__name__}: {str(error)[:200]}")
 
 
+def use(visitor: Visitor, clip: Path, tally: Tally, chance: random.Random) -> None:
+    """Picks channels, uploads a clip, generates, and waits for the result or cancels it."""
+    for channel in chance.sample(range(24), 3):
+        answer = tally.timed("pick", partial(pick_channel, visitor, channel))
+        if f"Channel {channel} turns with" not in answer:
+            tally.mixed.append("a pick showed another channel")
+        time.sleep(THINKING * chance.random())
+    sent = tally.timed("upload", lambda: visitor.upload(clip))
+    if visitor.file(sent["path"]).content != clip.read_bytes():
+        tally.mixed.append("an upload came back as another")
+    seed = chance.randrange(10**6)
+    try:
+        tally.timed("generate", lambda: generate(visitor, "a red ball", seed, SIZE, STEPS))
+    except Said as error:
+        if not any(refusal in str(error) for refusal in REFUSALS):
+            raise
+        tally.refused += 1
+        return
+    if chance.random() < 0.5:
+        time.sleep(THINKING * chance.random())
+        tally.timed("cancel", lambda: cancel(visitor))
+        stage, is_done, _ = shown(visitor)
+        if "Cancelled" not in stage and not is_done:
+            tally.lost.append("a cancelled run does not say so")
+    else:
+        heading = result_of(visitor)
+        tally.finished += 1
+        if f"seed {seed} " not in heading + " ":
+            tally.mixed.append("a result showed another seed")
+
+
 def generate(visitor: Visitor, prompt: str, seed: int, size: str, steps: int) -> str:
     """Presses Generate on Compare; the run's id. Raises Said."""
-    for kind, label, value in (
-        ("textbox", "Prompt", prompt),
-        ("number", "Seed", seed),
-        ("dropdown", "Size", size),
-        ("slider", "Denoising steps", steps),
-    ):
-        visitor.values[visitor.component(kind, label=label)] = value
-    return str(visitor.fire(visitor.event(visitor.component("button", value="Generate"), "click"))[0])
+    press = visitor.event(visitor.component("button", value="Generate"), "click")
+    wanted = {"Prompt": prompt, "Seed": seed, "Size": size, "Denoising steps": steps}
+    for number in visitor.events[press]["inputs"]:
+        label = visitor.components[number]["props"].get("label")
+        visitor.values[number] = wanted.get(label, visitor.values[number])
+    return str(visitor.fire(press)[0])
 
 
 def shown(visitor: Visitor) -> tuple[str, bool, str]:
@@ -179,7 +186,7 @@ def result_of(visitor: Visitor) -> str:
         stage, is_done, heading = shown(visitor)
         if is_done:
             return heading
-        for title in ("This run did not finish", "Cancelled", "This result is gone"):
+        for title in ("This run did not finish", "Cancelled", "This run is gone"):
             if title in stage:
                 raise Said(re.sub(r"<[^>]*>", " ", stage))
         time.sleep(0.5)
@@ -190,23 +197,9 @@ def cancel(visitor: Visitor) -> None:
     visitor.fire(visitor.event(visitor.component("button", value="Cancel"), "click"))
 
 
-def look_inside(visitor: Visitor) -> str:
-    """Has a tiny run looked into; its id."""
-    button = visitor.component("button", value="Look inside")
-    visitor.values[visitor.component("dropdown", label="Clip size")] = SIZE
-    visitor.values[visitor.component("slider", label="Steps in all")] = STEPS
-    start = visitor.event(button, "click")
-    (run_id,) = visitor.fire(start)
-    follow = next(each["id"] for each in visitor.config["dependencies"] if each.get("trigger_after") == start)
-    visitor.fire(follow)
-    return str(run_id)
-
-
-def open_tab(visitor: Visitor, seen: str) -> None:
-    """Opens Correlations on a run that was looked into."""
-    follow = visitor.event(visitor.component("tabitem", label="Correlations"), "select")
-    visitor.values[visitor.events[follow]["inputs"][0]] = seen
-    visitor.fire(follow)
+def look_inside(visitor: Visitor) -> None:
+    """Opens Look inside, on the run that comes with the app."""
+    visitor.fire(visitor.event(visitor.component("tabitem", label="Look inside"), "select"))
 
 
 def pick_channel(visitor: Visitor, channel: int) -> str:

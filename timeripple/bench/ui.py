@@ -190,8 +190,8 @@ def _look_inside(page: Page) -> int:
 
 def _open(page: Page, name: str, seen: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
-    page.locator(seen).wait_for()
-    page.wait_for_timeout(1500)  # what the tab asks for must not come after what is timed
+    page.locator(seen).first.wait_for()
+    page.wait_for_timeout(800)  # what the tab asks for must not come after what is timed
 
 
 def _picks(page: Page, run: int) -> Iterator[tuple[str, float]]:

@@ -45,10 +45,10 @@ class PatchBasis:
     @classmethod
     def of(cls, vae: AutoencoderKLLTXVideo) -> "PatchBasis":
         """The basis that was written into an autoencoder."""
-        readout = _readout(vae)
-        rows, mean = _as_patches(_centre(readout).T), _as_patches(readout.bias[None])[0]
+        weights, bias = _centre(_readout(vae)).detach(), _readout(vae).get_parameter("bias").detach()
+        rows = _as_patches(weights.T)
         norms = rows.norm(dim=1)
-        return cls(mean.detach(), (rows / norms[:, None]).detach(), (1 / norms).detach())
+        return cls(_as_patches(bias[None])[0], rows / norms[:, None], 1 / norms)
 
 
 def patches(video: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ def write_components(vae: AutoencoderKLLTXVideo, basis: PatchBasis) -> None:
     _clear(decoder.conv_in.conv, _readout(vae), second, decoder.conv_out.conv)
     _centre(decoder.conv_in.conv)[:n] = torch.eye(n)
     _centre(_readout(vae)).copy_((components / scale).flatten(1).T)
-    _readout(vae).bias.copy_(mean.flatten())
+    _readout(vae).get_parameter("bias").copy_(mean.flatten())
     _centre(second)[: 2 * BLOCK] = torch.cat([torch.eye(BLOCK), -torch.eye(BLOCK)])
     second.bias[2 * BLOCK :] = LEVEL
     _give_back_differences(decoder.conv_out.conv, COLOURS)
@@ -123,14 +123,14 @@ def around(z: Tensor) -> Tensor:
 def look_around(vae: AutoencoderKLLTXVideo, examples: list[Tensor]) -> None:
     """Make the decoder's first convolution the best linear guess of all coefficients from the latents of a cell and of
     those around and before it: least squares over examples, coefficients [B, 192, n, h, w] each."""
-    gram, moments, cells = 0, 0, 0
+    size = 27 * LATENT_CHANNELS + 1
+    gram, moments = examples[0].new_zeros(size, size), examples[0].new_zeros(size, HIDDEN)
     for coefficients in examples:
         seen = F.pad(around(coefficients[:, :LATENT_CHANNELS]).flatten(0, 3), (0, 1), value=1.0)
-        gram = gram + seen.T @ seen
-        moments = moments + seen.T @ coefficients.movedim(1, -1).flatten(0, 3)
-        cells += len(seen)
-    ridge = RIDGE * torch.eye(len(gram), device=gram.device)
-    weights = torch.linalg.solve(gram / cells + ridge, moments / cells)
+        gram += seen.T @ seen
+        moments += seen.T @ coefficients.movedim(1, -1).flatten(0, 3)
+    gram, moments = gram / gram[-1, -1], moments / gram[-1, -1]  # which counts the cells
+    weights = torch.linalg.solve(gram + RIDGE * torch.eye(size, device=gram.device), moments)
     convolution = vae.decoder.conv_in.conv
     convolution.weight.copy_(weights[:-1].T.unflatten(1, (LATENT_CHANNELS, 3, 3, 3)))
     convolution.bias.copy_(weights[-1])
@@ -165,8 +165,8 @@ def _readout(vae: AutoencoderKLLTXVideo) -> torch.nn.Conv3d:
 
 def _clear(*convolutions: torch.nn.Conv3d) -> None:
     for convolution in convolutions:
-        convolution.weight.zero_()
-        convolution.bias.zero_()
+        for parameter in convolution.parameters():
+            parameter.zero_()
 
 
 def _centre(convolution: torch.nn.Conv3d) -> Tensor:

@@ -2,6 +2,7 @@
 
 python -m timeripple.pond.evaluate --prompts 64 --json     # the model
 python -m timeripple.pond.evaluate --judge                 # the judge itself, on rendered clips
+python -m timeripple.pond.evaluate --autoencoder assets/pond2-autoencoder --prompts 16 --frames 33 --size 192 --json
 """
 
 import json
@@ -12,10 +13,12 @@ from typing import Annotated, Any, cast
 import numpy as np
 import torch
 import typer
+from diffusers import AutoencoderKLLTXVideo
 from rich.console import Console
 from rich.progress import track
 
-from timeripple.pond.autoencoder import reconstruction_psnr
+from timeripple.attention.timing import environment
+from timeripple.pond.autoencoder import decode, encode, reconstruction_psnr, to_video
 from timeripple.pond.clips import held_out_clips
 from timeripple.pond.judge import Sighting, judge
 from timeripple.pond.pipeline import PondPipeline
@@ -101,6 +104,50 @@ def evaluate(
     }
 
 
+@torch.no_grad()
+def evaluate_autoencoder(vae: AutoencoderKLLTXVideo, prompts: int, num_frames: int, size: int) -> dict[str, Any]:
+    """Encode held-out clips and decode them again.
+
+    Returns: vae_psnr (dB, over all pixels), psnr_start and psnr_end (of the first and last four frames: alike where
+    nothing drifts), outline, one_piece, steady and edge as `evaluate`, encode_seconds and decode_seconds (medians), the
+    settings and the machine.
+    """
+    rendered = held_out_clips(prompts, num_frames, size)
+    given_back, errors, seconds = [], [], []
+    for asked, clip in track(rendered, "Encoding and decoding", console=Console(stderr=True)):
+        video = to_video(clip)
+        started = time.perf_counter()
+        latents = encode(vae, video.to(vae.dtype))
+        encoded = time.perf_counter()
+        decoded = decode(vae, latents).float().clamp(-1, 1)
+        seconds.append((encoded - started, time.perf_counter() - encoded))
+        errors.append(((decoded - video) / 2).pow(2).mean((0, 1, 3, 4)).numpy())
+        given_back.append((asked, ((decoded[0].permute(1, 2, 3, 0) + 1) * 127.5).round().to(torch.uint8).numpy()))
+
+    def psnr(part: np.ndarray) -> float:
+        return -10 * float(np.log10(part.mean()))
+
+    def shaped(clips: list[tuple[Description, np.ndarray]]) -> dict[str, float]:
+        return shapes([(asked, measure_shape(clip, cast(str, asked.subject))) for asked, clip in clips])
+
+    error, result, ideal = np.stack(errors), shaped(given_back), shaped(rendered)
+    return {
+        "vae_psnr": psnr(error),
+        "psnr_start": psnr(error[:, :4]),
+        "psnr_end": psnr(error[:, -4:]),
+        **result,
+        "edge": result["edge"] / ideal["edge"],
+        "encode_seconds": float(np.median(seconds, 0)[0]),
+        "decode_seconds": float(np.median(seconds, 0)[1]),
+        "prompts": prompts,
+        "frames": num_frames,
+        "size": size,
+        "dtype": str(vae.dtype).removeprefix("torch."),
+        "kind": "measured here",
+        "environment": environment(),
+    }
+
+
 def main(
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
     num_frames: Annotated[int, typer.Option("--frames", min=8, help="Frames per clip.")] = 16,
@@ -109,11 +156,16 @@ def main(
     guidance_scale: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 3.0,
     model: Annotated[Path, typer.Option(help="A Pond pipeline folder.")] = Path("assets/pond"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    autoencoder: Annotated[Path | None, typer.Option(help="Evaluate this autoencoder alone.")] = None,
     judge_only: Annotated[bool, typer.Option("--judge", help="Judge rendered clips, not generated ones.")] = False,
 ) -> None:
-    """Evaluate Pond, or the judge."""
+    """Evaluate Pond, its autoencoder alone, or the judge."""
     if judge_only:
         result = judged(held_out_clips(prompts, num_frames, size))
+    elif autoencoder is not None:
+        precision = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+        vae = AutoencoderKLLTXVideo.from_pretrained(autoencoder, torch_dtype=precision)
+        result = evaluate_autoencoder(vae, prompts, num_frames, size)
     else:
         pipeline = PondPipeline.from_pretrained(model, torch_dtype=torch.float32)
         result = evaluate(pipeline, prompts, num_frames, size, steps, guidance_scale)

@@ -93,6 +93,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None = None) -> N
     basis, middle = PatchBasis.of(vae), Middle(vae)
     muon = torch.optim.Muon(middle.matrices, MUON_LR, weight_decay=0.0, adjust_lr_fn="original")
     adam = torch.optim.AdamW(middle.biases, ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizers: list[torch.optim.Optimizer] = [muon, adam]
     if checkpoint:
         muon.load_state_dict(checkpoint["muon"])
         adam.load_state_dict(checkpoint["adam"])
@@ -106,16 +107,17 @@ def train(out: Path, minutes: float, device: str, init: Path | None = None) -> N
     started, logged, saved, progress, losses = time.time(), 0.0, 0.0, 0.0, []
     while iteration == first or progress < 1:
         while kept.seen < max(4 * BATCH[kind], drawn / REUSE):
-            seen = windows(rng.choice(WINDOWS), FOLLOW)
-            kept.add(*draw_cells(basis.project(seen), basis.scale))
+            coefficients = basis.project(windows(rng.choice(WINDOWS), FOLLOW))
+            kept.add(*draw_cells(coefficients, basis.scale))
         drawn += BATCH[kind]
         factor = min(1.0, (iteration - first + 1) / WARMUP, 1.5 * (1 - min(1.0, progress)))
         muon.param_groups[0]["lr"], adam.param_groups[0]["lr"] = MUON_LR * factor, ADAM_LR * factor
+        seen, wanted, weight = kept.draw(BATCH[kind])
         with torch.autocast(kind, torch.bfloat16):
-            loss = loss_of(middle, *kept.draw(BATCH[kind]), basis.scale)
+            loss = loss_of(middle, seen, wanted, weight, basis.scale)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(middle.parameters(), 1.0)
-        for optimizer in (muon, adam):
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         iteration += 1
@@ -133,7 +135,7 @@ def train(out: Path, minutes: float, device: str, init: Path | None = None) -> N
     save()
     psnr = reconstruction_psnr(vae, [clip for _, clip in held_out_clips(4, *SIZES[1])])
     note(out / "vae.jsonl", {"iteration": iteration, "held_out_psnr": round(psnr, 2)})
-    vae.to(torch.float16).save_pretrained(out / "vae", max_shard_size="12MB")
+    vae.half().save_pretrained(out / "vae", max_shard_size="12MB")
 
 
 def note(log: Path, row: dict[str, Any]) -> None:
