@@ -176,7 +176,7 @@ def test_laboratory_over_the_api(client):
 
 def test_timing_over_the_api(client):
     report = client.predict([256], 0.5, api_name="/timing")
-    assert [row["method"].split(":")[0] for row in report["rows"]] == ["dense", "token", "tile"]
+    assert [row["method"].split(":")[0] for row in report["rows"]] == ["dense", "token", "tile", "token, all merged"]
     for tokens, sentence in [([], "choose at least one"), ([90_000], "the limit here is"), ([7], "7")]:
         with pytest.raises(AppError, match=sentence):
             client.predict(tokens, 0.5, api_name="/timing")

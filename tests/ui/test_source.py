@@ -7,7 +7,7 @@ from timeripple.clips.generate import Request
 from timeripple.clips.video import write_mp4
 from ui.gpu import works
 from ui.runs import Limits, Runs
-from ui.source import inspected, submit_clip, submit_request
+from ui.source import inspected, recorded_inspection, submit_clip, submit_request
 
 REQUEST = Request("a red ball", seed=3, steps=4, num_frames=4, height=32, width=32)
 
@@ -22,7 +22,7 @@ def test_a_run_is_there_once_it_is_done(tiny_pipeline, runs):
     assert runs.wait(run, 60)
     seen = inspected(runs, run.id)
     assert (seen.kept, seen.grid.shape) == ((0, 1, 2, 3), (4, 4, 4)) and seen.frames.shape == (4, 32, 32, 3)
-    assert inspected(runs, "another") is None and inspected(runs, None) is None
+    assert inspected(runs, "another") is None and inspected(runs, None) is recorded_inspection()
 
 
 def test_a_clip_is_looked_into_at_the_size_of_the_form(tiny_pipeline, runs, tmp_path):
