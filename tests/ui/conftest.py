@@ -8,6 +8,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.ui.forms import ask_inside, choose
 from timeripple.bench.ui import FLAGS, chromium
+from timeripple.bench.visitor import Visitor
 from ui.build import build_app, launch_options
 from ui.limits import Limits
 
@@ -37,21 +38,25 @@ def url(tiny_pipeline):
     app.close()
 
 
-@pytest.fixture(scope="session")
-def serve_hostile(tiny_pipeline, tmp_path_factory):
-    """serve_hostile(limits): yields an app with a folder of its own and its address as `.url`, for hostile visitors."""
+@pytest.fixture(scope="module")
+def app(request, tiny_pipeline, tmp_path_factory):
+    """An app with the LIMITS of the test's module, a folder of its own and its address as `.url`, for hostile visitors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("hostile")))
+        limits = request.module.LIMITS
+        app = build_app(tiny_pipeline, limits)
+        options = launch_options(limits)
+        _, app.url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
+        yield app
+        app.runs.close()
+        app.close()
 
-    def serve_hostile(limits):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("hostile")))
-            app = build_app(tiny_pipeline, limits)
-            options = launch_options(limits)
-            _, app.url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
-            yield app
-            app.runs.close()
-            app.close()
 
-    return serve_hostile
+@pytest.fixture(scope="module")
+def visitor(app):
+    visitor = Visitor(app.url)
+    yield visitor
+    visitor.close()
 
 
 @pytest.fixture(scope="session")

@@ -15,18 +15,6 @@ MARKUP = '<img src=x onerror="alert(1)">'
 SMALL = {"prompt": "a red ball", "seed": 3, "steps": 3, "num_frames": 8, "pixels": 64}
 
 
-@pytest.fixture(scope="module")
-def app(serve_hostile):
-    yield from serve_hostile(LIMITS)
-
-
-@pytest.fixture(scope="module")
-def visitor(app):
-    visitor = Visitor(app.url)
-    yield visitor
-    visitor.close()
-
-
 def still_generates(app) -> bool:
     """Whether a new visitor's run is done, and is the one that was asked for."""
     visitor = Visitor(app.url)

@@ -21,18 +21,6 @@ from ui.source import submit_clip
 LIMITS = Limits(max_upload_megabytes=1, max_visitor_megabytes=3, max_upload_wait=2)
 
 
-@pytest.fixture(scope="module")
-def app(serve_hostile):
-    yield from serve_hostile(LIMITS)
-
-
-@pytest.fixture(scope="module")
-def visitor(app):
-    visitor = Visitor(app.url)
-    yield visitor
-    visitor.close()
-
-
 def raw_upload(app, size: int, sent: int, wait: float = 0) -> bytes:
     """An upload that says it has `size` bytes and sends so many, over a bare connection; what came back."""
     host = urlparse(app.url)
