@@ -40,7 +40,7 @@ def url(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def app(request, tiny_pipeline, tmp_path_factory):
-    """An app with the LIMITS of the test's module, a folder of its own and its address as `.url`, for hostile visitors."""
+    """An app with LIMITS of the module, a folder of its own and its address as `.url`, for hostile visitors."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("hostile")))
         limits = request.module.LIMITS
