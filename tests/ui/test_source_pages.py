@@ -62,7 +62,7 @@ def test_every_tab_shows_the_recorded_run_and_what_is_picked_is_picked_in_all(op
     page.keyboard.press("ArrowDown")
     expect(facts).to_contain_text(f"Token ({place[0]}, 5, 5)")
     map_view = page.locator("#attention-map .tr-map-view")
-    map_view.hover(position={"x": 20, "y": 30})
+    map_view.hover(position={"x": 5, "y": 6})
     expect(page.locator("#attention-map [data-tip]")).to_contain_text("gives frame 1")
     box = map_view.bounding_box()
     page.mouse.move(box["x"] + 20, box["y"] + 20)
