@@ -126,7 +126,8 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         """After a reload, or by a link: the form as it was, the timer that shows the run if it is still kept, and a
         word on what is gone."""
         link = dict(page.query_params)
-        run, empty = find(link.get("run", saved)), [gr.skip()] * len(form)
+        only_settings = "prompt" in link and "run" not in link
+        run, empty = None if only_settings else find(link.get("run", saved)), [gr.skip()] * len(form)
         if run and len(run.settings) == len(form):  # and not a run of another tab
             return [run.id, *filled_by(run), gr.Timer(active=True), None, ""]
         missing = markup.remark(GONE) if "run" in link else ""
