@@ -161,25 +161,24 @@ def restored(visitor: Visitor, **query) -> list:
         visitor.http.params = {}
 
 
+NO_NUMBERS = {
+    "seed": (HUGE, "9" * 5000, "inf", "1.5"),
+    "steps": (HUGE,),
+    "guidance_scale": ("inf", "nan"),
+    "width": (HUGE,),
+}
 LINKED = [
+    *(({name: text}, "give a number") for name, texts in NO_NUMBERS.items() for text in texts),
     ({"prompt": ""}, "name no prompt"),
     ({"seed": MARKUP}, "seed is '&lt;img src=x"),
     ({"seed": "4294967296"}, "The seed is 4294967296; the form holds 0 to 4294967295"),
-    ({"seed": HUGE}, "give a number"),
-    ({"seed": "9" * 5000}, "give a number"),
-    ({"seed": "inf"}, "give a number"),
-    ({"seed": "1.5"}, "give a number"),
     ({"steps": "1"}, "The number of steps is 1; the form holds 2 to 40"),
     ({"steps": "41"}, "41 steps; the limit here is 40"),
-    ({"steps": HUGE}, "give a number"),
     ({"steps": "-3"}, "the form holds 2 to 40"),
     ({"guidance_scale": "0"}, "The guidance is 0.0; the form holds 1 to 8"),
-    ({"guidance_scale": "inf"}, "give a number"),
-    ({"guidance_scale": "nan"}, "give a number"),
     ({"guidance_scale": "1e300"}, "the form holds 1 to 8"),
     ({"num_frames": "0"}, "which the form does not offer"),
     ({"width": "72"}, "which the form does not offer"),
-    ({"width": HUGE}, "give a number"),
     ({"compared": "dense"}, "compare 1 methods; the form compares two"),
     ({"compared": ",".join(["dense"] * 5000)}, "the form compares two"),
     ({"compared": f"dense,{MARKUP}"}, "&lt;img"),
