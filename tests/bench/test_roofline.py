@@ -21,7 +21,7 @@ def test_rows_of_every_length(tiny_pipeline):
     json.dumps(result, allow_nan=False)
     assert progress == [(1, 2), (2, 2)] and result["kind"] == "measured here"
     assert [(row["tokens"], row["method"]) for row in result["rows"]] == [
-        (tokens, method) for tokens in (256, 400) for method in ("dense", "token:0.5", "tile:0.5")
+        (tokens, method) for tokens in (256, 400) for method in ("dense", "token:0.5", "tile:0.5", "token, all merged")
     ]
     for row in result["rows"]:
         assert row["gflops"] * row["ms"] * 1e6 == pytest.approx(roofline.operations(row))

@@ -17,7 +17,7 @@ def test_without_a_browser_it_says_so(monkeypatch):
 
 @pytest.mark.browser
 def test_the_server_is_the_app_and_ends_with_the_block():
-    with ui._server() as url:
+    with ui.server() as (url, _):
         assert b"TimeRipple" in urlopen(url).read()
     with pytest.raises(URLError):
         urlopen(url)

@@ -279,7 +279,7 @@ def speaks_locale(call):
     name = getattr(call.func, "attr", getattr(call.func, "id", ""))
     named = {keyword.arg for keyword in call.keywords}
     modes = [a.value for a in call.args if isinstance(a, ast.Constant) and isinstance(a.value, str)]
-    of_bytes = ast.unparse(call.func) in ("Image.open", "av.open") or any("b" in mode for mode in modes)
+    of_bytes = ast.unparse(call.func) in ("Image.open", "av.open", "os.open") or any("b" in mode for mode in modes)
     opens = name == "open" and not of_bytes
     return (name in ("run", "Popen") and "text" in named) or (
         (opens or name in ("read_text", "write_text")) and "encoding" not in named

@@ -78,5 +78,5 @@ def test_looking_inside_and_timing_are_lent_a_gpu_too(tiny_pipeline, durations, 
     seen = lent.inspect_request(run, REQUEST, [0, 2], tmp_path)
     assert seen.kept == (0, 2) and seen.qkv(2, 0).isfinite().all() and run.steps == [(1, 3), (2, 3), (3, 3)]
     assert lent.probe_report(StandInRun(), REQUEST, [1])["rows"]
-    assert len(lent.attention_scaling(StandInRun(), [256], 0.5)["rows"]) == 3
+    assert len(lent.attention_scaling(StandInRun(), [256], 0.5)["rows"]) == 4
     assert len(durations) == 3 and min(durations) >= 20

@@ -43,7 +43,7 @@ def attend_blocks(head_dim: int, dtype: torch.dtype, architecture: str, tiled: b
     more registers. On Hopper they are the fastest of ten tried on an H200 (assets/benchmarks/gpu).
     """
     if dtype == torch.float32:  # no tensor cores at full precision
-        return Blocks(16, 32 if head_dim <= 64 else 16, 4, 1)
+        return Blocks(16, 32 if head_dim <= 64 else 16, 8 if tiled and head_dim > 128 else 4, 1)
     if architecture.startswith("gfx"):
         return Blocks(64, 32, 4, 1)
     if architecture == "sm_90" and 64 < head_dim <= 128:
