@@ -11,7 +11,7 @@ from ui import looking, markup
 from ui.form import PICK, QUIET
 from ui.glossary import explained
 from ui.runs import Runs
-from ui.source import GROUPS, Source, View, inspected
+from ui.source import Source, View, inspected
 
 SIDES = {"Queries": "query", "Keys": "key"}
 LETTERS = {"Queries": "Q", "Keys": "K"}
@@ -107,7 +107,7 @@ def describe_head(
     if seen.channels:
         axis, frequency = seen.channels[channel]
         turn = f"{frequency:.4f} radians per token, once around in {2 * pi / frequency:.0f} tokens"
-        facts.insert(0, f"Channel {channel} turns with {GROUPS[axis]}: {turn}.")
+        facts.insert(0, f"Channel {channel} turns with {markup.AXIS_NAMES[axis]}: {turn}.")
     most = float(abs(planes).max()) or 1.0
     clip = figures.clip_strip(seen.frames, seen.grid.frames)
     strip = figures.strip(seen.frames, planes, most, signed=True, over=False)
@@ -135,9 +135,9 @@ def tell_story(means: dict[str, dict[str, float]]) -> list[str]:
     lines = []
     for group, along in means.items():
         order = sorted(along, key=along.get, reverse=True)
-        numbers = ", ".join(f"{along[axis]:.2f} along {GROUPS[axis]}" for axis in order)
-        same = [GROUPS[axis] for axis in order if along[axis] >= SAME]
-        who = f"The {group} channels of this head" if group in GROUPS else "The channels of this head"
+        numbers = ", ".join(f"{along[axis]:.2f} along {markup.AXIS_NAMES[axis]}" for axis in order)
+        same = [markup.AXIS_NAMES[axis] for axis in order if along[axis] >= SAME]
+        who = f"The {group} channels of this head" if group in markup.AXIS_NAMES else "The channels of this head"
         what = f"repeat themselves along {' and '.join(same)}" if same else "hardly repeat themselves"
         lines.append(f"{who} {what} (correlation with the next token {numbers}).")
     return lines

@@ -1,7 +1,6 @@
 """HTML of the tabs that look inside a run: strips of frames, heads, channels, maps and curves."""
 
 import base64
-import io
 import json
 from html import escape
 from pathlib import Path
@@ -9,23 +8,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from ui.markup import AXIS_NAMES, data_uri
+
 PARTS = Path(__file__).parent / "parts"
 SHEET_JS, MAP_JS, CURVE_JS = ((PARTS / f"{name}.js").read_text(encoding="utf-8") for name in ("sheet", "map", "curve"))
-AXIS_NAMES = {"t": "time", "y": "height", "x": "width"}
 AFTER = {"t": "frame", "y": "row", "x": "column"}
 
 
-def data_uri(picture: np.ndarray) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+def _quick(picture: np.ndarray) -> str:
+    return data_uri(Image.fromarray(picture), compress_level=1)
 
 
-def strip_uri(picture: np.ndarray) -> str:
+def _strip(picture: np.ndarray) -> str:
     """A strip as JPEG, which is quick to make; its blocks of 8 × 8 pixels are the tokens of a strip."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "JPEG", quality=92, subsampling=0)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(Image.fromarray(picture), "JPEG", quality=92, subsampling=0)
 
 
 def sheet(
@@ -43,7 +39,7 @@ def sheet(
     numbers = "".join(f"<span>{t + 1}</span>" for t in range(sizes[0]))
     large = "".join(_panel(name, values, unit) for name, _, values, unit in panels)
     strips = "".join(
-        f'<b>{escape(name)}</b><div class="tr-strip"><img src="{strip_uri(picture)}" alt=""><i></i></div>'
+        f'<b>{escape(name)}</b><div class="tr-strip"><img src="{_strip(picture)}" alt=""><i></i></div>'
         for name, picture, *_ in panels
     )
     return f"""<div class="tr-sheet" style="--frames:{sizes[0]};--aspect:{sizes[2] / sizes[1]:.4f}" tabindex="0"
@@ -84,7 +80,7 @@ def head_grid(
     for layer, heads in enumerate(pictures):
         buttons = []
         for head, picture in enumerate(heads):
-            image, pressed = data_uri(picture), "true" if (layer, head) == chosen else "false"
+            image, pressed = _quick(picture), "true" if (layer, head) == chosen else "false"
             said = f"<em>layer {layer}, head {head}{': ' + escape(titles[layer][head]) if titles else ''}</em>"
             buttons.append(
                 f'<button type="button" data-layer="{layer}" data-head="{head}" aria-pressed="{pressed}" '
@@ -159,7 +155,7 @@ def attention_map(
       <p class="tr-tip" data-tip>Point at the map to read it; drag to zoom, double-click to see all.</p>
       <div class="tr-map-grid"><span class="tr-map-y">queries, by frame ↓</span>
       <div class="tr-map-view" data-facts="{escape(json.dumps(facts))}"><div class="tr-map-inner" style="{lines}">
-      <img src="{data_uri(picture)}" alt="{escape(caption)}" draggable="false"><i></i></div>
+      <img src="{_quick(picture)}" alt="{escape(caption)}" draggable="false"><i></i></div>
       <div class="tr-map-box"></div></div>
       <span class="tr-map-x">keys, by frame →</span></div>
       <button type="button" data-all hidden>Show all</button>

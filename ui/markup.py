@@ -10,6 +10,8 @@ from PIL import Image
 
 from timeripple.clips.video import FPS
 
+AXIS_NAMES = {"t": "time", "y": "height", "x": "width"}
+
 
 def header(links: list[tuple[str, str]]) -> str:
     """One line: what this is, and where it is from."""
@@ -103,7 +105,7 @@ def steps(sides: list[tuple[str, str, list[str]]]) -> str:
 def recorded(cards: list[tuple[str, str, str, object]]) -> str:
     """(id, prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
     items = "".join(
-        f"""<button type="button" data-recorded="{escape(id)}"><img src="{_data_uri(picture)}" alt="">
+        f"""<button type="button" data-recorded="{escape(id)}"><img src="{data_uri(Image.fromarray(picture))}" alt="">
         <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
         for id, prompt, outcome, picture in cards
     )
@@ -133,7 +135,9 @@ def _side(name: str, label: str, event) -> str:
         detail, share = f"{steps} steps in {event.seconds:.1f} s", 100
     picture = '<div class="tr-noise" aria-hidden="true"></div>'
     if event and event.preview is not None:
-        picture = f'<img src="{_data_uri(event.preview)}" alt="Preview of {escape(label)} after step {step}">'
+        picture = (
+            f'<img src="{data_uri(Image.fromarray(event.preview))}" alt="Preview of {escape(label)} after step {step}">'
+        )
     return f"""<article class="tr-card tr-side tr-{name.lower()}">
       {_title(name, label)}
       <div class="tr-picture">{picture}</div>
@@ -147,10 +151,11 @@ def _title(name: str, label: str) -> str:
     return f'<h3 class="tr-{name.lower()}"><span class="tr-badge">{name}</span>{escape(label)}</h3>'
 
 
-def _data_uri(picture) -> str:
+def data_uri(image: Image.Image, form: str = "PNG", **options) -> str:
+    """A picture as the source of an <img>; form and options: as `Image.save` has them."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def notice(title: str, sentence: str, alert: bool = False) -> str:
@@ -195,24 +200,21 @@ def alternatives(caption: str, rows: list[tuple[str, str, float, str]], remark: 
 def moving(clip) -> str:
     """A small clip, uint8 [F, h, w, 3], that plays by itself, as a data URI."""
     first, *others = map(Image.fromarray, clip)
-    buffer = io.BytesIO()
-    first.save(buffer, "WEBP", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=90)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_uri(first, "WEBP", save_all=True, append_images=others, duration=1000 // FPS, loop=0, quality=90)
 
 
 def pairings(cells: dict, axes: tuple[str, ...], caption: str) -> str:
     """cells: (clip as data URI, level, whether it is the own axis) by (group, axis)."""
-    names = {"t": "time", "y": "height", "x": "width"}
-    head = "".join(f'<th scope="col">along {names[axis]}</th>' for axis in axes)
+    head = "".join(f'<th scope="col">along {AXIS_NAMES[axis]}</th>' for axis in axes)
     body = ""
     for group in axes:
         row = "".join(
-            f'<td class="{"tr-own" if own else ""}"><img src="{clip}" alt="Channels of {names[group]} reused along '
-            f'{names[axis]}"><span>{level}{" · own axis" if own else ""}</span></td>'
+            f'<td class="{"tr-own" if own else ""}"><img src="{clip}" alt="Channels of {AXIS_NAMES[group]} reused '
+            f'along {AXIS_NAMES[axis]}"><span>{level}{" · own axis" if own else ""}</span></td>'
             for axis in axes
             for clip, level, own in [cells.get((group, axis), ("", "no clip", False))]
         )
-        body += f'<tr><th scope="row">channels of {names[group]}</th>{row}</tr>'
+        body += f'<tr><th scope="row">channels of {AXIS_NAMES[group]}</th>{row}</tr>'
     return f"""<table class="tr-pairings"><caption>{escape(caption)}</caption><thead><tr><th></th>{head}</tr></thead>
       <tbody>{body}</tbody></table>"""
 

@@ -1,7 +1,5 @@
 """What came of a comparison, as the page shows it: headline, player, numbers with their scales, plots and files."""
 
-import base64
-import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -129,18 +127,16 @@ def previews(folder: Path, methods: list[Method]) -> str:
 
 
 def keep_previews(run: Run) -> None:
-    """Writes the previews of all steps to previews.json, as JPEG in data URIs, and frees them."""
+    """Writes the previews of all steps to previews.json, as JPEG in data URIs."""
     kept = {name: [_jpeg(picture) for picture in pictures] for name, pictures in run.previews.items() if pictures}
     if kept:
         (run.folder / "previews.json").write_text(json.dumps(kept), encoding="utf-8")
-    run.previews.clear()
 
 
 def _jpeg(picture: np.ndarray) -> str:
-    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image = Image.fromarray(picture)
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return markup.data_uri(image, "JPEG", quality=85)
 
 
 def permalink(report: dict, id: str) -> str:

@@ -39,7 +39,6 @@ KINDS = [("Red ball (recorded)", RECORDED), ("A new prompt", PROMPT), ("My own c
 CLIP_FILES = [".mp4", ".mov", ".webm", ".mkv", ".avi", ".gif"]
 ABOUT = "One dense run is made, or your clip is encoded; Q, K and V are kept at five denoising steps."
 GONE = "What you looked into is no longer kept; look into it again."
-GROUPS = {"t": "time", "y": "height", "x": "width"}
 
 
 class Source(NamedTuple):
@@ -224,9 +223,8 @@ def described(runs: Runs, id: str | None) -> list:
         line += f" The clip has no more at 8 a second, where {asked} were asked for."
     pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, which is shown"
     if seen.channels:
-        pointer += (
-            f": the channel belongs to RoPE's group {seen.channels[channel][0]} ({GROUPS[seen.channels[channel][0]]})"
-        )
+        group = seen.channels[channel][0]
+        pointer += f": the channel belongs to RoPE's group {group} ({markup.AXIS_NAMES[group]})"
     choices = [(f"{index + 1} of {seen.steps}", index) for index in seen.kept]
     return [
         markup.facts([line, pointer + "."]),

@@ -66,10 +66,10 @@ class Rows:
         first = (head // heads) * tokens * heads + head % heads  # where the tokens of a head begin, every `heads`-th
         counts = self.counts.tolist()
         begins = (self.starts[:, :-1] + head * tokens)[self.sizes > 0].int()
-        owner = self.owner + (self.counts.cumsum(0) - self.counts)[:, None]
-        owner = owner.view(batch, heads, tokens).transpose(1, 2).flatten().int()
         order = (self.order * heads + first).flatten().int()
-        sizes = begins.diff(append=begins.new_tensor([len(owner)]))
+        sizes = begins.diff(append=begins.new_tensor([len(order)]))
+        rows = torch.arange(len(sizes), dtype=torch.int32, device=order.device).repeat_interleave(sizes)
+        owner = torch.empty_like(order).scatter_(0, order.long(), rows)
         return PackedRows(order, begins, owner, sizes, counts)
 
 
