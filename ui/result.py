@@ -80,7 +80,8 @@ def details(result: Result, folder: Path) -> list:
 def headline(result: Result, link: str) -> str:
     """Seconds before and after, attention as bars, and why."""
     size = result.report.get("made", result.report)
-    request, worst = result.request, min((row["quality"]["psnr"] for _, row in result.judged), default=None)
+    measured = [row["quality"]["psnr"] for _, row in result.judged if row["quality"]["psnr"] is not None]
+    request, worst = result.request, min(measured, default=None)
     seconds = [result.rows[index]["seconds"]["total"] for index in result.sides]
     same = "same video" if worst is None or worst >= scales.ANOTHER_VIDEO else "another video"
     detail = [
