@@ -8,7 +8,7 @@ from timeripple.inspection import figures, views
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
 from ui.correlation_tab import at_grid, picked_place
-from ui.form import PICK, QUIET
+from ui.form import LATEST, PICK, QUIET
 from ui.glossary import explained
 from ui.runs import Runs
 from ui.source import Source, View, inspected
@@ -83,10 +83,8 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
     sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
     but_head = [each for each in inputs if each not in (source.layer, source.head)]
     heads.select(pick_head, but_head, [*outputs, source.layer, source.head], trigger_mode="multiple", **QUIET)
-    for control in (granularity, budget):
-        control.input(draw_token, token, [sheet, notes], trigger_mode="always_last", **QUIET)
-    for control in (of, query_frame, key_frame):
-        control.input(draw_map, part, whole, trigger_mode="always_last", **QUIET)
+    gr.on([granularity.input, budget.input], draw_token, token, [sheet, notes], **LATEST)
+    gr.on([of.input, query_frame.input, key_frame.input], draw_map, part, whole, **LATEST)
     return View("Attention", tab, inputs, outputs, draw)
 
 

@@ -12,7 +12,7 @@ from ui.api import add_endpoints
 from ui.attention_tab import attention_tab
 from ui.compare_tab import compare_tab
 from ui.correlation_tab import correlation_tab
-from ui.form import QUIET
+from ui.form import LATEST
 from ui.gpu import works
 from ui.guard import Guard, remove_uploads
 from ui.limits import Limits
@@ -110,7 +110,7 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
             with gr.Tab("Timing") as tab:
                 timing_tab(tab, pipeline, work, runs, measured)
         for one, other in ((size, source.size), (source.size, size)):  # one size in all of the app
-            one.input(lambda chosen: chosen, one, other, **QUIET)
+            one.input(lambda chosen: chosen, one, other, **LATEST)
         add_endpoints(pipeline, work, runs)
         app.unload(leave)
     app.queue(max_size=runs.limits.max_calls, api_open=False)

@@ -11,7 +11,19 @@ from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
 from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
-from ui.form import PICK, POLL_SECONDS, QUEUED, QUIET, SIZES, one_sentence, remember, size_choices, size_text, sizes_of
+from ui.form import (
+    LATEST,
+    PICK,
+    POLL_SECONDS,
+    QUEUED,
+    QUIET,
+    SIZES,
+    one_sentence,
+    remember,
+    size_choices,
+    size_text,
+    sizes_of,
+)
 from ui.gpu import Works
 from ui.method_form import method_form, read_method, strength_choices, strength_values, title
 from ui.player import player
@@ -195,11 +207,10 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
 
     methods = [steps, *method_a, *method_b]
     gr.on([app.load, *(control.change for control in methods)], draw_schedule, methods, [schedule, schedule_note],
-          trigger_mode="always_last", **QUIET)  # fmt: skip
-    strength.input(strength_values, strength, method_b, **QUIET)
+          **LATEST)  # fmt: skip
+    strength.input(strength_values, strength, method_b, **LATEST)
     gr.on([control.input for control in method_b], lambda: gr.Radio(value=None), None, strength, **QUIET)
-    gr.on([control.change for control in form], changed, [run_id, *form], [draft, note],
-          trigger_mode="always_last", **QUIET)  # fmt: skip
+    gr.on([control.change for control in form], changed, [run_id, *form], [draft, note], **LATEST)
     filled = [run_id, *form, timer, shown, gone]
     video.upload(fill_from, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)

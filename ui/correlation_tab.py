@@ -8,7 +8,7 @@ from timeripple.inspection import figures, views
 from timeripple.inspection.correlations import group_means
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
-from ui.form import PICK, QUIET
+from ui.form import LATEST, PICK, QUIET
 from ui.glossary import explained
 from ui.runs import Runs
 from ui.source import Source, View, inspected
@@ -65,9 +65,8 @@ def correlation_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
     heads.select(pick_head, but_head, [*outputs, source.layer, source.head], trigger_mode="multiple", **QUIET)
     table.select(pick_channel, but_channel, [*details, source.channel], trigger_mode="multiple", **QUIET)
     sheet.select(picked_place, None, source.place, trigger_mode="multiple", **QUIET)
-    for control in (side, value):
-        control.input(draw, inputs, outputs, trigger_mode="always_last", **QUIET)
-    theta.input(draw_details, inputs, details, trigger_mode="always_last", **QUIET)
+    gr.on([side.input, value.input], draw, inputs, outputs, **LATEST)
+    theta.input(draw_details, inputs, details, **LATEST)
     return View("Correlations", tab, inputs, outputs, draw)
 
 

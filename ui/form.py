@@ -16,6 +16,9 @@ POLL_SECONDS = 0.5
 QUOTED = 150  # characters of each end of a long sentence
 QUIET = {"show_progress": "hidden", "api_visibility": "private", "queue": False}
 """Keyword arguments of events that answer at once."""
+LATEST = QUIET | {"trigger_mode": "always_last"}
+"""Keyword arguments of events of which the last answer counts; controls that draw the same share one `gr.on`, as
+answers of two events may come in the wrong order."""
 QUEUED = QUIET | {"queue": True, "concurrency_limit": None}
 """Keyword arguments of events that may fail with a message or take as long as a run."""
 

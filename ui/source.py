@@ -18,6 +18,7 @@ from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.compare_tab import PRESETS
 from ui.form import (
+    LATEST,
     POLL_SECONDS,
     QUEUED,
     QUIET,
@@ -155,13 +156,12 @@ def source_bar(app: gr.Blocks, opened: gr.Tab, pipeline, works: Works, runs: Run
         all_of = [draw, [tab_name, *inputs], outputs]
         picked = [note, step, layer, head, channel, place, shown_id]
         ready = [run_id, shown_id]
-        for control in (step, layer, head):
-            control.input(*all_of, trigger_mode="always_last", **QUIET)
+        gr.on([step.input, layer.input, head.input], *all_of, **LATEST)
         for view in drawn:
             view.tab.select(lambda name=view.name: name, None, tab_name, **QUIET).then(*all_of, **QUIET)
         asked = look.click(start, form, run_id, **QUEUED)
         asked.success(None, run_id, None, js=remember("look"))
-        recorded = kind.input(lambda kind: None if kind == RECORDED else gr.skip(), kind, run_id, **QUIET)
+        recorded = kind.input(lambda kind: None if kind == RECORDED else gr.skip(), kind, run_id, **LATEST)
         for begin in (asked.success, opened.select, recorded.then):
             begin(follow, ready, picked, **QUEUED).then(
                 lambda name: name or drawn[0].name, tab_name, tab_name, **QUIET

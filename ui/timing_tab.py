@@ -16,7 +16,7 @@ from timeripple.bench.attention import PROMPT, request_for
 from timeripple.bench.roofline import TOKENS
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
-from ui.form import POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
+from ui.form import LATEST, POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
 from ui.glossary import explained
 from ui.gpu import Works
 from ui.runs import Run, Runs
@@ -86,9 +86,8 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
                 target = gr.Dropdown(targets, value=targets[0], label="Compiled for", filterable=False)
                 words = gr.Textbox("", label="Search", placeholder="token bf16 d128")
             report = gr.HTML(kernel_table(kernels, targets[0]))
-            for control in (target.change, words.change):
-                control(lambda *asked: kernel_table(kernels, *asked), [target, words], report,
-                        trigger_mode="always_last", **QUIET)  # fmt: skip
+            asked = [target, words]
+            gr.on([target.change, words.change], lambda *asked: kernel_table(kernels, *asked), asked, report, **LATEST)
 
     def start(tokens, saving) -> str:
         """Queues the measurement the form asks for."""

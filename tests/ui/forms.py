@@ -17,7 +17,12 @@ def choose(page, label, option):
 
 def open_advanced(page):
     if not page.get_by_label("number input for Denoising steps").filter(visible=True).count():
-        page.get_by_role("button", name="Advanced").click()
+        open_fold(page, "Advanced")
+
+
+def open_fold(page, name):
+    page.get_by_role("button", name=name).click()
+    page.wait_for_timeout(500)  # the page writes into fields once more after it has made them
 
 
 def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):
@@ -27,6 +32,7 @@ def settings(page, size, steps, prompt="a red ball rolling left across the ocean
     number = page.get_by_label("number input for Denoising steps")
     number.fill(str(steps))
     number.press("Tab")
+    page.wait_for_timeout(500)  # what is typed reaches the app before a button does
     page.get_by_role("button", name="Advanced").click()
 
 
@@ -47,4 +53,5 @@ def ask_inside(page):
     number = page.get_by_label("Denoising steps", exact=True).filter(visible=True)
     number.fill("5")
     number.press("Tab")
+    page.wait_for_timeout(500)
     page.get_by_role("button", name="Look inside").filter(visible=True).click()

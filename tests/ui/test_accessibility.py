@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import generate, settings
+from tests.ui.forms import generate, open_fold, settings
 
 pytestmark = pytest.mark.browser
 
@@ -28,8 +28,8 @@ def serious(page, settle) -> list[str]:
 def test_every_tab(open_page, open_tab, settle, theme):
     page = open_page(theme=theme)
     found = {"Compare": serious(page, settle)}
-    page.get_by_role("button", name="Advanced").click()
-    page.get_by_role("button", name="More about this run").click()
+    open_fold(page, "Advanced")
+    open_fold(page, "More about this run")
     found["Compare, unfolded"] = serious(page, settle)
     for tab, seen in (
         ("Method", ".tr-walk"),

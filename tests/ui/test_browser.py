@@ -6,7 +6,7 @@ import time
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import choose, generate, prompt_box, settings, start_long_run
+from tests.ui.forms import choose, generate, open_fold, prompt_box, settings, start_long_run
 
 pytestmark = pytest.mark.browser
 
@@ -54,7 +54,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, settle, width, t
     steps.get_by_role("slider").fill("2")
     expect(pictures.nth(1)).to_be_visible()
     expect(pictures.nth(3)).to_be_hidden()
-    page.get_by_role("button", name="More about this run").click()
+    open_fold(page, "More about this run")
     expect(page.locator(".tr-plot .js-plotly-plot").filter(visible=True)).to_have_count(3)
     settle(page)
     with page.expect_download() as download:
@@ -68,7 +68,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, settle, width, t
 def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_page, look):
     page = open_page()
     settings(page, "Tiny", 4)
-    page.get_by_role("button", name="Advanced").click()
+    open_fold(page, "Advanced")
     for side, name in (("A", "Tile reuse"), ("B", "Channel")):
         choose(page, f"Method {side}", name)
     generate(page)
@@ -82,7 +82,7 @@ def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_p
     assert page.locator(".tr-bars-row").count() == 3
     look(page, "compare-two-methods")
     choose(page, "Method B", "TaylorSeer")
-    page.get_by_role("button", name="Axes and schedule of A").click()
+    open_fold(page, "Axes and schedule of A")
     page.get_by_label("Stacked with, A").click()
     page.get_by_role("option", name="First-block cache, 0.1").click()
     page.wait_for_timeout(500)  # what is picked reaches the app before the button does
@@ -94,7 +94,7 @@ def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_p
 
 def test_strengths_are_the_settings_that_were_tuned(open_page):
     page = open_page()
-    page.get_by_role("button", name="Advanced").click()
+    open_fold(page, "Advanced")
     target = page.get_by_label("Quality target B", exact=True)
     for strength, level in (("Fast", "32 dB"), ("Faithful", "40 dB")):
         page.get_by_label(strength).check()
@@ -158,7 +158,7 @@ def test_bad_input_shows_one_sentence(open_page, prompt, sentence):
 
 def test_every_control_is_reached_by_keyboard_and_has_a_name(open_page):
     page = open_page()
-    page.get_by_role("button", name="Advanced").click()
+    open_fold(page, "Advanced")
     page.locator("body").press("Home")
     page.evaluate("document.activeElement.blur()")
     name = "at => at.getAttribute('aria-label') || at.labels?.[0]?.innerText || at.innerText || at.tagName"

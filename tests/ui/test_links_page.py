@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import generate, open_advanced, prompt_box, settings
+from tests.ui.forms import generate, open_advanced, open_fold, prompt_box, settings
 from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
@@ -95,7 +95,7 @@ def test_a_foreign_video_is_one_sentence(open_page, tmp_path, metadata, sentence
 
 def test_data_under_every_plot(result, settle):
     page, _ = result
-    page.get_by_role("button", name="More about this run").click()
+    open_fold(page, "More about this run")
     expect(page.locator(".tr-exports").first).to_be_visible()
     settle(page)
     plot = page.locator(".tr-plot").filter(has_text="Attention saved at each", visible=True)

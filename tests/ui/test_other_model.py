@@ -4,6 +4,7 @@ import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
 
+from tests.ui.forms import open_fold
 from timeripple.clips.generate import Request
 from timeripple.clips.models import load_pipeline
 from ui.build import build_app, launch_options
@@ -52,7 +53,7 @@ def test_its_page_offers_what_it_can_do(browser, wan_url):
     expect(page.get_by_label("Size", exact=True).filter(visible=True)).to_have_value(
         "Standard · 81 frames of 832 × 480"
     )
-    page.get_by_role("button", name="Advanced").click()
+    open_fold(page, "Advanced")
     expect(page.get_by_label("number input for Denoising steps")).to_have_value("50")
     expect(page.get_by_role("heading", name="Same noise, same video")).to_be_visible()  # recorded with Pond
     page.get_by_role("tab", name="Look inside").click()

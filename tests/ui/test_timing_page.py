@@ -6,7 +6,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import open_advanced
+from tests.ui.forms import open_advanced, open_fold
 from ui.timing_tab import RECORDED, kernel_table, recorded_files, recorded_table, rows_table
 
 LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
@@ -91,7 +91,7 @@ def test_timing(open_page, open_tab, look, settle, width, theme):
     assert json.loads(download.value.path().read_text())["kind"] == "measured here"
     page.get_by_role("button", name="All recorded results as tables").click()
     expect(page.get_by_role("region", name="Recorded on")).to_be_visible()
-    page.get_by_role("button", name="What the compiler says").click()
+    open_fold(page, "What the compiler says")
     page.get_by_label("Search").fill("d128")
     expect(page.get_by_role("region", name="Compiled for").locator("tbody tr").first).to_contain_text("d128")
     look(page, "timing")
