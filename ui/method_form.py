@@ -2,8 +2,9 @@
 
 import gradio as gr
 
-from timeripple.attention.config import DEFAULT_BUDGET, number_text
+from timeripple.attention.config import DEFAULT_BUDGET
 from timeripple.attention.method import ConfigError
+from timeripple.attention.settings_text import number_text
 from timeripple.baselines import STEP_CACHES
 from timeripple.clips.methods import RUN, Method, calibrated_methods, parse_method, split_stack
 from ui.form import QUIET
@@ -156,8 +157,9 @@ def read_method(values: list, steps: int) -> Method:
     others = [given["others"].strip(": ")] if given["others"].strip(": ") else []
     if name == "dense" or name in STEP_CACHES:
         return parse_method(":".join([name, *others]))
-    # a peer's threshold is among its other settings
-    parts = [name] if "theta=" in given["others"] else [name, amount(given, by)]
+    # a peer's threshold, and a speed-up, is among the other settings
+    has_amount = any(f"{setting}=" in given["others"] for setting in ("theta", "speedup"))
+    parts = [name] if has_amount else [name, amount(given, by)]
     if name in OURS:
         chosen = "".join(axis for axis in "tyx" if axis in given["axes"])
         parts += [f"axes={chosen}"] if chosen != "tyx" else []
@@ -194,10 +196,11 @@ def fill_method(method: Method, steps: int) -> list:
             low, high = BUDGETS
             raise ConfigError(f"The budget is {config.budget:g}; the form holds {low:g} to {high:g}.")
         values["budget"] = config.budget
-    elif name in OURS:
+    elif name in OURS and config.theta is not None:
         values |= {"by": THETA, "theta": config.theta}
     else:
-        others.append(f"theta={number_text(config.theta)}")
+        setting = "speedup" if config.theta is None else "theta"
+        others.append(f"{setting}={number_text(getattr(config, setting))}")
     for part in settings.split(":") if settings else []:
         setting, _, text = part.partition("=")
         is_share = setting in ("dense_first", "ramp") and text != "auto"
@@ -206,7 +209,7 @@ def fill_method(method: Method, steps: int) -> list:
             values[setting] = choice
         elif setting == "axes":
             values["axes"] = list(config.axes)
-        elif text and setting not in ("theta", "budget"):
+        elif text and setting not in ("theta", "budget", "speedup"):
             others.append(part)
     return list((values | {"others": ":".join(others)}).values())
 
@@ -222,7 +225,8 @@ def title(method: Method) -> str:
         amount = config.cache and next(iter(vars(config.cache).values()))
         if config.config is not None:
             budget, theta = config.config.budget, config.config.theta
-            amount = f"{budget:.0%}" if budget is not None else f"θ {theta:g}"
+            speedup = getattr(config.config, "speedup", None)
+            amount = f"{budget:.0%}" if budget is not None else f"θ {theta:g}" if speedup is None else f"{speedup:g}×"
         own = [f"{key} {value}" for key in RUN if (value := getattr(config, key)) is not None]
         parts.append(" · ".join([name, *([] if amount is None else [str(amount)]), *own]))
     return " + ".join(parts)

@@ -177,7 +177,14 @@ def test_a_budget_that_is_met_is_not_spoken_of(files):
 def test_why_a_budget_was_not_met():
     storage = {"dtype": "float8_e4m3fn", "device": "cpu", "layers": 3}
     saving = {"kind": "realised", "reuse_steps": 0.21, "all_steps": 0.2, "per_step": [0.2]}
-    summary = {"storage": storage, "layers": 8, "records": [{}], "saving": saving, "granularity": "token"}
+    summary = {
+        "storage": storage,
+        "layers": 8,
+        "records": [{}],
+        "saving": saving,
+        "granularity": "token",
+        "chosen": None,
+    }
     clip = np.zeros((1, 16, 16, 3), np.uint8)
     limited = Generation(TOKEN, clip, {}, saving, summary)
     assert limited.shortfall == (

@@ -10,6 +10,7 @@ import torch
 
 from tests.hooks.pipelines import build, generate
 from timeripple import ReuseConfig, disable, enable, summary
+from timeripple.attention import cost
 from timeripple.baselines import OutputCacheConfig
 from timeripple.bench.tiny import SMALL, small_request, tiny
 from timeripple.clips import generate as clips
@@ -196,3 +197,27 @@ def test_a_comparison_says_it_in_its_remarks_and_not_twice(files, recwarn):
     pipe = tiny("CogVideoXPipeline")
     generation = clips.generate(pipe, small_request(pipe, files, **SMALL), parse_method("token:0.75"))
     assert generation.shortfall and not shortfalls(recwarn)
+
+
+# --- Speed in place of a budget ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["token:speedup=1.6", "token:speedup=1.6+taylorseer:2"])
+def test_the_budget_chosen_for_a_speedup_is_in_the_summary(monkeypatch, files, method):
+    monkeypatch.setattr(cost, "cost_of", lambda *_: cost.Cost(dense=100.0, fixed=2.0, products=95.0, planning=30.0))
+    pipe = tiny("WanPipeline")
+    request = small_request(pipe, files, **SMALL | {"steps": 8})
+    generation = clips.generate(pipe, request, parse_method(method))
+    chosen = generation.summary["chosen"]
+    assert 0 < chosen["budget"] < 1 and chosen["speedup"] >= 1.6 and generation.shortfall is None
+    assert clips.generate(pipe, request, parse_method("token:0.5")).summary["chosen"] is None
+
+
+def test_attention_that_would_be_slower_stays_dense_and_says_so(monkeypatch, recwarn):
+    monkeypatch.setattr(cost, "cost_of", lambda *_: cost.Cost(dense=1.0, fixed=3.0, products=1.0, planning=2.0))
+    pipe, inputs = build("wan_two_experts", "euler")
+    plain = generate(pipe, inputs, num_inference_steps=8)
+    enable(pipe, "token:speedup=1.5")
+    assert torch.equal(generate(pipe, inputs, num_inference_steps=8), plain)
+    (said,) = (str(each.message) for each in recwarn if "attention stayed dense" in str(each.message))
+    assert said == "token-speedup=1.5: attention stayed dense, as reuse is not faster here at this size."

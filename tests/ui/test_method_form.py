@@ -17,6 +17,7 @@ TEXTS = [
     "token",
     "token:0.72",
     "token:theta=0.4:axes=tx",
+    "token:speedup=1.5:refresh=3",
     "token:0.6:refresh=none:dense_first=0.2:dense_last=1:ramp=0.1",
     "token:0.7:refresh=9:metric=rms:extrapolate=no",
     "tile:0.5:query_tile=2x4x4",
@@ -94,8 +95,11 @@ def test_what_makes_no_method_is_one_sentence(name, changes, sentence):
 
 
 def test_titles():
-    texts = ("dense", "token:0.75", "channel:theta=0.3", "output-cache:0.5", "token:0.5+taylorseer:3", "dense:steps=9")
+    texts = (
+        "dense", "token:0.75", "channel:theta=0.3", "output-cache:0.5", "token:0.5+taylorseer:3", "dense:steps=9",
+        "token:speedup=1.5",
+    )  # fmt: skip
     assert [title(parse_method(text)) for text in texts] == [
         "Dense", "Token reuse · 75%", "Channel (paper) · θ 0.3", "Output cache (PAB) · 50%",
-        "Token reuse · 50% + TaylorSeer · 3", "Dense · steps 9",
+        "Token reuse · 50% + TaylorSeer · 3", "Dense · steps 9", "Token reuse · 1.5×",
     ]  # fmt: skip

@@ -5,21 +5,26 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 from timeripple.attention.call import AttentionCall
+from timeripple.attention.cost import IDEAL, Cost, SpeedupRun
 from timeripple.attention.grid import AXES
 from timeripple.attention.method import ConfigError, Curve, Granularity, Kind, Step
 from timeripple.attention.plans.channel import CHANNEL
 from timeripple.attention.plans.tile import TILE
 from timeripple.attention.plans.token import TOKEN
 from timeripple.attention.run import ReuseRun
+from timeripple.attention.settings_text import EXAMPLES, number_text, read_setting, setting_text
 
 GRANULARITIES: dict[str, Granularity] = {granularity.name: granularity for granularity in (CHANNEL, TOKEN, TILE)}
 METRICS = ("rms", "logit")
+AMOUNTS = ("budget", "theta", "speedup")  # one of them says how much is reused
 DEFAULT_BUDGET = 0.75
+WORTH_IT = 0.98  # of the seconds of dense attention: what reuse must stay below to be chosen for its speed
 DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
 DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
 DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST = 0.2, 1  # the paper: 10 of 50 steps, and the last
@@ -35,6 +40,9 @@ class ReuseConfig:
     budget: share of attention saved over the reuse window, refreshes included, in [0, 1). Default 0.75.
     theta: threshold instead of a budget: standard deviation (channel; token with metric "rms"), deviation of the
         logits (token with metric "logit") or predicted output error of a query tile (tile). 0 is dense.
+    speedup: instead of both: how many times as fast as dense attention that of the whole run shall be on this machine.
+        The smallest budget that gives it follows from what a call of attention takes here, see `cost`; where none
+        does, the fastest; and where none is faster than dense, attention stays dense. Not for channel.
     metric: how token reuse measures a window, see `plans.token`.
     axes: axes along which neighbours may stand for each other.
     window: tokens per window along an axis; channel only.
@@ -54,6 +62,7 @@ class ReuseConfig:
     granularity: str = "token"
     budget: float | None = None
     theta: float | None = None
+    speedup: float | None = None
     metric: str = "logit"
     axes: tuple[str, ...] = AXES
     window: int = 2
@@ -66,7 +75,7 @@ class ReuseConfig:
     query_tile: tuple[int, int, int] = (4, 8, 8)
 
     def __post_init__(self) -> None:
-        if self.budget is None and self.theta is None:
+        if self.budget is None and self.theta is None and self.speedup is None:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "query_tile", tuple(self.query_tile))
@@ -77,9 +86,16 @@ class ReuseConfig:
             f"axes {self.axes} are not distinct axes of the token grid",
             AXES,
         )
+        amounts = {name: getattr(self, name) for name in AMOUNTS}
+        given = [f"{name} {value}" for name, value in amounts.items() if value is not None]
+        _require(len(given) == 1, f"{' and '.join(given)} exclude each other; give one of them")
         _require(
-            self.budget is None or self.theta is None,
-            f"budget {self.budget} and theta {self.theta} exclude each other; give one of them",
+            self.speedup is None or (self.speedup >= 1 and self.speedup != math.inf),
+            f"speedup {self.speedup} is not how many times as fast; give a number from 1 up, such as 1.5",
+        )
+        _require(
+            self.speedup is None or self.kind == "realised",
+            f"{self.granularity} reuse saves no time and so has no speedup; give a budget, or use token",
         )
         _require(
             self.budget is None or 0 <= self.budget < 1,
@@ -150,6 +166,8 @@ class ReuseConfig:
 
     def start(self, num_inference_steps: int) -> ReuseRun:
         """Attention of one generation. Raises ConfigError for settings that do not fit so many steps."""
+        if self.speedup is not None:
+            return SpeedupRun(partial(self.at_cost, num_inference_steps), num_inference_steps)
         return ReuseRun(self, num_inference_steps)
 
     @property
@@ -163,12 +181,16 @@ class ReuseConfig:
         return ":".join(self._parts())
 
     def _parts(self) -> list[str]:
-        amount = f"theta={number_text(self.theta or 0)}" if self.budget is None else number_text(self.budget)
-        parts = [self.granularity, amount]
+        named = [
+            f"{name}={number_text(value)}"
+            for name in ("theta", "speedup")
+            if (value := getattr(self, name)) is not None
+        ]
+        parts = [self.granularity, *(named if self.budget is None else [number_text(self.budget)])]
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name not in ("granularity", "budget", "theta") and value != field.default:
-                parts.append(f"{field.name}={_format(field.name, value)}")
+            if field.name not in ("granularity", *AMOUNTS) and value != field.default:
+                parts.append(f"{field.name}={setting_text(field.name, value)}")
         return parts
 
     def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
@@ -176,8 +198,10 @@ class ReuseConfig:
 
         Under a budget B over a window of W steps, of which n_r refresh (costing the dense attention on top, so saving
         s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
-        Raises ConfigError if b is above the ceiling.
+        Raises ConfigError if b is above the ceiling. With a speedup, as if attention took time for its products alone.
         """
+        if self.speedup is not None:
+            return self.at_cost(num_inference_steps, IDEAL).schedule(num_inference_steps)
         first, last = (0.0, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
         first = first if isinstance(self.dense_first, str) else self.dense_first
         last = last if isinstance(self.dense_last, str) else self.dense_last
@@ -203,6 +227,23 @@ class ReuseConfig:
             )
 
         return tuple(step(i) for i in range(num_inference_steps))
+
+    def at_cost(self, num_inference_steps: int, cost: Cost) -> Self:
+        """With a budget in place of the speedup: in hundredths, the smallest at which a run is that much faster, else
+        the fastest; 0, which is dense, where nothing is gained or asked for."""
+        dense, best = num_inference_steps * cost.dense, replace(self, speedup=None, budget=0.0)
+        least = dense
+        for hundredths in range(1, math.floor(100 * self.ceiling) + 1):
+            if least * (self.speedup or 1) <= dense:
+                break
+            config = replace(self, speedup=None, budget=hundredths / 100)
+            try:
+                seconds = cost.of(config.schedule(num_inference_steps), config.feedback)
+            except ConfigError:  # so much cannot be saved in so few steps
+                break
+            if seconds < min(least, WORTH_IT * dense):
+                best, least = config, seconds
+        return best
 
     def _fit(self, window: range, num_inference_steps: int) -> tuple[list[float], list[int], float | None]:
         """Ramp factors over the window, its refresh steps and the saving b of a step with factor 1.
@@ -280,9 +321,9 @@ class ReuseConfig:
             _require(name in known, f"setting {name!r} in {text!r} is unknown", known)
             _require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
             try:
-                values[name] = _parse(name, value)
+                values[name] = read_setting(name, value)
             except ValueError:
-                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; e.g. {_EXAMPLES[name]}.") from None
+                raise ConfigError(f"{value!r} in {text!r} is not a value of {name}; e.g. {EXAMPLES[name]}.") from None
         return cls(granularity, **values)
 
 
@@ -291,55 +332,6 @@ def _evenly(window: range, count: int) -> list[int]:
     shorter ones come last: the last steps bear errors worst."""
     parts = count + 1
     return [window.start - 1 - (-part * (len(window) + 1) // parts) for part in range(1, parts)]
-
-
-_EXAMPLES = {
-    "budget": "0.75",
-    "theta": "theta=0.3",
-    "metric": "metric=logit",
-    "axes": "axes=tyx",
-    "window": "window=2",
-    "refresh": "refresh=4, refresh=none or refresh=auto",
-    "extrapolate": "extrapolate=yes or extrapolate=no",
-    "dense_first": "dense_first=0.2 or dense_first=auto",
-    "dense_last": "dense_last=1 or dense_last=auto",
-    "ramp": "ramp=0.2 or ramp=auto",
-    "theta_min": "theta_min=0.4",
-    "query_tile": "query_tile=4x8x8",
-}
-
-
-def _parse(name: str, text: str) -> Any:
-    if name == "metric" or (text == "auto" and name in ("refresh", "ramp", "dense_first", "dense_last")):
-        return text
-    if name == "refresh" and text == "none":
-        return None
-    if name == "extrapolate":
-        return ("no", "yes").index(text) == 1
-    if name == "axes":
-        return tuple(text)
-    if name == "query_tile":
-        return tuple(int(size) for size in text.split("x"))
-    return int(text) if name in ("window", "refresh", "dense_last") else float(text)
-
-
-def number_text(value: float) -> str:
-    """A number as short as can be that is read back as it was, without the plus that stands between the parts of a
-    stack: "0.75", "1000000", "1e16"."""
-    return repr(float(value)).removesuffix(".0").replace("e+", "e")
-
-
-def _format(name: str, value: Any) -> str:
-    """Inverse of `_parse`."""
-    if name == "extrapolate":
-        return "yes" if value else "no"
-    if name == "axes":
-        return "".join(value)
-    if name == "query_tile":
-        return "x".join(map(str, value))
-    if isinstance(value, float):
-        return number_text(value)
-    return "none" if value is None else str(value)
 
 
 def _require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:

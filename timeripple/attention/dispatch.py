@@ -66,7 +66,7 @@ def ripple_attention(
     different lengths. residual: shaped like the query, is added to the
     output. backend: "auto" is Triton on CUDA, with a warning and torch where its kernels do not compile or start, and
     torch elsewhere. Returns the output, shaped like the query, and the statistics. Raises ValueError for both theta and
-    saving and for an unknown backend.
+    saving, for a method that has neither, and for an unknown backend.
     """
     kind = call.device.type
     if torch.is_autocast_enabled(kind):  # attention would be given this dtype; what decides what to reuse is not
@@ -79,6 +79,8 @@ def ripple_attention(
         raise ValueError(f"theta {theta} and saving {saving} exclude each other; give one of them.")
     if theta is None and saving is None:
         theta, saving = method.theta, method.budget
+        if theta is None and saving is None and plan is None:
+            raise ValueError(f"{method.label} is chosen for over a whole run; give this call a theta or a saving.")
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown; choose {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}.")
 

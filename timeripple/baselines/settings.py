@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, ClassVar, Self, cast
 
-from timeripple.attention.config import number_text
 from timeripple.attention.method import ConfigError
+from timeripple.attention.settings_text import number_text
 
 
 class NamedSettings:

@@ -96,3 +96,8 @@ class ThinnedRun:
     @property
     def held_bytes(self) -> int:
         return self.run.held_bytes
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        """See `cost.SpeedupRun`."""
+        return getattr(self.run, "chosen", None)

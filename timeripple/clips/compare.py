@@ -68,6 +68,8 @@ class Comparison:
         for generation, quality in zip(self.generations, self.quality, strict=True):
             label = generation.method.label
             sentences += [f"{label}: {why}." for why in (generation.flaw, generation.shortfall) if why]
+            if (chosen := generation.summary["chosen"]) and chosen["budget"]:
+                sentences.append(f"{label}: that takes a budget of {chosen['budget']:.2f} here at this size.")
             sentences += [f"{label}: {why}" for why in quality.missing.values()] if quality else []
         made = self.generations[0].frames.shape[:3]
         if made != self.request.size:

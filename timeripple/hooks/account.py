@@ -16,7 +16,8 @@ NEAR = 0.02  # how far a saving may stay below its budget before it is worth a w
 @dataclass(frozen=True)
 class Part:
     """The run of one transformer in one section. records: as `Records.read`; steps: of the schedule; choosing_seconds:
-    spent on thresholds, beside what the records say; storage: as `residuals.Storage.report`."""
+    spent on thresholds, beside what the records say; storage: as `residuals.Storage.report`; chosen: as
+    `cost.SpeedupRun` has it."""
 
     records: list[dict[str, Any]]
     steps: Sequence[Step]
@@ -24,6 +25,7 @@ class Part:
     held_bytes: int
     choosing_seconds: float
     storage: dict[str, Any] | None
+    chosen: dict[str, Any] | None
 
 
 class Account:
@@ -92,6 +94,7 @@ def summarise(config: AttentionMethod | None, layers: int, sections: list[list[P
         "saving": summarise_saving(records, tuple(steps), config.kind) if config and reuses else None,
         "held_bytes": max((sum(part.held_bytes for part in parts) for parts in sections), default=0),
         "storage": _storage(sections[-1]) if sections else None,
+        "chosen": next((part.chosen for part in reversed(every) if part.chosen), None),
         "records": records,
     }
 
@@ -103,8 +106,15 @@ def _storage(parts: list[Part]) -> dict[str, Any] | None:
 
 
 def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | None:
-    """One clause on a budget that was not met, with what was reached and why; None where it was. numbers: as
-    `hooks.summary` gives them."""
+    """One clause on a budget or a speed-up that was not met, with what was reached and why; None where it was.
+
+    numbers: as `hooks.summary` gives them.
+    """
+    asked, chosen = getattr(config, "speedup", None), numbers["chosen"]
+    if asked and chosen and chosen["speedup"] < asked * (1 - NEAR):
+        if not chosen["budget"]:
+            return "attention stayed dense, as reuse is not faster here at this size"
+        return f"attention was to be {asked:g} times as fast and can be {chosen['speedup']:.2f} times here at this size"
     budget, saving = getattr(config, "budget", None), numbers["saving"]
     if budget is None or saving is None or saving["reuse_steps"] >= budget - NEAR:
         return None

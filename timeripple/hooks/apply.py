@@ -61,7 +61,8 @@ def summary(target: Any) -> dict[str, Any]:
     {"attention", "plan"}, wall clock spent in self-attention between projections, planning included, and in planning
     alone, which is more than the records' by what chooses thresholds; saving: as `records.summarise_saving`, None
     for dense or before the first run; held_bytes: most memory held for later steps at a time; storage: how errors are
-    kept, as `residuals.Storage.report`; records: as `Records.read`, their steps counted on from section to section.
+    kept, as `residuals.Storage.report`; chosen: for a speed-up, as `cost.SpeedupRun` has it, else None; records: as
+    `Records.read`, their steps counted on from section to section.
     Raises ConfigError if nothing is enabled.
     """
     hooks = [hook for transformer in transformers(target) if (hook := _hook(transformer))]

@@ -285,7 +285,8 @@ class TransformerHook(ModelHook):
         if self.run is not None:
             storage = self.run.storage.report() if hasattr(self.run, "storage") else None
             records, steps = list(self.run.records), self.run.steps
-            part = Part(records, steps, self.grid, self.held_bytes, self.choosing_seconds, storage)
+            chosen = getattr(self.run, "chosen", None)
+            part = Part(records, steps, self.grid, self.held_bytes, self.choosing_seconds, storage, chosen)
             self.account.note(self.clip, self.number, id(self), part)
 
     def _warn(self, reason: str) -> bool:
