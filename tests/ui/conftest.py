@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.ui.forms import ask_inside, choose
+from tests.ui.forms import PATIENCE, ask_inside, choose
 from timeripple.bench.ui import FLAGS, chromium
 from timeripple.bench.visitor import Visitor
 from ui.build import build_app, launch_options
 from ui.limits import Limits
 
 PICTURES = Path(__file__).parents[2] / "test-artifacts"
-SETTLING = 60  # seconds that a page on a busy machine may take
-expect.set_options(timeout=30_000)  # as may every single thing that is waited for
+expect.set_options(timeout=1000 * PATIENCE)
+TOASTS = """new MutationObserver(() => {
+  for (const toast of document.querySelectorAll('[data-testid=toast-body]')) {
+    if (!(window.toasts ??= []).includes(toast.innerText)) window.toasts.push(toast.innerText);
+  }
+}).observe(document, {childList: true, subtree: true});"""
+"""Keeps what the page has said, as it goes after a while, which a busy machine may miss."""
 WAITED_FOR = """() => {
   const shown = at => at.getClientRects().length > 0;
   const moving = at => at.playState === 'running' && isFinite(at.effect.getComputedTiming().endTime);
@@ -82,11 +87,11 @@ def settle(unanswered):
         return [*{request.url.split("?")[0] for request in unanswered[page]}, *page.evaluate(WAITED_FOR)]
 
     def settle(page):
-        deadline, quiet = time.monotonic() + SETTLING, 0
+        deadline, quiet = time.monotonic() + PATIENCE, 0
         while quiet < 3:
             left = waited_for(page)
             quiet = 0 if left else quiet + 1
-            assert time.monotonic() < deadline, f"after {SETTLING} s the page still waits for: {', '.join(left)}"
+            assert time.monotonic() < deadline, f"after {PATIENCE} s the page still waits for: {', '.join(left)}"
 
     return settle
 
@@ -102,17 +107,17 @@ def open_page(browser, url, unanswered, settle):
         page.on("requestfinished", lambda request: asked.discard(request))
         page.on("requestfailed", lambda request: asked.discard(request))
 
-    def open_page(width=1440, theme="light", query="", settled=True):
+    def open_page(width=1440, theme="light", query=""):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
-        contexts[-1].set_default_timeout(30_000)
+        contexts[-1].set_default_timeout(1000 * PATIENCE)
+        contexts[-1].add_init_script(TOASTS)
         page = contexts[-1].new_page()
         page.on("console", lambda message: message.type == "error" and errors.append(message.text))
         page.on("pageerror", lambda error: errors.append(str(error)))
         watch(page)
         page.goto(f"{url}?__theme={theme}&{query}")
         page.get_by_role("button", name="Generate", exact=True).wait_for()
-        if settled:  # what the page asks for when it is opened must not come after what the visitor does
-            settle(page)
+        settle(page)  # what the page asks for when it is opened must not come after what the visitor does
         return page
 
     yield open_page
@@ -166,6 +171,6 @@ def look_inside(open_tab):
         choose(page, "Look into", "A new prompt")
         ask_inside(page)
         note = page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)
-        expect(note).to_be_visible(timeout=60_000)
+        expect(note).to_be_visible()
 
     return look_inside

@@ -4,6 +4,8 @@ import re
 
 from playwright.sync_api import expect
 
+PATIENCE = 180  # seconds that a page on a busy machine may take to settle, and every single thing that is waited for
+
 
 def prompt_box(page):
     return page.get_by_role("textbox", name=re.compile("^Prompt")).filter(visible=True)
@@ -44,7 +46,7 @@ def start_long_run(page):
     """A run of many steps, seen through its first step."""
     settings(page, "Large", 40)
     generate(page)
-    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40", timeout=60_000)
+    expect(page.locator(".tr-side.tr-a .tr-detail")).to_contain_text("of 40")
 
 
 def ask_inside(page):
@@ -55,3 +57,9 @@ def ask_inside(page):
     number.press("Tab")
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Look inside").filter(visible=True).click()
+
+
+def expect_said(page, sentence):
+    """The page has said, in a message that may be gone again, what holds this sentence, and no traceback."""
+    page.wait_for_function("sentence => (window.toasts ?? []).some(toast => toast.includes(sentence))", arg=sentence)
+    assert not page.evaluate("window.toasts.some(toast => toast.includes('Traceback'))")

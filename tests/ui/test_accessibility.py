@@ -51,7 +51,7 @@ def test_a_result_and_a_message(open_page, settle):
     page = open_page()
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here", timeout=60_000)
+    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here")
     page.locator(".tr-player").press("d")
     assert serious(page, settle) == []
     settings(page, "Tiny", 4, "a zebra")

@@ -1,12 +1,11 @@
 """The page in headless Chromium: what is seen first, and a visitor who generates, cancels, reloads and mistypes."""
 
 import re
-import time
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import choose, generate, open_fold, prompt_box, settings, start_long_run
+from tests.ui.forms import choose, expect_said, generate, open_fold, prompt_box, settings, start_long_run
 
 pytestmark = pytest.mark.browser
 
@@ -40,7 +39,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, settle, width, t
     settings(page, "Tiny", 4)
     generate(page)
     headline = page.locator(".tr-headline")
-    expect(headline.locator(".tr-kind")).to_have_text("measured here", timeout=60_000)
+    expect(headline.locator(".tr-kind")).to_have_text("measured here")
     video = page.locator("#player video")
     page.wait_for_function("video => video.readyState >= 3 && !video.error", arg=video.element_handle())
     assert video.evaluate("video => video.loop && video.videoWidth >= 3 * 64 && Math.abs(video.duration - 1) < .2")
@@ -73,7 +72,7 @@ def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_p
         choose(page, f"Method {side}", name)
     generate(page)
     numbers = page.locator(".tr-numbers")
-    expect(numbers).to_have_count(2, timeout=60_000)
+    expect(numbers).to_have_count(2)
     for side in numbers.all():
         expect(side).to_contain_text("against dense")
     expect(numbers.nth(0).locator(".tr-kind")).to_have_text("realised")
@@ -87,7 +86,7 @@ def test_neither_side_dense_is_judged_against_dense_that_is_computed_once(open_p
     page.get_by_role("option", name="First-block cache, 0.1").click()
     page.wait_for_timeout(500)  # what is picked reaches the app before the button does
     generate(page)
-    expect(page.get_by_text("The dense clip and its seconds are those of an earlier run")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("The dense clip and its seconds are those of an earlier run")).to_be_visible()
     expect(page.get_by_label("Clip on side B")).to_contain_text("TaylorSeer")
     expect(page.get_by_label("Clip on side A")).to_contain_text("First-block cache · 0.1")
 
@@ -108,12 +107,10 @@ def test_cancel_is_answered_at_once_and_the_page_stays_usable(open_page, look):
     start_long_run(page)
     look(page, "compare-running", running=True)
     page.get_by_role("button", name="Cancel").first.click()
-    start = time.monotonic()
-    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible(timeout=30_000)
-    assert time.monotonic() - start < 15  # of a run of minutes: 80 steps at 9,216 tokens
+    expect(page.get_by_role("heading", name="Cancelled")).to_be_visible()
     settings(page, "Tiny", 4)
     generate(page)
-    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here", timeout=60_000)
+    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here")
 
 
 def test_results_belong_to_the_tab_and_survive_a_reload(open_page, look):
@@ -121,7 +118,7 @@ def test_results_belong_to_the_tab_and_survive_a_reload(open_page, look):
     settings(page, "Tiny", 4)
     generate(page)
     mine = page.locator(".tr-headline .tr-detail")
-    expect(mine).to_contain_text("a red ball rolling left across the ocean", timeout=60_000)
+    expect(mine).to_contain_text("a red ball rolling left across the ocean")
     expect(page).to_have_url(re.compile("run="))
     other = page.context.new_page()  # another tab of the same browser
     other.goto(page.url.split("&run=")[0].split("run=")[0])
@@ -129,9 +126,9 @@ def test_results_belong_to_the_tab_and_survive_a_reload(open_page, look):
     other.wait_for_timeout(1000)
     settings(other, "Tiny", 5, "a blue star rising")
     generate(other)
-    expect(other.locator(".tr-headline .tr-detail")).to_contain_text("a blue star rising", timeout=60_000)
+    expect(other.locator(".tr-headline .tr-detail")).to_contain_text("a blue star rising")
     page.reload()
-    expect(mine).to_contain_text("a red ball rolling left across the ocean", timeout=20_000)
+    expect(mine).to_contain_text("a red ball rolling left across the ocean")
     expect(prompt_box(page)).to_have_value("a red ball rolling left across the ocean")
     stranger = open_page()
     expect(stranger.locator(".tr-headline .tr-kind")).to_contain_text("recorded on")
@@ -149,9 +146,7 @@ def test_bad_input_shows_one_sentence(open_page, prompt, sentence):
     page = open_page()
     settings(page, "Tiny", 4, prompt)
     generate(page)
-    toast = page.get_by_test_id("toast-body")
-    expect(toast).to_contain_text(sentence)
-    expect(toast).not_to_contain_text("Traceback")
+    expect_said(page, sentence)
     expect(page.locator(".tr-player")).to_be_visible()
     expect(page.get_by_role("button", name="Generate", exact=True)).to_be_enabled()
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from tests.ui.forms import generate, open_advanced, open_fold, prompt_box, settings
+from tests.ui.forms import expect_said, generate, open_advanced, open_fold, prompt_box, settings
 from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
@@ -26,15 +26,15 @@ def result(open_page):
     page = open_page()
     settings(page, "Tiny", 4, "a red ball rolling left")
     generate(page)
-    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here", timeout=60_000)
+    expect(page.locator(".tr-headline .tr-kind")).to_have_text("measured here")
     link = page.get_by_role("link", name="Link to this result")
-    expect(link).to_be_visible(timeout=60_000)
+    expect(link).to_be_visible()
     return page, link.get_attribute("href").removeprefix("?")
 
 
 def test_a_link_shows_the_result_to_another_visitor(open_page, result):
     stranger = open_page(query=result[1])
-    expect(stranger.locator(".tr-headline .tr-detail")).to_contain_text("“a red ball rolling left”", timeout=20_000)
+    expect(stranger.locator(".tr-headline .tr-detail")).to_contain_text("“a red ball rolling left”")
     expect(prompt_box(stranger)).to_have_value("a red ball rolling left")
 
 
@@ -59,8 +59,8 @@ def test_a_link_to_a_result_that_is_gone_fills_the_form(open_page, result):
     ],
 )
 def test_a_broken_link_is_one_sentence(open_page, query, sentence):
-    page = open_page(query=query, settled=False)  # the sentence goes after a while
-    expect(page.get_by_test_id("toast-body")).to_contain_text(sentence)
+    page = open_page(query=query)
+    expect_said(page, sentence)
 
 
 def upload(page, path):
@@ -90,7 +90,7 @@ def test_a_foreign_video_is_one_sentence(open_page, tmp_path, metadata, sentence
     write_mp4(tmp_path / "clip.mp4", np.zeros((2, 64, 64, 3), np.uint8), metadata=metadata)
     page = open_page()
     upload(page, tmp_path / "clip.mp4")
-    expect(page.get_by_test_id("toast-body")).to_contain_text(sentence)
+    expect_said(page, sentence)
 
 
 def test_data_under_every_plot(result, settle):
@@ -116,7 +116,7 @@ def test_a_recorded_comparison_is_there_at_once(open_page, settle):
     card = page.locator("[data-recorded]").nth(1)
     prompt = card.locator("b").inner_text()
     card.click()
-    expect(page.locator(".tr-headline .tr-detail")).to_contain_text(prompt, timeout=10_000)
+    expect(page.locator(".tr-headline .tr-detail")).to_contain_text(prompt)
     expect(prompt_box(page)).to_have_value(prompt)
     settle(page)
     assert "measured here" not in page.locator("#result").inner_text()

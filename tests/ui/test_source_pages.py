@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.ui.forms import ask_inside, choose
+from tests.ui.forms import ask_inside, choose, expect_said
 from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
@@ -101,7 +101,7 @@ def test_every_tab_shows_the_recorded_run_and_what_is_picked_is_picked_in_all(op
     look(page, "laboratory")
     for axis in ("time", "height", "width"):
         page.get_by_label(axis, exact=True).filter(visible=True).uncheck()
-    expect(page.get_by_test_id("toast-body").first).to_contain_text("are not distinct axes")
+    expect_said(page, "are not distinct axes")
 
 
 def test_a_new_prompt_is_looked_into_and_survives_a_reload(open_page, open_tab, look_inside):
@@ -112,7 +112,7 @@ def test_a_new_prompt_is_looked_into_and_survives_a_reload(open_page, open_tab, 
     open_tab(page, "Laboratory")
     page.get_by_text("Why feedback works").click()
     page.get_by_role("button", name="Measure the drift").click()
-    expect(page.get_by_text("Giving back the error of step")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("Giving back the error of step")).to_be_visible()
     page.reload()
     open_tab(page, "Correlations")
     expect(page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)).to_be_visible()
@@ -139,7 +139,7 @@ def test_wrong_pairings_as_a_table(open_page, open_tab):
     page.get_by_text("Reuse along the wrong axis").click()
     page.get_by_role("button", name="Generate all nine pairings").click()
     table = page.get_by_role("table").filter(has_text="own axis")
-    expect(table.locator("td img")).to_have_count(9, timeout=120_000)
+    expect(table.locator("td img")).to_have_count(9)
     assert len(re.findall(r"\d+\.\d dB", table.inner_text())) == 9 and "×" not in table.inner_text()
 
 
@@ -162,7 +162,7 @@ def test_a_clip_of_the_visitor(open_page, open_tab, tmp_path, name):
     page = open_page()
     look_into(page, open_tab, tmp_path / name)
     note = page.get_by_text(re.compile(r"Your own clip: \d+ tokens in \d×8×8"))
-    expect(note).to_be_visible(timeout=60_000)
+    expect(note).to_be_visible()
     expect(note).to_contain_text("where 8 were asked for")  # never a longer clip than there is
     expect(page.locator("#correlation-table table")).to_be_visible()
 
@@ -171,4 +171,4 @@ def test_a_file_that_is_no_clip_is_one_sentence(open_page, open_tab, tmp_path):
     write_mp4(tmp_path / "own.mp4", np.zeros((1, 64, 64, 3), np.uint8))
     page = open_page()
     look_into(page, open_tab, tmp_path / "own.mp4")
-    expect(page.get_by_test_id("toast-body")).to_contain_text("holds no moving picture")
+    expect_said(page, "holds no moving picture")

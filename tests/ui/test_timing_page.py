@@ -84,7 +84,7 @@ def test_timing(open_page, open_tab, look, settle, width, theme):
         page.get_by_label(count, exact=True).uncheck()
     page.get_by_role("button", name="Measure here").last.click()
     table = page.get_by_role("region", name="Attention of one layer, one pass (measured here)")
-    expect(table.locator("tbody tr")).to_have_count(4, timeout=60_000)
+    expect(table.locator("tbody tr")).to_have_count(4)
     expect(recorded).to_have_count(4)
     with page.expect_download() as download:
         page.get_by_text("Download attention.json").click()
