@@ -1,6 +1,6 @@
 """Entry point: `python app.py`, locally, in a container or as a Space. Settings come from the environment: `ui.limits`
-lists them, and the README shows the list. --model (pond), --device, --dtype and --offload say what is generated with,
-see `timeripple.clips.models`.
+lists them, and the README shows the list. --model (pond), --device, --dtype, --offload and --compile say what is
+generated with, see `timeripple.clips.models`.
 
 SIGINT and SIGTERM end it: what runs is stopped after the step in progress; finished results stay for the next start.
 """
@@ -26,6 +26,7 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(description="The TimeRipple demo.")
     for name in LOADED:
         parser.add_argument(f"--{name}", default=os.environ.get(f"TIMERIPPLE_{name.upper()}"))
+    parser.add_argument("--compile", action="store_true", default=os.environ.get("TIMERIPPLE_COMPILE") == "yes")
     how = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value}
     try:
         port = check_server(os.environ)

@@ -45,6 +45,7 @@ SERVER = (
     Setting("TIMERIPPLE_DEVICE", "auto", "auto, cpu, cuda or cuda:N"),
     Setting("TIMERIPPLE_DTYPE", "auto", "auto, bfloat16, float16 or float32"),
     Setting("TIMERIPPLE_OFFLOAD", "none", "none, model, group or sequential"),
+    Setting("TIMERIPPLE_COMPILE", "no", "yes compiles the denoiser: faster after the first minute, and needs g++"),
 )
 
 

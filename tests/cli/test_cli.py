@@ -19,7 +19,7 @@ SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
 @pytest.fixture
 def run(tiny_pipeline, monkeypatch, tmp_path, capsys):
     """Runs the command line in an empty folder, the tiny model in place of any other: (exit code, stdout, stderr)."""
-    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how: tiny_pipeline)
+    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how, **also: tiny_pipeline)
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: str) -> tuple[int, str, str]:

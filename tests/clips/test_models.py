@@ -11,7 +11,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from diffusers import DiffusionPipeline, WanPipeline
+from diffusers import DiffusionPipeline, WanPipeline, WanTransformer3DModel
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -20,6 +20,8 @@ from huggingface_hub.errors import (
 )
 
 from timeripple.attention.config import ReuseConfig
+from timeripple.attention.method import ConfigError
+from timeripple.clips import compare as comparing
 from timeripple.clips.compare import compare, save
 from timeripple.clips.generate import Cancelled, Request, generate
 from timeripple.clips.methods import parse_method
@@ -226,3 +228,43 @@ def test_what_is_no_video_pipeline(tmp_path):
 def test_benchmarks_need_pond(tiny_wan):
     with pytest.raises(ValueError, match="this needs Pond's prompts and sizes"):
         load_pond(str(tiny_wan))
+
+
+def test_compiling_without_a_compiler_or_blocks_is_one_sentence(tiny_wan, monkeypatch):
+    monkeypatch.setattr("timeripple.clips.models.shutil.which", lambda name: None)
+    with pytest.raises(ValueError, match="needs a C\\+\\+ compiler, and there is none; install g\\+\\+"):
+        load_pipeline(str(tiny_wan), device="cpu", compile=True)
+    monkeypatch.setattr("timeripple.clips.models.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(WanTransformer3DModel, "_repeated_blocks", [])
+    with pytest.raises(ValueError, match="Of WanTransformer3DModel, diffusers knows no blocks to compile"):
+        load_pipeline(str(tiny_wan), device="cpu", compile=True)
+
+
+def test_a_compiled_model_compares_without_compiling_again(tiny_wan, monkeypatch):
+    """Warmed up, so that no method pays for it; and it can be cancelled, which hooks of blocks would keep it from."""
+    plain = WanTransformer3DModel.compile_repeated_blocks
+    monkeypatch.setattr(
+        WanTransformer3DModel,
+        "compile_repeated_blocks",
+        lambda self, **how: plain(self, backend="aot_eager", dynamic=False, **how),
+    )
+    request = Request(PROMPT, **SMALL | {"steps": 4})
+    methods = [parse_method(text) for text in ("dense", "token:0.5", "tile:0.4:refresh=none")]
+    pipeline = load_pipeline(str(tiny_wan), device="cpu", dtype="float32")
+    eager = compare(pipeline, request, methods)
+    compiled_pipeline = load_pipeline(str(tiny_wan), device="cpu", dtype="float32", compile=True)
+    generate_plainly = comparing.generate
+
+    def generate_compiled(*args, **kwargs):
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            return generate_plainly(*args, **kwargs)
+
+    monkeypatch.setattr(comparing, "generate", generate_compiled)
+    compiled = compare(compiled_pipeline, request, methods, should_stop=lambda: False)
+    for own, other in zip(compiled.generations, eager.generations, strict=True):
+        assert abs(own.frames.astype(int) - other.frames).max() <= 1
+    with pytest.raises(ConfigError, match="taylorseer-2 steps into blocks of the transformer, which are compiled"):
+        compare(compiled_pipeline, request, [methods[0], parse_method("token:0.4+taylorseer:2")])
+    with pytest.raises(Cancelled):
+        stops = iter([False, False, True])
+        generate_plainly(compiled_pipeline, request, methods[0], should_stop=lambda: next(stops))

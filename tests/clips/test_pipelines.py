@@ -178,7 +178,7 @@ def test_the_video_decides_how_many_frames_there_are(files):
 
 def test_a_picture_on_the_command_line_and_in_the_settings_of_the_clip(files, tmp_path, monkeypatch, capsys):
     pipeline = tiny("LTXImageToVideoPipeline")
-    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda *how: pipeline if how[-1] == "image" else None)
+    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda *how: pipeline if "image" in how else None)
     command = ["compare", "--prompt", PROMPT, "--image", files["image"], "--frames", "12", "--size", "96x64"]
     with pytest.raises(SystemExit) as exit_:
         cli.main([*command, "--steps", "4", "--methods", "dense,token:0.5", "--out", str(tmp_path)])

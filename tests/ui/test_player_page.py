@@ -121,7 +121,8 @@ def test_every_frame_asked_for_is_the_frame_drawn(open_player):
     for number in (12, 1, 8, 7, 3, 9, 2):
         scrubber.fill(str(number))
         shows_frame(page, number)
-        assert pixel(page, 0.25) == near(LEVEL_A[number - 1]) and pixel(page, 0.75) == near(LEVEL_B[number - 1])
+        shows(page, 0.25, LEVEL_A[number - 1])
+        shows(page, 0.75, LEVEL_B[number - 1])
 
 
 def test_keys_and_buttons_step_by_one_frame(open_player):
@@ -135,7 +136,7 @@ def test_keys_and_buttons_step_by_one_frame(open_player):
     ]:
         step()
         shows_frame(page, number)
-        assert pixel(page, 0.25) == near(LEVEL_A[number - 1])
+        shows(page, 0.25, LEVEL_A[number - 1])
 
 
 def test_wipe_and_difference(open_player):
@@ -274,7 +275,7 @@ def test_a_click_on_a_chart_seeks(open_player):
         box = chart.locator("svg").bounding_box()
         chart.locator("svg").click(position={"x": (number - 1) / (FRAMES - 1) * (box["width"] - 1), "y": 20})
         shows_frame(page, number)
-        assert pixel(page, 0.25) == near(LEVEL_A[number - 1])
+        shows(page, 0.25, LEVEL_A[number - 1])
     error = LEVEL_B[-1] - LEVEL_A[-1]
     share = 1 - 8**2 / 64**2  # all but the spot
     expect(charts.first).to_contain_text(f"PSNR {10 * np.log10(255**2 / (share * error**2)):.1f} dB measured here")
@@ -298,7 +299,7 @@ def test_playing_speed_and_loop(open_player):
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
     expect(page.get_by_role("button", name="Play")).to_be_visible()  # at the end
     shows_frame(page, FRAMES)
-    assert pixel(page, 0.25) == near(LEVEL_A[-1])
+    shows(page, 0.25, LEVEL_A[-1])
 
 
 def test_help_lists_the_keys_and_names_are_escaped(open_player):

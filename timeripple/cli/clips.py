@@ -8,6 +8,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from timeripple.cli.common import (
+    Compile,
     Device,
     Dtype,
     Model,
@@ -63,6 +64,7 @@ def compare(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = "none",
+    compile: Compile = False,
     repeat: Annotated[int, typer.Option(min=1, help="How often every clip is made; seconds are the medians.")] = 1,
     out: Annotated[Path, typer.Option(help="Folder for the videos and report.json.")] = Path("outputs"),
 ) -> None:
@@ -83,7 +85,8 @@ def compare(
             chosen.append(load_method(settings))
         width, height = (None, None) if size is None else parse_size(size)
         comparing.check_folder(out)
-        pipeline = load_pipeline(model, device, dtype, offload, "video" if video else "image" if image else None)
+        takes = "video" if video else "image" if image else None
+        pipeline = load_pipeline(model, device, dtype, offload, takes, compile)
         given: dict[str, Any] = {"steps": steps, "num_frames": frames, "height": height, "width": width}
         given |= {"guidance_scale": guidance, "true_cfg_scale": true_guidance, "image": image, "video": video}
         given["strength"] = strength

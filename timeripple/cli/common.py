@@ -31,6 +31,7 @@ PondModel = Annotated[str, typer.Option(help='"pond" or the folder of a model of
 Device = Annotated[str, typer.Option(help='"auto", "cpu", "cuda" or "cuda:N".')]
 Dtype = Annotated[str, typer.Option(help="Of the denoiser: auto, bfloat16, float16 or float32.")]
 Offload = Annotated[str, typer.Option(help="What waits in the host's memory: none, model, group or sequential.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the blocks of the denoiser; takes a minute first.")]
 Engine = Annotated[str, typer.Option(help="local, or ray to spread runs over the machines of a Ray cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 

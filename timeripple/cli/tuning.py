@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from timeripple.cli.common import (
+    Compile,
     Device,
     Dtype,
     Engine,
@@ -56,6 +57,7 @@ def tune(
     device: Device = "auto",
     dtype: Dtype = "auto",
     offload: Offload = "none",
+    compile: Compile = False,
     engine: Engine = "local",
     out: Annotated[Path, typer.Option(help="JSON file for the settings; a picture lies beside it.")] = Path(
         "tuned.json"
@@ -78,7 +80,7 @@ def tune(
         target = Target(psnr, speedup, seconds)
         texts = None if prompts is None else read_prompts(prompts)
         check_file(out)
-        load = partial(load_pipeline, model, device, dtype, offload)
+        load = partial(load_pipeline, model, device, dtype, offload, compile=compile)
         pipeline = load()
         if isinstance(pipeline, PondPipeline):
             texts, size = texts or held_out_prompts(PROMPTS), size or "96"

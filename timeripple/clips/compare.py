@@ -161,6 +161,7 @@ def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) 
     for method in methods:
         request.by(method).check(pipeline)
         method.check(request.steps)
+        method.check_pipeline(pipeline)
 
 
 def compare(
@@ -187,7 +188,9 @@ def compare(
         raise Cancelled
     load_before = load()
     warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
-    with pipelines.prepared(pipeline, request.guidance_scale):
+    steps = pipelines.denoising_steps(pipeline, warm_up.steps, request.strength)
+    applied = Method("dense", None).applied(pipeline, steps)  # what is compiled is compiled with the hooks in it
+    with applied, pipelines.prepared(pipeline, request.guidance_scale):
         pipeline(**warm_up.arguments(pipeline))
     made: dict[str, list[Generation]] = {method.label: [] for method in methods}
     known = methods[0].label if reference else None

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline
 
 from timeripple.attention.timing import Stopwatch
 from timeripple.clips import pipelines
-from timeripple.clips.methods import Method
+from timeripple.clips.methods import Method, blocks_of, is_compiled
 from timeripple.clips.quality import flaw
 from timeripple.hooks import shortfall, transformers, turns
 from timeripple.pond.pipeline import PondPipeline
@@ -299,16 +299,16 @@ def _broken(method: Method, where: str) -> BrokenClip:
 @contextmanager
 def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | None) -> Iterator[None]:
     """Inside the block a forward pass, which may take many seconds, ends with Cancelled before the next block of the
-    transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules."""
+    transformer once `should_stop` says True. Blocks are what lies in the transformer's lists of modules and is not
+    compiled."""
 
     def before_block(module: Any, args: Any) -> None:
         if should_stop is not None and should_stop():
             raise Cancelled
 
-    lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, torch.nn.ModuleList)]
-    blocks = [block for each in lists for block in each] if should_stop is not None else []
+    blocks = [block for block in blocks_of(pipeline) if not is_compiled(block)]
     with ExitStack() as watched:
-        for block in blocks:
+        for block in blocks if should_stop is not None else []:
             watched.enter_context(block.register_forward_pre_hook(before_block))
         yield
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
+from torch import nn
 
 from timeripple import ASSETS
 from timeripple.attention.config import GRANULARITIES, ReuseConfig
@@ -18,7 +19,7 @@ from timeripple.attention.method import AttentionMethod, ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES, CountedConfig, StackedConfig, StepCache, ThinnedConfig
 from timeripple.baselines.step_cache import counting_bytes, hooks_of
 from timeripple.clips.solvers import SOLVERS, evaluations, solving
-from timeripple.hooks import disable, enable, summary
+from timeripple.hooks import disable, enable, summary, transformers
 
 PARSERS: dict[str, Any] = dict.fromkeys(GRANULARITIES, ReuseConfig) | ATTENTION | STEP_CACHES
 METHODS = ("dense", *PARSERS)
@@ -54,6 +55,14 @@ class Method:
             computed = self._computed(count)
             self.config.schedule(count if computed is None else len(computed))
 
+    def check_pipeline(self, pipeline: DiffusionPipeline) -> None:
+        """Raises ConfigError where it cannot be applied to a pipeline that was compiled."""
+        if self.cache is not None and any(map(is_compiled, blocks_of(pipeline))):
+            raise ConfigError(
+                f"{self.cache.label} steps into blocks of the transformer, which are compiled; load the model without "
+                "compiling it, or leave the step cache out."
+            )
+
     def _attention(self, num_inference_steps: int) -> AttentionMethod | None:
         """What `hooks.enable` takes: the config, counted by a step cache, or over the steps it computes."""
         if self.cache is None:
@@ -78,6 +87,7 @@ class Method:
         warn_of_shortfall: see `hooks.enable`. Its method is `label`, and held_bytes the most that attention held and
         the most that a step cache did. Raises ConfigError where the pipeline does not suit the method.
         """
+        self.check_pipeline(pipeline)
         final = None
         cached: Callable[[], int] = int  # nothing
         count = evaluations(self.solver, num_inference_steps)
@@ -99,6 +109,16 @@ class Method:
         finally:
             final = summarise()
             disable(pipeline)
+
+
+def blocks_of(pipeline: DiffusionPipeline) -> list[nn.Module]:
+    """What lies in the lists of modules of its transformers."""
+    lists = [x for model in transformers(pipeline) for x in model.children() if isinstance(x, nn.ModuleList)]
+    return [block for each in lists for block in each]
+
+
+def is_compiled(block: nn.Module) -> bool:
+    return block._compiled_call_impl is not None
 
 
 def parse_method(text: str) -> Method:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
+from typing import cast
 
 import diffusers
 import torch
@@ -13,7 +15,7 @@ from torch import nn
 from timeripple import ASSETS
 from timeripple.clips.memory import free_memory
 from timeripple.clips.solvers import DEFAULT_SOLVER, solver
-from timeripple.hooks import family_of
+from timeripple.hooks import family_of, transformers
 from timeripple.pond.pipeline import PondPipeline
 
 POND = ASSETS / "pond"
@@ -30,7 +32,12 @@ RESERVE = 1.1  # activations and the CUDA context take some memory too
 
 
 def load_pipeline(
-    model: str = "pond", device: str = "auto", dtype: str = "auto", offload: str = "none", takes: str | None = None
+    model: str = "pond",
+    device: str = "auto",
+    dtype: str = "auto",
+    offload: str = "none",
+    takes: str | None = None,
+    compile: bool = False,
 ) -> DiffusionPipeline:
     """A pipeline that is ready to generate.
 
@@ -39,7 +46,9 @@ def load_pipeline(
     "float32"; auto is bfloat16 where the device multiplies in it and float32 elsewhere; the autoencoder stays in
     float32. offload: what waits in the memory of the host: "none"; "model", the components that are not at work;
     "group", blocks of the denoiser too; "sequential", all but the layer at work. takes: "image" or "video", what is to
-    begin with, where the same weights serve another pipeline for that, see `SIBLINGS`. Raises ValueError, one sentence,
+    begin with, where the same weights serve another pipeline for that, see `SIBLINGS`. compile: the blocks of the
+    denoiser, by torch.compile, at the first generation of every size; PyTorch keeps what it compiled for the next
+    start. Raises ValueError, one sentence,
     for what is missing, gated, no video pipeline, or larger than the memory, which is found out before anything is
     loaded.
     """
@@ -71,6 +80,8 @@ def load_pipeline(
     if is_pond:
         pipeline.scheduler = solver(DEFAULT_SOLVER, pipeline.scheduler)
     _place(pipeline, device, offload)
+    if compile:
+        _compile(pipeline, device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -214,6 +225,17 @@ def _place(pipeline: DiffusionPipeline, device: str, offload: str) -> None:
             offload_type="leaf_level",
             use_stream=True,
         )
+
+
+def _compile(pipeline: DiffusionPipeline, device: str) -> None:
+    if torch.device(device).type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
+        raise ValueError(
+            "Compiling for the CPU needs a C++ compiler, and there is none; install g++ or do not compile."
+        )
+    for part in cast(list[ModelMixin], transformers(pipeline)):
+        if not part._repeated_blocks:
+            raise ValueError(f"Of {type(part).__name__}, diffusers knows no blocks to compile; do not compile it.")
+        part.compile_repeated_blocks(fullgraph=True)
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -20,7 +20,11 @@ const frameAt = seconds => within(Math.floor(seconds * data.fps));
 function seek(index) {
   if (!frames) return;
   wanted = within(index);
-  if (!video.seeking) video.currentTime = middle(wanted);
+  if (!video.seeking) go();
+}
+function go() {
+  follow();  // a busy browser may say "seeked" before it has the frame to draw
+  video.currentTime = middle(wanted);
 }
 
 function step(by) {
@@ -30,7 +34,7 @@ function step(by) {
 
 video.addEventListener('seeked', () => {
   if (wanted !== null && frameAt(video.currentTime) !== wanted) {
-    video.currentTime = middle(wanted);
+    go();
   } else {
     wanted = null;
     arrive(video.currentTime);
