@@ -8,7 +8,7 @@ from timeripple.inspection import figures, views
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
 from ui.correlation_tab import at_grid, picked_place
-from ui.form import LATEST, PICK, QUIET
+from ui.form import LATEST, PICK, QUIET, in_turn
 from ui.glossary import explained
 from ui.runs import Runs
 from ui.source import Source, View, inspected
@@ -49,6 +49,7 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         seen = inspected(runs, id)
         return seen if seen and step in seen.kept else None
 
+    @in_turn
     def draw(id, step, layer, head, at, granularity, budget, *of_map) -> list:
         seen = shown(id, step)
         if seen is None:
@@ -63,10 +64,12 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
             gr.Dropdown(frames),
         ]
 
+    @in_turn
     def draw_token(id, step, *chosen) -> list:
         seen = shown(id, step)
         return describe_token(seen, step, *chosen) if seen else [gr.skip()] * 2
 
+    @in_turn
     def draw_map(id, step, *chosen):
         seen = shown(id, step)
         return show_map(seen, step, *chosen) if seen else gr.skip()

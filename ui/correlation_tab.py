@@ -8,7 +8,7 @@ from timeripple.inspection import figures, views
 from timeripple.inspection.correlations import group_means
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
-from ui.form import LATEST, PICK, QUIET
+from ui.form import LATEST, PICK, QUIET, in_turn
 from ui.glossary import explained
 from ui.runs import Runs
 from ui.source import Source, View, inspected
@@ -41,12 +41,14 @@ def correlation_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
     details = [table, channel_facts, sheet]
     outputs = [heads, summary, *details]
 
+    @in_turn
     def draw(id, *chosen) -> list:
         seen = inspected(runs, id)
         if seen is None or chosen[0] not in seen.kept:
             return [gr.skip()] * len(outputs)
         return [*describe_heads(seen, *chosen[:5]), *describe_head(seen, *chosen)]
 
+    @in_turn
     def draw_details(id, *chosen) -> list:
         """What depends on channel and θ."""
         seen = inspected(runs, id)

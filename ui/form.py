@@ -1,7 +1,12 @@
 """What the forms of the tabs share: clip sizes, the request they make, and how their events are wired."""
 
-from collections.abc import Iterator
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import Context, copy_context
+from functools import wraps
 from html import escape
 
 import gradio as gr
@@ -27,6 +32,28 @@ PICK = """element.addEventListener('click', event => {
   if (button) trigger('select', {...button.dataset});
 });"""
 """A click on a button of an HTML component tells Python its data attributes."""
+
+
+class _Here(threading.local):
+    drawing = False
+
+
+_pool, _here = ThreadPoolExecutor(2 * (os.cpu_count() or 1), "timeripple-drawing"), _Here()
+
+
+def in_turn(draw: Callable) -> Callable:
+    """`draw` in one of a few threads, which all visitors and tabs share: PyTorch keeps megabytes for every thread that
+    it computes in, and more at once would come no sooner. One may call another."""
+
+    def begin(context: Context, *given):
+        _here.drawing = True
+        return context.run(draw, *given)
+
+    @wraps(draw)
+    def drawn(*given):
+        return draw(*given) if _here.drawing else _pool.submit(begin, copy_context(), *given).result()
+
+    return drawn
 
 
 def remember(name: str) -> str:

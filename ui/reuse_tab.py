@@ -13,7 +13,7 @@ from timeripple.inspection.laboratory import Specimen, Trial, residual_drift
 from timeripple.inspection.probe import Inspection
 from ui import looking, markup
 from ui.correlation_tab import at_grid, picked_place
-from ui.form import QUEUED, QUIET, failure, one_sentence
+from ui.form import QUEUED, QUIET, failure, in_turn, one_sentence
 from ui.glossary import explained
 from ui.gpu import Works
 from ui.method_form import AXES as AXIS_CHOICES
@@ -84,12 +84,14 @@ def reuse_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, source: Source, p
         specimen = specimen_of(seen, step, layer, head, replace(config, budget=None, theta=0))
         return seen, specimen, specimen.try_reuse(theta=config.theta, saving=config.budget)
 
+    @in_turn
     def draw(*picked) -> list:
         *picked, side, place = picked
         with one_sentence():
             tried = try_picked(*picked)
         return describe(*tried, picked[5], side, place) if tried else [gr.skip()] * len(outputs)
 
+    @in_turn
     def drag(id, step, layer, head, granularity, window, axes, metric, side, place, event: gr.EventData) -> list:
         """The star was dragged: what changes with it at once, and the slider."""
         saving = float(event.saving)
@@ -107,10 +109,12 @@ def reuse_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, source: Source, p
             gr.Slider(value=min(0.95, max(0.05, saving)), visible=True),
         ]
 
+    @in_turn
     def draw_alternatives(*picked):
         tried = try_picked(*picked)
         return show_alternatives(*tried[1:]) if tried else gr.skip()
 
+    @in_turn
     def draw_drift(id, step, *settings):
         seen = inspected(runs, id)
         if seen is None:

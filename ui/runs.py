@@ -102,7 +102,8 @@ class Runs:
 
     def submit(self, work: Callable[[Run], Any], settings: tuple = (), visitor: str | None = None) -> Run:
         """Queues `work`, which is called with its run, in the context of this call: it writes to `run.folder`, calls
-        `run.report` with every step and raises Cancelled soon after `run.stop` is set. Raises QueueFull."""
+        `run.report` with every step and raises Cancelled soon after `run.stop` is set. Who asks has it in view from the
+        beginning. Raises QueueFull."""
         visitor = visitor_now() if visitor is None else visitor
         context = contextvars.copy_context()  # ZeroGPU takes the visitor's quota from it
         name = secrets.token_urlsafe(16)
@@ -116,6 +117,8 @@ class Runs:
             if waiting >= self.limits.max_queue:
                 raise QueueFull(f"{waiting} runs are waiting already; please try again in a minute.")
             self._runs[name] = run
+            if here := visitor_now():
+                run.viewers.add(here)
             self._lock.notify_all()
         return run
 

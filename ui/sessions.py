@@ -6,11 +6,16 @@ made of it (`gr.DeepLinkButton`), of which there is none here. Written for Gradi
 what is kept.
 """
 
+import asyncio
+import ctypes
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from copy import copy
 
 from gradio.state_holder import SessionState, StateHolder
+
+TRIM_SECONDS = 10
 
 
 class Nothing(dict):
@@ -41,7 +46,18 @@ class LeanStates(StateHolder):
 
 @asynccontextmanager
 async def lean_sessions(app) -> AsyncIterator[None]:
-    """The lifespan of an app whose sessions are lean."""
+    """The lifespan of an app whose sessions are lean, and which gives memory back."""
     app.state_holder = LeanStates()
     app.state_holder.set_blocks(app.get_blocks())
+    giving = asyncio.create_task(give_memory_back())
     yield
+    giving.cancel()
+
+
+async def give_memory_back() -> None:
+    """From time to time, what was freed goes back to the system. Left to itself, glibc keeps pages in which anything
+    small is left, which after many visitors is most of what their pictures took."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    while trim:
+        await asyncio.sleep(TRIM_SECONDS)
+        await asyncio.to_thread(trim, 0)

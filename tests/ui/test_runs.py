@@ -185,14 +185,26 @@ def test_a_result_that_is_too_large_is_said(runs):
     assert not run.folder.exists()
 
 
+def test_what_somebody_waits_for_is_in_view_before_the_page_has_asked(tmp_path, monkeypatch):
+    """Cancelled at once, and then many others finish: the page still finds out what came of it."""
+    runs = Runs(replace(LIMITS, max_queue=9), tmp_path)
+    monkeypatch.setattr("ui.runs.visitor_now", lambda: "a")
+    mine = runs.submit(until_stopped)
+    runs.cancel(mine.id)
+    monkeypatch.setattr("ui.runs.visitor_now", lambda: "")
+    for visitor in "bcdef":
+        finished(runs, runs.submit(lambda run: None, visitor=visitor))
+    assert runs.find(mine.id) is mine and mine.state == "cancelled"
+
+
 def test_results_of_others_and_those_in_view_are_the_last_to_go(tmp_path, monkeypatch):
     runs = Runs(Limits(max_kept=3), tmp_path)
     other = finished(runs, runs.submit(lambda run: None, visitor="b"))
     mine = [finished(runs, runs.submit(lambda run: None, visitor="a"))]
     monkeypatch.setattr("ui.runs.visitor_now", lambda: "a")
     assert runs.find(mine[0].id)  # looks at it
+    monkeypatch.setattr("ui.runs.visitor_now", lambda: "")  # by a program that does not wait
     mine += [finished(runs, runs.submit(lambda run: None, visitor="a")) for _ in range(4)]
-    monkeypatch.setattr("ui.runs.visitor_now", lambda: "")
     assert [runs.find(run.id) is not None for run in (other, *mine)] == [True, True, False, False, False, True]
     runs.leave("a")
     last = finished(runs, runs.submit(lambda run: None, visitor="a"))

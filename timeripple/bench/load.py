@@ -25,7 +25,7 @@ from timeripple.clips.video import write_mp4
 
 SIZE, STEPS = "8x64x64", 4
 PATIENCE = 600  # seconds until a run of a visitor must have come to something
-SETTLING = 5
+SETTLING = 15  # seconds, after which memory is given back
 THINKING = 4  # seconds, at most, between what a visitor does
 REFUSALS = ("waiting already", "uploads here", "Queue is full")
 """What a server says that has enough to do, and may say."""
