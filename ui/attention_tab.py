@@ -43,7 +43,8 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
     token = [*place, source.place, granularity, budget]
     part = [*place, of, query_frame, key_frame]
     inputs = [*token, of, query_frame, key_frame]
-    outputs = [heads, sheet, notes, whole, scores, query_frame, key_frame]
+    of_head = [heads, sheet, notes, whole]
+    outputs = [*of_head, scores, query_frame, key_frame]
 
     def shown(id, step) -> Inspection | None:
         seen = inspected(runs, id)
@@ -55,14 +56,8 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         if seen is None:
             return [gr.skip()] * len(outputs)
         frames = [ALL, *((f"Frame {t + 1}", t) for t in range(seen.grid.frames))]
-        return [
-            show_heads(seen, step, layer, head),
-            *describe_token(seen, step, layer, head, at, granularity, budget),
-            show_map(seen, step, layer, head, *of_map),
-            score_table(seen, step),
-            gr.Dropdown(frames),
-            gr.Dropdown(frames),
-        ]
+        described = describe(seen, step, layer, head, at, granularity, budget, *of_map)
+        return [*described, score_table(seen, step), gr.Dropdown(frames), gr.Dropdown(frames)]
 
     @in_turn
     def draw_token(id, step, *chosen) -> list:
@@ -78,17 +73,29 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         at = picked_place(event)
         return [*draw_token(id, step, layer, head, at, granularity, budget), at]
 
+    @in_turn
     def pick_head(id, step, at, granularity, budget, of, query, key, event: gr.EventData) -> list:
-        layer, head = int(event.layer), int(event.head)
-        return [*draw(id, step, layer, head, at, granularity, budget, of, query, key), layer, head]
+        seen, layer, head = shown(id, step), int(event.layer), int(event.head)
+        if seen is None:
+            return [gr.skip()] * (len(of_head) + 2)
+        return [*describe(seen, step, layer, head, at, granularity, budget, of, query, key), layer, head]
 
     others = [each for each in token if each is not source.place]
     sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
     but_head = [each for each in inputs if each not in (source.layer, source.head)]
-    heads.select(pick_head, but_head, [*outputs, source.layer, source.head], trigger_mode="multiple", **QUIET)
+    heads.select(pick_head, but_head, [*of_head, source.layer, source.head], trigger_mode="multiple", **QUIET)
     gr.on([granularity.input, budget.input], draw_token, token, [sheet, notes], **LATEST)
     gr.on([of.input, query_frame.input, key_frame.input], draw_map, part, whole, **LATEST)
     return View("Attention", tab, inputs, outputs, draw)
+
+
+def describe(seen: Inspection, step: int, layer: int, head: int, at: tuple, granularity: str, budget: float, *of_map):
+    """What depends on the head that is picked."""
+    return [
+        show_heads(seen, step, layer, head),
+        *describe_token(seen, step, layer, head, at, granularity, budget),
+        show_map(seen, step, layer, head, *of_map),
+    ]
 
 
 def show_heads(seen: Inspection, step: int, layer: int, head: int) -> str:

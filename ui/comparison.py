@@ -112,7 +112,7 @@ def describe(run: Run, ahead: int) -> str:
     if DENSE not in run.progress and run.progress:  # known from before
         labels.remove(DENSE)
     events = {label: run.progress.get(label) for label in labels}
-    busy = next((label for label in labels if not (events[label] and events[label].step == events[label].steps)), None)
+    left = [label for label in labels if not (events[label] and events[label].step == events[label].steps)]
     names = {method.label: title(method) for method in methods} | {DENSE: "Dense"}
     if run.stop.is_set():
         note = "Cancelling."
@@ -120,13 +120,11 @@ def describe(run: Run, ahead: int) -> str:
         note = queue_note(ahead)
     elif not run.progress:
         note = "Warming up: one step that is not timed."
-    elif busy is None:
+    elif not left:
         note = "Decoding the videos and measuring how close they are."
-    elif busy not in [method.label for method in methods]:
-        event = events[busy]
-        note = "The dense clip, which both are compared with, comes first" + (
-            f": step {event.step} of {event.steps}." if event else "."
-        )
     else:
-        note = f"{names[busy]} is running."
+        begun = [names[label] for label in left if events[label]]
+        note = f"{' and '.join(begun)} advance in turn, step by step." if begun[1:] else f"{names[left[0]]} is running."
+        if DENSE in left and DENSE not in [method.label for method in methods] and (event := events[DENSE]):
+            note += f" The dense clip, which both are compared with, is at step {event.step} of {event.steps}."
     return markup.progress(note, [(title(method), run.progress.get(method.label)) for method in methods])

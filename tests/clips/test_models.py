@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
-from timeripple.clips import compare as comparing
+from timeripple.clips import interleaved
 from timeripple.clips.compare import compare, save
 from timeripple.clips.generate import Cancelled, Request, generate
 from timeripple.clips.methods import parse_method
@@ -253,13 +253,13 @@ def test_a_compiled_model_compares_without_compiling_again(tiny_wan, monkeypatch
     pipeline = load_pipeline(str(tiny_wan), device="cpu", dtype="float32")
     eager = compare(pipeline, request, methods)
     compiled_pipeline = load_pipeline(str(tiny_wan), device="cpu", dtype="float32", compile=True)
-    generate_plainly = comparing.generate
+    generate_plainly = interleaved.generate
 
     def generate_compiled(*args, **kwargs):
         with torch._dynamo.config.patch(error_on_recompile=True):
             return generate_plainly(*args, **kwargs)
 
-    monkeypatch.setattr(comparing, "generate", generate_compiled)
+    monkeypatch.setattr(interleaved, "generate", generate_compiled)
     compiled = compare(compiled_pipeline, request, methods, should_stop=lambda: False)
     for own, other in zip(compiled.generations, eager.generations, strict=True):
         assert abs(own.frames.astype(int) - other.frames).max() <= 1

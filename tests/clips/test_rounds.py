@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from timeripple.clips import compare as comparing
+from timeripple.clips import interleaved
 from timeripple.clips.compare import compare
 from timeripple.clips.generate import Generation, Request
 from timeripple.clips.methods import parse_method
@@ -60,7 +60,7 @@ def test_every_second_round_goes_the_other_way(tiny_pipeline, monkeypatch):
         order.append(method.text)
         return clip(method.text, attention=1.0 + len(order))
 
-    monkeypatch.setattr(comparing, "generate", made)
+    monkeypatch.setattr(interleaved, "generate", made)
     methods = [parse_method(text) for text in ("dense", "token", "tile:0.5")]
     result = compare(tiny_pipeline, REQUEST, methods, repeat=3)
     assert order == ["dense", "token", "tile:0.5", "tile:0.5", "token", "dense", "dense", "token", "tile:0.5"]

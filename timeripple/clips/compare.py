@@ -20,7 +20,8 @@ from diffusers import DiffusionPipeline
 from timeripple.attention.records import saving_by_head
 from timeripple.attention.timing import environment, load
 from timeripple.clips import pipelines
-from timeripple.clips.generate import BrokenClip, Cancelled, Generation, Request, StepEvent, generate
+from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent
+from timeripple.clips.interleaved import generate_all
 from timeripple.clips.methods import Method, parse_method
 from timeripple.clips.quality import Quality, judge
 from timeripple.clips.rounds import disturbances, speedups_by_round, together
@@ -68,7 +69,7 @@ class Comparison:
         for generation, quality in zip(self.generations, self.quality, strict=True):
             label = generation.method.label
             sentences += [f"{label}: {why}." for why in (generation.flaw, generation.shortfall) if why]
-            if (chosen := generation.summary["chosen"]) and chosen["budget"]:
+            if (chosen := generation.summary.get("chosen")) and chosen["budget"]:
                 sentences.append(f"{label}: that takes a budget of {chosen['budget']:.2f} here at this size.")
             sentences += [f"{label}: {why}" for why in quality.missing.values()] if quality else []
         made = self.generations[0].frames.shape[:3]
@@ -174,7 +175,8 @@ def compare(
     on_step: Callable[[StepEvent], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Comparison:
-    """Generate `request` with every method, one after the other, from the same noise; callbacks as in `generate`.
+    """Generate `request` with every method from the same noise, in turn where that can be (`interleaved`) and else one
+    after the other; callbacks as in `generate`.
 
     reference: what the first method gave for this request before, so that it is not computed again. repeat: how often,
     every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first
@@ -196,16 +198,16 @@ def compare(
     known = methods[0].label if reference else None
     broken: dict[str, str] = {}
     for round_number in range(repeat):
-        for method in methods if round_number % 2 == 0 else reversed(methods):
-            if method.label == known or method.label in broken:
-                continue
-            try:
-                clip = generate(pipeline, request, method, on_step=on_step, should_stop=should_stop)
+        order = methods if round_number % 2 == 0 else methods[::-1]
+        left = [method for method in order if method.label not in {known, *broken}]
+        clips = generate_all(pipeline, request, left, on_step=on_step, should_stop=should_stop)
+        for method, clip in zip(left, clips, strict=True):
+            if isinstance(clip, Generation):
                 made[method.label].append(clip)
-            except BrokenClip as error:
-                if method is methods[0]:
-                    raise
-                broken[method.label] = str(error)
+            elif method is methods[0]:
+                raise clip
+            else:
+                broken[method.label] = str(clip)
     generations = [together(made[method.label]) for method in methods if method.label not in {known, *broken}]
     generations = [reference, *generations] if reference else generations
     first, *others = (generation.frames for generation in generations)

@@ -110,7 +110,7 @@ def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | 
 
     numbers: as `hooks.summary` gives them.
     """
-    asked, chosen = getattr(config, "speedup", None), numbers["chosen"]
+    asked, chosen = getattr(config, "speedup", None), numbers.get("chosen")
     if asked and chosen and chosen["speedup"] < asked * (1 - NEAR):
         if not chosen["budget"]:
             return "attention stayed dense, as reuse is not faster here at this size"
