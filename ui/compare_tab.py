@@ -25,7 +25,7 @@ from ui.form import (
     sizes_of,
 )
 from ui.gpu import Works
-from ui.method_form import method_form, read_method, strength_choices, strength_values, title
+from ui.method_form import method_form, read_method, strength_choices, strength_of, strength_values, title
 from ui.player import player
 from ui.result import Result, details, permalink, present, recorded_card, recorded_runs
 from ui.runs import Run, Runs
@@ -139,14 +139,15 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
         word on what is gone."""
         link = dict(page.query_params)
         only_settings = "prompt" in link and "run" not in link
-        run, empty = None if only_settings else find(link.get("run", saved)), [gr.skip()] * len(form)
+        id, empty = link.get("run", saved), [gr.skip()] * len(form)
+        run = None if only_settings or not id else find(id)
         if run and len(run.settings) == len(form):  # and not a run of another tab
             return [run.id, *filled_by(run), gr.Timer(active=True), None, ""]
         missing = markup.remark(GONE) if "run" in link else ""
         if "prompt" in link:
             return [None, *fill_from(link), gr.Timer(active=True), None, missing]
         mine = kept and len(kept[1]) == len(form)
-        if mine and (kept[0] != started_as or "run" in link):
+        if mine:
             gone = missing if kept[0] == started_as else markup.remark(RESTARTED)
             return [None, *kept[1], gr.Timer(active=False), gr.skip(), gone]
         return [None, *empty, gr.Timer(active=False), gr.skip(), ""]
@@ -212,7 +213,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     gr.on([control.input for control in method_b], lambda: gr.Radio(value=None), None, strength, **QUIET)
     gr.on([control.change for control in form], changed, [run_id, *form], [draft, note], **LATEST)
     filled = [run_id, *form, timer, shown, gone]
-    video.upload(fill_from, video, form, **QUEUED)
+    uploaded = video.upload(fill_from, video, form, **QUEUED)
     dice.click(lambda: random.randrange(10_000), None, seed, **QUIET)
     for trigger in (generate.click, prompt.submit):
         started = trigger(start, form, [run_id, timer, shown, gone, note], **QUEUED)
@@ -224,7 +225,10 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     timer.tick(show, [run_id, shown], view, trigger_mode="once", **QUIET)
     for wanted in (more.expand, heading.change):
         wanted(know_more, run_id, [*plots, *files], **QUIET)
-    app.load(restore, [run_id, draft], filled, **QUEUED).success(None, run_id, None, js=remember("run"))
+    restored = app.load(restore, [run_id, draft], filled, **QUEUED)
+    restored.success(None, run_id, None, js=remember("run"))
+    for form_filled in (picked, uploaded, restored):
+        form_filled.success(strength_of, method_b, strength, **QUIET)
     return size
 
 

@@ -74,6 +74,12 @@ def strength_values(target: str) -> list:
     return list((values | {"by": TARGET, "target": target}).values())
 
 
+def strength_of(*values) -> str | None:
+    """The strength that the controls of a method stand for, None where they ask for something else."""
+    given = dict(zip(VALUES, values, strict=True))
+    return given["target"] if (given["name"], given["by"]) == ("token", TARGET) else None
+
+
 def method_form(side: str, name: str, target: str | None = None) -> list[gr.components.Component]:
     """Adds the controls of method `side` ("A", "B") to the column that is being built; their order is that of
     `read_method`, `fill_method` and `VALUES`. target: a quality target to begin with."""
