@@ -83,7 +83,8 @@ class Method:
     ) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
-        num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
+        num_inference_steps: how many steps the pipeline makes, see `pipelines.denoising_steps`: of `steps`, where the
+        method has its own.
         warn_of_shortfall: see `hooks.enable`. Its method is `label`, and held_bytes the most that attention held and
         the most that a step cache did. Raises ConfigError where the pipeline does not suit the method.
         """
