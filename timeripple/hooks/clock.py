@@ -161,6 +161,8 @@ class StepClock:
         moved = current is not self._current
         complete = self._source == "watched" and self._step + 1 == self._steps  # and what follows is another section
         called_anew = _called_anew(pipeline)
+        if self._source is None and not _at_first_step(pipeline):
+            raise UnknownStep("reuse was switched on while the pipeline was at work; it begins with the next clip")
         if called_anew or self._source != "watched" or timesteps is not self._timesteps or (moved and complete):
             self._begin("watched", of_same_clip=complete and not called_anew)
             self._timesteps, self._leader = timesteps, name
@@ -225,6 +227,12 @@ def _called_anew(pipeline: Any) -> bool:
     if called:
         pipeline._interrupt = 0
     return called
+
+
+def _at_first_step(pipeline: Any) -> bool:
+    """Whether a loop has taken no step yet, as far as its scheduler says. Video to video begins at a later one."""
+    left_out = len(pipeline.scheduler.timesteps) - (turns(pipeline) or 0)
+    return _step_index(pipeline) in (None, 0, left_out, getattr(pipeline.scheduler, "begin_index", None))
 
 
 def _step_index(pipeline: Any) -> int | None:
