@@ -13,14 +13,15 @@ from timeripple.attention import AttentionCall, ReuseRun, ripple_attention
 from timeripple.attention import cost as costs
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.cost import Cost, cost_of
+from timeripple.attention.grid import TokenGrid
 from timeripple.attention.method import ConfigError, Step
 from timeripple.attention.plans import token
 from timeripple.clips.methods import parse_method
 from timeripple.hooks.account import shortfall
 
 CALL = AttentionCall(*tensors(0), GRID)
-FAST = Cost(dense=100.0, fixed=2.0, products=95.0, planning=30.0)
-SLOW = Cost(dense=1.0, fixed=3.0, products=1.0, planning=2.0)  # as with few tokens, where bookkeeping is all
+FAST = Cost(dense=100.0, fixed=2.0, products=95.0, planning=30.0, highest=1.0)
+SLOW = Cost(dense=1.0, fixed=3.0, products=1.0, planning=2.0, highest=1.0)  # few tokens: bookkeeping is all
 
 
 @pytest.fixture
@@ -70,7 +71,9 @@ def test_where_reuse_is_slower_attention_stays_dense(told, asked):
     told(SLOW)
     run, outputs = generate(None, 6, drift=0.1, run=ReuseConfig.parse(asked).start(6))
     assert all(torch.equal(output, dense) for output, dense in outputs.values())
-    assert run.chosen == {"budget": 0.0, "speedup": 1.0} and {record["kind"] for record in run.records} == {"dense"}
+    assert run.chosen == {"budget": 0.0, "saving": 0.0, "speedup": 1.0} and {
+        record["kind"] for record in run.records
+    } == {"dense"}
 
 
 def test_one_times_as_fast_is_dense(told):
@@ -104,8 +107,39 @@ def test_a_line_goes_through_what_is_measured(monkeypatch):
 
     monkeypatch.setattr(costs, "_seconds", seconds)
     measured = costs._measured(CALL, ReuseConfig(speedup=2.0))
-    assert measured == Cost(pytest.approx(50), pytest.approx(2), pytest.approx(40), pytest.approx(17))
+    assert measured == Cost(pytest.approx(50), pytest.approx(2), pytest.approx(40), pytest.approx(17), 63 / 64)
     assert float(curve.saving(math.inf).mean()) > work["saving"] > 0.5
+
+
+@pytest.mark.parametrize("value", [1.0, math.nan])
+def test_values_that_merge_all_at_once_do_not_make_products_free(monkeypatch, value):
+    """One point is no line: what is kept for this shape is also for other values."""
+    monkeypatch.setattr(costs, "_seconds", lambda call, work: 10.0 if isinstance(work(), tuple) else 50.0)
+    same = AttentionCall(*(torch.full_like(CALL.query, value) for _ in range(3)), GRID)
+    cost = costs._measured(same, ReuseConfig(speedup=2.0))
+    assert cost.products == cost.dense == 50 and cost.highest == 63 / 64
+    assert 0 <= cost.fixed < 10
+
+
+@pytest.mark.parametrize(
+    ("grid", "text", "highest"), [((1, 1, 7), 0, 1 - (4 / 7) ** 2), ((4, 4, 4), 64, 1 - (72 / 128) ** 2)]
+)
+def test_what_text_and_small_grids_leave_is_all_that_is_counted_on(told, grid, text, highest):
+    grid = TokenGrid(*grid, text_after=text)
+    call = AttentionCall(*torch.randn(3, 1, 2, grid.tokens, 8, generator=torch.Generator().manual_seed(0)), grid)
+    cost = replace(FAST, highest=costs._measured(call, ReuseConfig(speedup=2.0)).highest)
+    assert cost.highest == pytest.approx(highest)
+    told(cost)
+    run = ReuseConfig(speedup=2.5).start(14)
+    run.begin_forward("cond", 0)
+    run.attention("layer", call)
+    saved = [min(step.saving_target, highest) for step in run.steps if step.in_window]
+    refreshes = sum(step.in_window and step.kind == "refresh" for step in run.steps)
+    assert run.chosen["saving"] == pytest.approx((sum(saved) - refreshes) / 13)
+    assert (
+        run.chosen["speedup"] == pytest.approx(1400 / cost.of(run.steps, plans_once=True))
+        and run.chosen["speedup"] < 2.5
+    )
 
 
 def test_what_was_measured_is_kept_by_machine_and_shape(monkeypatch, tmp_path):
@@ -122,6 +156,33 @@ def test_what_was_measured_is_kept_by_machine_and_shape(monkeypatch, tmp_path):
     (file,) = (tmp_path / "timeripple").iterdir()
     names = json.loads(file.read_text())
     assert len(names) == 3 and all(torch.__version__ in name for name in names)
+
+
+@pytest.mark.parametrize("values", [[1, 2], ["fast", 1, 2, 3, 4], {"dense": 1}, None, 5])
+def test_an_entry_that_is_not_ours_is_measured_again(monkeypatch, tmp_path, values):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(costs, "_measured", lambda call, method: FAST)
+    config = ReuseConfig(speedup=1.5)
+    costs._write(costs._file(), {costs._name(CALL, config): values, "another": [1, 2, 3, 4, 5]})
+    assert cost_of(CALL, config) == FAST
+    assert [*costs._read(costs._file()).values()] == [[100, 2, 95, 30, 1], [1, 2, 3, 4, 5]]
+
+
+def test_without_a_home_it_is_kept_among_temporary_files(monkeypatch, tmp_path):
+    """As in a container that runs under any number of a user."""
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(costs.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(costs.Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home directory")))
+    monkeypatch.setattr(costs, "_measured", lambda call, method: FAST)
+    assert cost_of(CALL, ReuseConfig(speedup=1.5)) == FAST and (tmp_path / "timeripple/cost.json").exists()
+
+
+def test_what_cannot_be_kept_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(costs, "_measured", lambda call, method: FAST)
+    (tmp_path / "timeripple/cost.json").mkdir(parents=True)
+    assert cost_of(CALL, ReuseConfig(speedup=1.5)) == FAST
+    assert [each.name for each in (tmp_path / "timeripple").iterdir()] == ["cost.json"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"x": 1}', "\xff", None])
@@ -175,10 +236,10 @@ def test_it_is_text_and_back():
 
 
 def test_a_speedup_out_of_reach_is_said():
-    numbers = {"saving": None, "chosen": {"budget": 0.8, "speedup": 1.31}}
+    numbers = {"saving": None, "chosen": {"budget": 0.8, "saving": 0.8, "speedup": 1.31}}
     config = ReuseConfig(speedup=2.0)
     assert shortfall(config, numbers) == "attention was to be 2 times as fast and can be 1.31 times here at this size"
-    numbers["chosen"] = {"budget": 0.0, "speedup": 1.0}
+    numbers["chosen"] = {"budget": 0.0, "saving": 0.0, "speedup": 1.0}
     assert shortfall(config, numbers) == "attention stayed dense, as reuse is not faster here at this size"
-    numbers["chosen"] = {"budget": 0.6, "speedup": 2.02}
+    numbers["chosen"] = {"budget": 0.6, "saving": 0.6, "speedup": 2.02}
     assert shortfall(config, numbers) is None and isinstance(config.start(8), ReuseRun)

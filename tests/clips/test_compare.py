@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from tests.attention.test_cost import FAST
+from timeripple.attention import cost
 from timeripple.attention.method import ConfigError
 from timeripple.clips import compare as comparing
 from timeripple.clips.compare import check_folder, compare, read_settings, save
@@ -207,3 +209,15 @@ def test_a_reference_of_before_is_not_computed_again(tiny_pipeline):
     again = compare(tiny_pipeline, REQUEST, methods, first.generations[0], on_step=events.append)
     assert {event.method for event in events} == {"token-0.5"} and again.generations[0] is first.generations[0]
     assert again.quality[1] == first.quality[1]
+
+
+def test_what_calls_of_attention_take_is_found_out_before_anything_is_timed(tiny_pipeline, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured, before = [], []
+    monkeypatch.setattr(cost, "_measured", lambda call, method: measured.append(call) or FAST)
+    plain = comparing.generate
+    monkeypatch.setattr(
+        comparing, "generate", lambda *args, **how: (before.append(len(measured)), plain(*args, **how))[1]
+    )
+    compare(tiny_pipeline, REQUEST, [parse_method("dense"), parse_method("token:speedup=1.2:steps=8")])
+    assert before == [1, 1] and len(measured) == 1

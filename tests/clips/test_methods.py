@@ -8,6 +8,7 @@ import torch
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
 from timeripple.baselines import ATTENTION, STEP_CACHES
+from timeripple.bench.tiny import tiny
 from timeripple.clips.methods import METHODS, calibrated_methods, parse_method
 
 TEXTS = {
@@ -108,3 +109,16 @@ def test_shipped_settings_save_more_as_they_keep_less():
     savings = [config.budget * sum(step.in_window for step in config.schedule(20)) for config in configs]
     assert savings == sorted(savings)
     assert all(parse_method(method.text).config == method.config for method in methods.values())
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_step_caches_are_refused_where_the_whole_transformer_is_compiled(in_place):
+    pipe = tiny("WanVideoToVideoPipeline")
+    if in_place:
+        pipe.transformer.compile(backend="aot_eager")
+    else:
+        pipe.transformer = torch.compile(pipe.transformer, backend="aot_eager")
+    parse_method("token:0.5").check_pipeline(pipe)
+    for text in ("taylorseer:2", "token:0.5+forecast:0.5"):
+        with pytest.raises(ConfigError, match="steps into blocks of the transformer, which are compiled"):
+            parse_method(text).check_pipeline(pipe)

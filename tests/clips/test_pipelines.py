@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from dataclasses import replace
 
 import diffusers
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline, WanPipeline
 
-from timeripple import cli
+from timeripple import cli, load
+from timeripple.attention.method import ConfigError
 from timeripple.bench.tiny import PIPELINES, PROMPT, SMALL, STEPS, inputs_for, small_request, tiny, wan_model
 from timeripple.clips import pipelines
 from timeripple.clips.compare import compare, read_settings
@@ -222,7 +224,36 @@ def test_the_strength_is_the_pipeline_s(files):
         num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1), output_type="np",
     ).frames[0]  # fmt: skip
     assert np.array_equal(generate(pipeline, request, DENSE).frames, (plain * 255).round().astype(np.uint8))
-    assert small_request(pipeline, files).strength == 0.8 and Request(PROMPT).strength == 1.0
+
+
+@pytest.mark.parametrize("name", ["WanVideoToVideoPipeline", "CogVideoXVideoToVideoPipeline"])
+def test_without_a_strength_it_is_the_pipeline_s_own(name, files, tmp_path):
+    """0.8: of 10 steps 8 are made, whoever asks."""
+    pipeline = tiny(name)
+    assert small_request(pipeline, files).strength == 0.8
+    request = replace(small_request(pipeline, files, steps=10), strength=None)
+    token = parse_method("token:0.3")
+    assert request.evaluations(pipeline, token) == 8 and "strength" not in request.arguments(pipeline)
+    comparison = compare(pipeline, request, [DENSE, token])
+    report = comparison.report(pipeline)
+    assert [row["steps"] for row in report["methods"]] == [8, 8]
+    assert len(comparison.generations[1].saving["per_step"]) == 8
+    told = generate(pipeline, replace(request, strength=0.8), token)
+    assert np.array_equal(comparison.generations[1].frames, told.frames)
+    assert read_settings(json.loads(json.dumps(report)))[0] == request
+
+    path = tmp_path / "tuned.json"
+    path.write_text('{"method": "token:0.3+taylorseer:3:steps=10"}', encoding="utf-8")
+    with load(pipeline, path) as tuned:
+        pipeline(**request.arguments(pipeline) | {"num_inference_steps": tuned.steps})
+    assert tuned.steps == 10 and tuned.summary()["saving"] == generate(pipeline, request, tuned.method).saving
+
+
+def test_what_does_not_fit_the_steps_that_a_strength_leaves_is_refused_beforehand(files):
+    pipeline = tiny("WanVideoToVideoPipeline")
+    request = small_request(pipeline, files, steps=20, strength=0.1)  # 2 steps
+    with pytest.raises(ConfigError, match="reuse window of 1 steps"):
+        compare(pipeline, request, [DENSE, parse_method("token:0.5:refresh=1")])
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from tests.attention.test_cost import FAST, SLOW
 from tests.hooks.pipelines import build, generate
 from timeripple import ReuseConfig, disable, enable, summary
 from timeripple.attention import cost
@@ -91,6 +92,26 @@ def test_a_clip_that_was_left_does_not_count():
     with pytest.raises(KeyboardInterrupt):
         generate(pipe, inputs, callback_on_step_end=leave)
     assert torch.equal(generate(pipe, inputs), first) and len(summary(pipe)["records"]) == records
+
+
+@pytest.mark.parametrize(
+    "name", ["WanImageToVideoPipeline", "SkyReelsV2DiffusionForcingPipeline", "HunyuanVideoFramepackPipeline",
+             "LTXI2VLongMultiPromptPipeline"],
+)  # fmt: skip
+def test_a_clip_that_failed_in_decoding_does_not_count(name, files):
+    """Its denoising was complete, and pipelines do not say that such a clip is over."""
+    pipe = tiny(name)
+    arguments = small_request(pipe, files, num_frames=40 if "Framepack" in name else 9).arguments(pipe)
+    enable(pipe, TOKEN)
+    pipe(**arguments)
+    records = [record["step"] for record in summary(pipe)["records"]]
+    decode = pipe.vae.decode
+    pipe.vae.decode = None
+    with pytest.raises(TypeError) as failed:  # and what it has raised is kept, as in a notebook
+        pipe(**arguments)
+    pipe.vae.decode = decode
+    pipe(**arguments)
+    assert [record["step"] for record in summary(pipe)["records"]] == records and failed
 
 
 def test_an_expert_that_had_no_part_in_the_last_clip_does_not_count():
@@ -204,8 +225,8 @@ def test_a_comparison_says_it_in_its_remarks_and_not_twice(files, recwarn):
 
 @pytest.mark.parametrize("method", ["token:speedup=1.6", "token:speedup=1.6+taylorseer:2"])
 def test_the_budget_chosen_for_a_speedup_is_in_the_summary(monkeypatch, files, method):
-    monkeypatch.setattr(cost, "cost_of", lambda *_: cost.Cost(dense=100.0, fixed=2.0, products=95.0, planning=30.0))
-    pipe = tiny("WanPipeline")
+    monkeypatch.setattr(cost, "cost_of", lambda *_: FAST)
+    pipe = tiny("WanVideoToVideoPipeline")
     request = small_request(pipe, files, **SMALL | {"steps": 8})
     generation = clips.generate(pipe, request, parse_method(method))
     chosen = generation.summary["chosen"]
@@ -213,8 +234,36 @@ def test_the_budget_chosen_for_a_speedup_is_in_the_summary(monkeypatch, files, m
     assert clips.generate(pipe, request, parse_method("token:0.5")).summary["chosen"] is None
 
 
+@pytest.mark.parametrize("method", ["token:0.6+taylorseer:2", "skip:0.5+taylorseer:2", "token:0.5+lightning-cp:3"])
+def test_the_window_of_a_stack_leaves_out_what_is_dense_before_reuse(files, method):
+    """A budget over the steps that a cache computes is one over the window of the stack, whose other steps save all."""
+    pipe, stack = tiny("WanVideoToVideoPipeline"), parse_method(method)
+    generation = clips.generate(pipe, small_request(pipe, files, **SMALL | {"steps": 10}), stack)
+    computed = stack.cache.computed(8)
+    inside = {computed[step.index] for step in stack.config.schedule(len(computed)) if step.in_window}
+    per_step = generation.saving["per_step"]
+    window = [saved for step, saved in enumerate(per_step) if step in inside or step not in computed]
+    assert len(window) < 8 and generation.saving["reuse_steps"] == pytest.approx(sum(window) / len(window))
+    assert generation.saving["reuse_steps"] >= stack.config.budget and generation.shortfall is None
+
+
+@pytest.mark.parametrize(("memory_limit", "why"), [(None, "text, a small grid"), (0, "memory was enough")])
+def test_a_speedup_for_which_too_little_was_saved_is_said(monkeypatch, recwarn, memory_limit, why):
+    """Two experts: the second begins with a refresh that no schedule has."""
+    monkeypatch.setattr(cost, "cost_of", lambda *_: FAST)
+    pipe, inputs = build("wan_two_experts", "euler")
+    enable(pipe, "token:speedup=1.6", memory_limit=memory_limit)
+    for _ in range(2):
+        generate(pipe, inputs, num_inference_steps=8)
+    numbers = summary(pipe)
+    wanted, reached = numbers["chosen"]["saving"], numbers["saving"]["reuse_steps"]
+    (said,) = shortfalls(recwarn)
+    of_that = f"{wanted:.0%} of the attention was to be saved for 1.6 times the speed and {reached:.0%} was, as {why}"
+    assert said.startswith(f"token-speedup=1.6: {of_that}") and wanted == pytest.approx(0.51, abs=0.01)
+
+
 def test_attention_that_would_be_slower_stays_dense_and_says_so(monkeypatch, recwarn):
-    monkeypatch.setattr(cost, "cost_of", lambda *_: cost.Cost(dense=1.0, fixed=3.0, products=1.0, planning=2.0))
+    monkeypatch.setattr(cost, "cost_of", lambda *_: SLOW)
     pipe, inputs = build("wan_two_experts", "euler")
     plain = generate(pipe, inputs, num_inference_steps=8)
     enable(pipe, "token:speedup=1.5")

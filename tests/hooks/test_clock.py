@@ -178,6 +178,25 @@ def test_a_batch_that_shrinks_inside_a_run_is_the_same_run(name):
     assert [(turn, step) for turn, _, step in log.forwards] == [(turn, turn) for turn in range(10)]
 
 
+@pytest.mark.parametrize("name", ["wan_image_to_video", "cogvideox", "ltx"])
+def test_reuse_that_is_switched_on_in_the_middle_of_a_clip_begins_with_the_next(name):
+    """Nothing says how many steps were made before; a guess would begin at step 0."""
+    pipe, inputs = build(name, "euler")
+    dense = generate(pipe, inputs)
+
+    def switch_on(pipe, step, timestep, tensors):
+        if step == 1:
+            enable(pipe, TOKEN)
+        return {}
+
+    with pytest.warns(UserWarning, match="stays dense: reuse was switched on while the pipeline was at work"):
+        assert torch.equal(generate(pipe, inputs, callback_on_step_end=switch_on), dense)
+    reused = generate(pipe, inputs)
+    assert sorted({record["step"] for record in summary(pipe)["records"]}) == [0, 1, 2, 3]
+    enable(pipe, TOKEN)
+    assert torch.equal(generate(pipe, inputs), reused)
+
+
 def test_a_transformer_shared_by_two_pipelines_does_not_take_the_others_number_of_steps():
     ours, inputs = build("wan_image_to_video", "unipc")
     theirs, _ = build("wan_image_to_video", "euler")

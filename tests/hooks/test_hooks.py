@@ -288,6 +288,16 @@ def test_what_is_no_config_is_refused_at_once_in_one_sentence(built, config):
     assert summary(pipe)["method"] == TOKEN.label  # what was on stays on
 
 
+@pytest.mark.parametrize("given", [{"memory_limit": "8GB"}, {"memory_limit": -1}, {"num_inference_steps": 0}])
+def test_what_is_no_number_is_refused_and_what_was_enabled_stays(given):
+    pipe, _ = build("wan", "euler")
+    enable(pipe, "token:0.5")
+    ((name, value),) = given.items()
+    with pytest.raises(ConfigError, match=f"^{name} is {value!r}; give a number of at least [01], or leave it out.$"):
+        enable(pipe, "token:0.6", **given)
+    assert summary(pipe)["method"] == "token-0.5"
+
+
 ANY = ["wan", "wan_video_to_video", "wan_vace", "skyreels", "hunyuan_video", "cogvideox", "ltx", "mochi", "allegro"]
 OURS = ("forecast", "spectrum:0.5", "easycache", "hsa", "lightning-cp", "cache-dit")  # with hooks and code of our own
 CASES = [(name, cache) for cache in set(STEP_CACHES) - {*OURS, "spectrum"} for name in ANY]

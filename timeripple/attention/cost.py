@@ -29,12 +29,14 @@ REPEATS, ENOUGH = 5, 0.2  # a thing is timed that often, or for so many seconds,
 @dataclass(frozen=True)
 class Cost:
     """Seconds of one call of attention in a layer: dense; with reuse `fixed` and, for the share of the products that is
-    not saved, that share of `products`; and of making a plan."""
+    not saved, that share of `products`; and of making a plan. highest: the largest share that can be saved, which text
+    and small grids lower."""
 
     dense: float
     fixed: float
     products: float
     planning: float
+    highest: float
 
     def of(self, steps: Sequence[Step], plans_once: bool) -> float:
         """Seconds of a layer in one pass of a run. plans_once: whether its plan serves for all of the run."""
@@ -43,13 +45,21 @@ class Cost:
             if step.kind != "reuse":
                 total += self.dense
             if step.kind != "dense":
-                total += self.fixed + (1 - (step.saving_target or 0.0)) * self.products
+                total += self.fixed + (1 - self._saved(step)) * self.products
                 total += 0.0 if planned and plans_once else self.planning
                 planned = True
         return total
 
+    def saving(self, steps: Sequence[Step]) -> float:
+        """Share of attention saved over the reuse window of a run."""
+        window = [self._saved(step) - (step.kind == "refresh") for step in steps if step.in_window]
+        return sum(window) / max(len(window), 1)
 
-IDEAL = Cost(dense=1, fixed=0, products=1, planning=0)
+    def _saved(self, step: Step) -> float:
+        return min(step.saving_target or 0.0, self.highest)
+
+
+IDEAL = Cost(dense=1, fixed=0, products=1, planning=0, highest=1)
 """Of a machine on which only products take time."""
 
 
@@ -58,8 +68,8 @@ def cost_of(call: AttentionCall, method: ReuseMethod) -> Cost:
     path, name = _file(), _name(call, method)
     known = _read(path)
     try:
-        return Cost(*known[name])
-    except (KeyError, TypeError):  # not there, or not ours
+        return Cost(*map(float, known[name]))
+    except (KeyError, TypeError, ValueError):  # not there, or not ours
         cost = _measured(call, method)
         _write(path, _read(path) | {name: astuple(cost)})
         return cost
@@ -68,8 +78,8 @@ def cost_of(call: AttentionCall, method: ReuseMethod) -> Cost:
 class SpeedupRun(ReuseRun):
     """`ReuseRun` whose method is chosen at its first call of attention, for what calls like it take.
 
-    chosen: {"budget", "speedup"}: how many times as fast attention is to be over the whole run, plans included; None
-        before.
+    chosen: {"budget", "saving", "speedup"}: what calls like these can save under that budget, and how many times as
+        fast attention is to be over the whole run, plans included; None before.
     """
 
     def __init__(self, choose: Callable[[Cost], ReuseMethod], num_inference_steps: int):
@@ -83,24 +93,27 @@ class SpeedupRun(ReuseRun):
             self.config = self._choose(cost)
             self.steps = self.config.schedule(count)
             speedup = count * cost.dense / cost.of(self.steps, self.config.feedback)
-            self.chosen = {"budget": self.config.budget, "speedup": speedup}
+            saving = cost.saving(self.steps)
+            self.chosen = {"budget": self.config.budget, "saving": saving, "speedup": speedup}
             self.begin_forward(self._name, self._step.index)
         return super().attention(layer, call)
 
 
 def _measured(call: AttentionCall, method: ReuseMethod) -> Cost:
     curve = method.measure(call)
-    highest = curve.saving(curve.highest * 1.001).mean()
+    highest = float(curve.saving(curve.highest * 1.001).mean())
     residual = torch.zeros_like(call.query)
     points = []
     for share in SAVINGS:
-        plan = curve.plan(call, theta_for_saving([curve], float(highest) * share))
+        plan = curve.plan(call, theta_for_saving([curve], highest * share))
         reuse = lambda plan=plan: ripple_attention(call, method, plan=plan, residual=residual)  # noqa: E731
         points.append((1 - float(plan.saving.mean()), _seconds(call, reuse)))
     (more, slow), (less, fast) = points
-    products = max((slow - fast) / (more - less), 0.0) if more > less else 0.0
+    dense = _seconds(call, lambda: dense_attention(call))
     planning = _seconds(call, lambda: method.measure(call).plan(call, 0.0))
-    return Cost(_seconds(call, lambda: dense_attention(call)), max(fast - less * products, 0.0), products, planning)
+    # Where everything merges at once, as in values that are all the same, a product takes what it takes densely.
+    products = max((slow - fast) / (more - less), 0.0) if more > less else dense
+    return Cost(dense, max(fast - less * products, 0.0), products, planning, highest)
 
 
 def _seconds(call: AttentionCall, work: Callable[[], object]) -> float:
@@ -114,7 +127,12 @@ def _seconds(call: AttentionCall, work: Callable[[], object]) -> float:
 
 
 def _file() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timeripple" / "cost.json"
+    """Among temporary files where nobody knows a home, as in containers that run under any number of a user."""
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        cache = Path(tempfile.gettempdir())
+    return cache / "timeripple" / "cost.json"
 
 
 def _name(call: AttentionCall, method: ReuseMethod) -> str:
@@ -145,8 +163,9 @@ def _write(path: Path, costs: dict[str, object]) -> None:
     """Where it cannot be kept, it is measured again."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(costs, file, indent=1)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            written = Path(folder) / path.name
+            written.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+            os.replace(written, path)
     except OSError:
         pass

@@ -6,7 +6,7 @@ Otherwise refreshes would fall on steps that the cache leaves out, and errors gr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,7 +41,9 @@ class ThinnedConfig:
         return self.config.kind
 
     def schedule(self, num_inference_steps: int) -> tuple[Step, ...]:
-        return dense_steps(num_inference_steps)
+        """In the window are the steps that the cache leaves out, and those in the window of reuse."""
+        outside = {self.computed[step.index] for step in self.config.schedule(len(self.computed)) if not step.in_window}
+        return tuple(replace(step, in_window=step.index not in outside) for step in dense_steps(num_inference_steps))
 
     def start(self, num_inference_steps: int) -> ThinnedRun:
         return ThinnedRun(self.config.start(len(self.computed)), self.computed, self.schedule(num_inference_steps))

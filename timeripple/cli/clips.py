@@ -95,7 +95,7 @@ def compare(
 
     with one_sentence(ValueError), progress_bars() as progress:
         tasks = {
-            method.label: progress.add_task(method.label, total=method.evaluations(request.steps), start=False)
+            method.label: progress.add_task(method.label, total=request.evaluations(pipeline, method), start=False)
             for method in chosen
         }
 

@@ -82,7 +82,8 @@ class Comparison:
         """What to run to get this comparison again; `read_settings` reads it."""
         texts = ",".join(generation.method.text for generation in self.generations)
         model = Path(pipeline.name_or_path or type(pipeline).__name__).name
-        return asdict(self.request) | {"model": model, "compared": texts}
+        given = {name: value for name, value in asdict(self.request).items() if value is not None}
+        return given | {"model": model, "compared": texts}
 
     def report(self, pipeline: DiffusionPipeline) -> dict[str, Any]:
         """Everything about the comparison that JSON can hold; seconds and speed-ups are measured on `environment`.
@@ -105,7 +106,7 @@ class Comparison:
                     "label": generation.method.label,
                     "budget": getattr(generation.method.config, "budget", None),
                     "theta": getattr(generation.method.config, "theta", None),
-                    "steps": generation.method.evaluations(self.request.steps),
+                    "steps": self.request.evaluations(pipeline, generation.method),
                     "seconds": generation.seconds,
                     "speedup": speedup,
                     "speedup_by_round": speedups_by_round(generation, self.generations[0]),
@@ -132,9 +133,9 @@ def read_settings(values: Mapping[str, object]) -> tuple[Request, list[Method]]:
 
     Unknown names are passed over. Raises ValueError, one sentence, for values that are missing or of the wrong type.
     """
-    found = {}
+    found, kinds = {}, dict[Any, Any]({str: str, int: int})
     for each in fields(Request):
-        kind: Any = {"str": str, "int": int, "float": float}[str(getattr(each.type, "__name__", each.type))]
+        kind = kinds.get(each.type, float)
         if each.name in values:
             try:
                 found[each.name] = kind(str(values[each.name]))
@@ -161,7 +162,8 @@ def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) 
             raise ValueError(f"The method {label} is given twice; give it once.")
     for method in methods:
         request.by(method).check(pipeline)
-        method.check(request.steps)
+        steps = pipelines.denoising_steps(pipeline, request.by(method).steps, request.strength)
+        replace(method, steps=steps).check(steps)
         method.check_pipeline(pipeline)
 
 
@@ -179,9 +181,10 @@ def compare(
     after the other; callbacks as in `generate`.
 
     reference: what the first method gave for this request before, so that it is not computed again. repeat: how often,
-    every second time in the opposite order; seconds are the medians. An untimed step comes first, so that the first
-    method does not pay for what only happens once. A method that breaks costs no other's clip; raises BrokenClip where
-    the first one does, which the others are compared with.
+    every second time in the opposite order; seconds are the medians. Untimed steps come first, so that the first
+    method does not pay for what only happens once, nor a speed-up for finding out what calls of attention take. A
+    method that breaks costs no other's clip; raises BrokenClip where the first one does, which the others are compared
+    with.
     """
     check(pipeline, request, methods)
     if repeat < 1:
@@ -191,9 +194,10 @@ def compare(
     load_before = load()
     warm_up = replace(request, steps=pipelines.fewest_steps(pipeline, request.strength))
     steps = pipelines.denoising_steps(pipeline, warm_up.steps, request.strength)
-    applied = Method("dense", None).applied(pipeline, steps)  # what is compiled is compiled with the hooks in it
-    with applied, pipelines.prepared(pipeline, request.guidance_scale):
-        pipeline(**warm_up.arguments(pipeline))
+    for config in (None, *(method.config for method in methods if getattr(method.config, "speedup", None))):
+        applied = Method("", config).applied(pipeline, steps, warn_of_shortfall=False)  # compiled with the hooks in it
+        with applied, pipelines.prepared(pipeline, request.guidance_scale):
+            pipeline(**warm_up.arguments(pipeline))
     made: dict[str, list[Generation]] = {method.label: [] for method in methods}
     known = methods[0].label if reference else None
     broken: dict[str, str] = {}

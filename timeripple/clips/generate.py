@@ -15,6 +15,7 @@ from timeripple.attention.timing import Stopwatch
 from timeripple.clips import pipelines
 from timeripple.clips.methods import Method, blocks_of, is_compiled
 from timeripple.clips.quality import flaw
+from timeripple.clips.solvers import evaluations
 from timeripple.hooks import shortfall, transformers, turns
 from timeripple.pond.pipeline import PondPipeline
 
@@ -33,7 +34,7 @@ class BrokenClip(ValueError):
 class Request:
     """What to generate. Sizes in pixels; `seed` fixes the initial noise; true_cfg_scale: guidance by a second pass in
     pipelines whose guidance_scale is an input of the model, 1 for none; image, video: paths of files to begin with, ""
-    for none; strength: how far video to video goes from its video, or as the pipeline takes it, 1 where it takes none.
+    for none; strength: how far video to video goes from its video, or as the pipeline takes it, None for its own.
     Lone surrogates, which no file can hold, are replaced in the prompts."""
 
     prompt: str
@@ -47,7 +48,7 @@ class Request:
     true_cfg_scale: float = 1.0
     image: str = ""
     video: str = ""
-    strength: float = 1.0
+    strength: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("prompt", "negative_prompt"):
@@ -97,6 +98,11 @@ class Request:
         """This request as a method with steps of its own takes it."""
         return replace(self, steps=method.steps or self.steps)
 
+    def evaluations(self, pipeline: DiffusionPipeline, method: Method) -> int:
+        """How often the denoiser is asked by a method, of one guidance pass."""
+        steps = pipelines.denoising_steps(pipeline, self.by(method).steps, self.strength)
+        return evaluations(method.solver, steps)
+
     def check(self, pipeline: DiffusionPipeline) -> None:
         """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate.
 
@@ -109,9 +115,9 @@ class Request:
         for name, scale in (("guidance scale", self.guidance_scale), ("true guidance", self.true_cfg_scale)):
             if not (math.isfinite(scale) and 0 <= scale <= MAX_GUIDANCE):
                 raise ValueError(f"The {name} is {scale}; give 0 to {MAX_GUIDANCE}, such as 3.")
-        if not 0 < self.strength <= 1:
+        if self.strength is not None and not 0 < self.strength <= 1:
             raise ValueError(f"The strength is {self.strength}; give a number above 0 and up to 1, such as 0.8.")
-        if self.strength < 1 and "strength" not in pipelines.parameters(pipeline):
+        if self.strength not in (None, 1) and "strength" not in pipelines.parameters(pipeline):
             raise ValueError(f"{pipelines.kind(pipeline)} has no strength; leave it out.")
         pipelines.check_inputs(pipeline, self.image, self.video)
         if isinstance(pipeline, PondPipeline):
@@ -156,7 +162,7 @@ class Request:
         }
         if self.negative_prompt or ("true_cfg_scale" in accepted and self.true_cfg_scale > 1):
             wanted["negative_prompt"] = self.negative_prompt
-        chosen = {name: value for name, value in wanted.items() if name in accepted}
+        chosen = {name: value for name, value in wanted.items() if name in accepted and value is not None}
         return chosen | pipelines.inputs(pipeline, self.image, self.video, self.size)
 
 

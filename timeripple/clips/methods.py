@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import is_compiled_module, unwrap_module
 from torch import nn
 
 from timeripple import ASSETS
@@ -57,7 +58,11 @@ class Method:
 
     def check_pipeline(self, pipeline: DiffusionPipeline) -> None:
         """Raises ConfigError where it cannot be applied to a pipeline that was compiled."""
-        if self.cache is not None and any(map(is_compiled, blocks_of(pipeline))):
+        models = transformers(pipeline)
+        compiled = [
+            part for part in pipeline.components.values() if unwrap_module(part) in models and is_compiled(part)
+        ]
+        if self.cache is not None and (compiled or any(map(is_compiled, blocks_of(pipeline)))):
             raise ConfigError(
                 f"{self.cache.label} steps into blocks of the transformer, which are compiled; load the model without "
                 "compiling it, or leave the step cache out."
@@ -83,7 +88,8 @@ class Method:
     ) -> Iterator[Callable[[], dict[str, Any]]]:
         """Enabled inside the block, gone after it; yields what returns `hooks.summary`, also after the block.
 
-        num_inference_steps: what the pipeline is called with: `steps`, where the method has its own.
+        num_inference_steps: how many steps the pipeline makes, see `pipelines.denoising_steps`: of `steps`, where the
+        method has its own.
         warn_of_shortfall: see `hooks.enable`. Its method is `label`, and held_bytes the most that attention held and
         the most that a step cache did. Raises ConfigError where the pipeline does not suit the method.
         """
@@ -117,8 +123,9 @@ def blocks_of(pipeline: DiffusionPipeline) -> list[nn.Module]:
     return [block for each in lists for block in each]
 
 
-def is_compiled(block: nn.Module) -> bool:
-    return block._compiled_call_impl is not None
+def is_compiled(module: nn.Module) -> bool:
+    """By torch.compile, around it or in place."""
+    return is_compiled_module(module) or module._compiled_call_impl is not None
 
 
 def parse_method(text: str) -> Method:

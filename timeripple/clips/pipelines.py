@@ -135,17 +135,17 @@ def sections(pipeline: DiffusionPipeline, num_frames: int) -> int:
     return max(1, math.ceil(num_frames / ((latents - 1) * temporal + 1)))
 
 
-def denoising_steps(pipeline: DiffusionPipeline, steps: int, strength: float) -> int:
+def denoising_steps(pipeline: DiffusionPipeline, steps: int, strength: float | None) -> int:
     """How many of the steps are made: video to video leaves out the first ones, as it begins with less noise, LTX' long
-    clips the last one, and Mochi has no schedule of one step."""
+    clips the last one, and Mochi has no schedule of one step. strength: None is the pipeline's own."""
     if kind(pipeline) == "MochiPipeline" and steps < 2:
         return 0
-    if "strength" in parameters(pipeline) and "VideoToVideo" in kind(pipeline):
-        steps = int(steps * strength)
+    if "VideoToVideo" in kind(pipeline) and (own := parameters(pipeline).get("strength")):
+        steps = int(steps * (own.default if strength is None else strength))
     return max(0, steps - LEFT_OUT.get(kind(pipeline), 0))
 
 
-def fewest_steps(pipeline: DiffusionPipeline, strength: float) -> int:
+def fewest_steps(pipeline: DiffusionPipeline, strength: float | None) -> int:
     """The least number of steps to ask for of which one is made."""
     return next(steps for steps in count(1) if denoising_steps(pipeline, steps, strength))
 

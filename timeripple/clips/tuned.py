@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 
 from timeripple.clips.generate import Request
 from timeripple.clips.methods import load_method
+from timeripple.clips.pipelines import denoising_steps
 
 
 class Tuned:
@@ -21,9 +22,11 @@ class Tuned:
 
     def __init__(self, pipeline: DiffusionPipeline, path: str | Path):
         self.method = load_method(path)
-        self.steps = Request.for_pipeline(pipeline, "any").by(self.method).steps
+        request = Request.for_pipeline(pipeline, "any").by(self.method)
+        self.steps = request.steps
         self._stack = ExitStack()
-        self.summary = self._stack.enter_context(self.method.applied(pipeline, self.steps))
+        steps = denoising_steps(pipeline, request.steps, request.strength)
+        self.summary = self._stack.enter_context(self.method.applied(pipeline, steps))
 
     def close(self) -> None:
         """The pipeline is as it was, to the bit."""

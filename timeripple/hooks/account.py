@@ -110,12 +110,12 @@ def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | 
 
     numbers: as `hooks.summary` gives them.
     """
-    asked, chosen = getattr(config, "speedup", None), numbers.get("chosen")
+    asked, chosen, saving = getattr(config, "speedup", None), numbers.get("chosen"), numbers["saving"]
+    budget = chosen["saving"] if asked and chosen else getattr(config, "budget", None)
     if asked and chosen and chosen["speedup"] < asked * (1 - NEAR):
         if not chosen["budget"]:
             return "attention stayed dense, as reuse is not faster here at this size"
         return f"attention was to be {asked:g} times as fast and can be {chosen['speedup']:.2f} times here at this size"
-    budget, saving = getattr(config, "budget", None), numbers["saving"]
     if budget is None or saving is None or saving["reuse_steps"] >= budget - NEAR:
         return None
     storage, layers = numbers["storage"], numbers["layers"]
@@ -126,4 +126,5 @@ def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | 
         why = "attention stayed dense"
     elif storage and storage["dtype"] == "float8_e4m3fn" and storage["layers"] < layers:
         why = f"memory was enough for the errors of {storage['layers']} of {layers} layers"
-    return f"{budget:.0%} of the attention was to be saved and {saving['reuse_steps']:.0%} was, as {why}"
+    wanted = f" for {asked:g} times the speed" if asked else ""
+    return f"{budget:.0%} of the attention was to be saved{wanted} and {saving['reuse_steps']:.0%} was, as {why}"

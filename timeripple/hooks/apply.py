@@ -34,10 +34,12 @@ def enable(
 
     Attention stays dense, with one warning that names the reason, where gradients are recorded, the model is in
     training mode, the step is unknown, or the sequence or its mask is not what the token grid says. Raises ConfigError
-    where nothing is supported and for what is no config, and at the first forward pass if the config does not fit the
-    number of steps.
+    where nothing is supported and for what is no config or number, which leaves on what was; and at the first forward
+    pass if the config does not fit the number of steps.
     """
     config = _method(config)
+    _check("num_inference_steps", num_inference_steps, 1)
+    _check("memory_limit", memory_limit, 0)
     disable(target)
     found = _transformers(target)
     clock, account = StepClock(target, num_inference_steps), Account(config, len(found), warn_of_shortfall)
@@ -100,6 +102,12 @@ def _method(config: Any) -> AttentionMethod | None:
             f"{config!r} is no way to compute attention; give a ReuseConfig, a text like 'token:0.7' or None."
         )
     return config
+
+
+def _check(name: str, value: Any, least: int) -> None:
+    """Raises ConfigError for what is neither a number of at least so much nor None."""
+    if value is not None and not (isinstance(value, int | float) and value >= least):
+        raise ConfigError(f"{name} is {value!r}; give a number of at least {least}, or leave it out.")
 
 
 def _hook(transformer: nn.Module) -> TransformerHook | None:

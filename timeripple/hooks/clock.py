@@ -92,7 +92,7 @@ class StepClock:
             self._told(context.step_index, (id(transformer), context.name), pipeline, current)
         elif in_loop:
             total = turns(pipeline)
-            self._watched(name, pipeline, current, hasattr(transformer, "_reset_stateful_cache"))
+            self._watched(name, pipeline, current)
         elif timestep is None:
             raise UnknownStep("the transformer is told no timestep")
         elif total is not None:
@@ -153,15 +153,18 @@ class StepClock:
         elif same_turn and _step_index(pipeline) != self._index:
             raise UnknownStep("the transformer is called after the scheduler has taken the step")
 
-    def _watched(self, name: str | None, pipeline: Any, current: Any, is_reset: bool) -> None:
-        """The pipeline says nothing, and its loop is read. is_reset: whether it says when a clip is over."""
+    def _watched(self, name: str | None, pipeline: Any, current: Any) -> None:
+        """The pipeline says nothing, and its loop is read."""
         if self._source == "told" and current is self._current:
             raise UnknownStep("the transformer is called outside the passes that the pipeline names")
         timesteps = pipeline.scheduler.timesteps
         moved = current is not self._current
         complete = self._source == "watched" and self._step + 1 == self._steps  # and what follows is another section
-        if self._source != "watched" or timesteps is not self._timesteps or (moved and complete):
-            self._begin("watched", of_same_clip=complete and is_reset)
+        called_anew = _called_anew(pipeline)
+        if self._source is None and not _at_first_step(pipeline):
+            raise UnknownStep("reuse was switched on while the pipeline was at work; it begins with the next clip")
+        if called_anew or self._source != "watched" or timesteps is not self._timesteps or (moved and complete):
+            self._begin("watched", of_same_clip=complete and not called_anew)
             self._timesteps, self._leader = timesteps, name
         if moved:
             self._take(self._step + 1)
@@ -215,6 +218,21 @@ def _reference(target: Any) -> Callable[[], Any]:
         return weakref.ref(target)
     except TypeError:
         return lambda: target
+
+
+def _called_anew(pipeline: Any) -> bool:
+    """Whether a pipeline was called since this was asked last: it then sets `_interrupt` to False, which is made 0
+    here, as that says the same. Calls that failed in decoding do not say that they are over."""
+    called = getattr(pipeline, "_interrupt", None) is False
+    if called:
+        pipeline._interrupt = 0
+    return called
+
+
+def _at_first_step(pipeline: Any) -> bool:
+    """Whether a loop has taken no step yet, as far as its scheduler says. Video to video begins at a later one."""
+    left_out = len(pipeline.scheduler.timesteps) - (turns(pipeline) or 0)
+    return _step_index(pipeline) in (None, 0, left_out, getattr(pipeline.scheduler, "begin_index", None))
 
 
 def _step_index(pipeline: Any) -> int | None:
