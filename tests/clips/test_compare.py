@@ -12,6 +12,7 @@ from tests.attention.test_cost import FAST
 from timeripple.attention import cost
 from timeripple.attention.method import ConfigError
 from timeripple.clips import compare as comparing
+from timeripple.clips import interleaved
 from timeripple.clips.compare import check_folder, compare, read_settings, save
 from timeripple.clips.generate import Cancelled, Request
 from timeripple.clips.methods import parse_method
@@ -215,9 +216,9 @@ def test_what_calls_of_attention_take_is_found_out_before_anything_is_timed(tiny
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     measured, before = [], []
     monkeypatch.setattr(cost, "_measured", lambda call, method: measured.append(call) or FAST)
-    plain = comparing.generate
+    plain = interleaved.generate
     monkeypatch.setattr(
-        comparing, "generate", lambda *args, **how: (before.append(len(measured)), plain(*args, **how))[1]
+        interleaved, "generate", lambda *args, **how: (before.append(len(measured)), plain(*args, **how))[1]
     )
     compare(tiny_pipeline, REQUEST, [parse_method("dense"), parse_method("token:speedup=1.2:steps=8")])
     assert before == [1, 1] and len(measured) == 1
