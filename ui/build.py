@@ -51,6 +51,7 @@ LAUNCH = {
     "footer_links": ["api", "settings"],
     "ssr_mode": False,
     "enable_monitoring": False,
+    "_frontend": False,  # no look at its own page, after which Gradio gives up where that takes three seconds
     "max_threads": 200,  # a page or program that waits for a run has one
 }
 

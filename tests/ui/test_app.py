@@ -15,6 +15,7 @@ import app
 from timeripple.clips.generate import Request
 from timeripple.clips.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
+from ui.build import build_app, launch_options
 from ui.compare_tab import PRESETS, present_run
 from ui.comparison import fill_form, read_form
 from ui.result import EXAMPLES, recorded_runs
@@ -107,6 +108,18 @@ def test_a_model_that_is_not_there_ends_the_start_with_one_sentence(given, monke
 
 REQUEST = Request("a red ball", "by night", 7, 8, 8, 64, 64, 2.5)
 METHODS = [parse_method(text) for text in ("token:0.5:axes=ty", "skip:0.7")]
+
+
+def test_a_machine_too_busy_to_answer_in_time_starts_all_the_same(tiny_pipeline, monkeypatch):
+    monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
+    limits = Limits()
+    demo = build_app(tiny_pipeline, limits)
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    try:
+        assert urlopen(url).status == 200
+    finally:
+        demo.runs.close()
+        demo.close()
 
 
 def test_the_form_asks_for_what_filled_it():

@@ -59,7 +59,9 @@ def player_url():
     with gr.Blocks() as app:
         shown = player(value=played(folder / "player.mp4", names, report))
         gr.Button("Break").click(lambda: played(folder / "broken.mp4", names, report), None, shown)
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False)
+    _, url, _ = app.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, ssr_mode=False, _frontend=False
+    )
     yield url
     app.close()
 
