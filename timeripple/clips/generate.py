@@ -312,9 +312,9 @@ def stoppable(pipeline: DiffusionPipeline, should_stop: Callable[[], bool] | Non
         if should_stop is not None and should_stop():
             raise Cancelled
 
-    blocks = [block for block in blocks_of(pipeline) if not is_compiled(block)]
+    blocks = [] if should_stop is None else [block for block in blocks_of(pipeline) if not is_compiled(block)]
     with ExitStack() as watched:
-        for block in blocks if should_stop is not None else []:
+        for block in blocks:
             watched.enter_context(block.register_forward_pre_hook(before_block))
         yield
 

@@ -48,9 +48,8 @@ def load_pipeline(
     "group", blocks of the denoiser too; "sequential", all but the layer at work. takes: "image" or "video", what is to
     begin with, where the same weights serve another pipeline for that, see `SIBLINGS`. compile: the blocks of the
     denoiser, by torch.compile, at the first generation of every size; PyTorch keeps what it compiled for the next
-    start. Raises ValueError, one sentence,
-    for what is missing, gated, no video pipeline, or larger than the memory, which is found out before anything is
-    loaded.
+    start. Raises ValueError, one sentence, for what is missing, gated, no video pipeline, or larger than the memory,
+    which is found out before anything is loaded.
     """
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     precision = _precision(dtype, device)
@@ -58,6 +57,8 @@ def load_pipeline(
         raise ValueError(f"The offload is {offload!r}; choose from {', '.join(OFFLOADS)}.")
     if offload != "none" and torch.device(device).type != "cuda":
         raise ValueError(f"Offload {offload!r} needs a GPU, and the device is {device}; leave it out.")
+    if compile:
+        _check_compiler(device)
     folder = POND if model == "pond" else _find(model)
     dtypes = {"transformer": precision, "transformer_2": precision, "default": precision, "vae": torch.float32}
     try:
@@ -81,7 +82,7 @@ def load_pipeline(
         pipeline.scheduler = solver(DEFAULT_SOLVER, pipeline.scheduler)
     _place(pipeline, device, offload)
     if compile:
-        _compile(pipeline, device)
+        _compile(pipeline)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -227,11 +228,14 @@ def _place(pipeline: DiffusionPipeline, device: str, offload: str) -> None:
         )
 
 
-def _compile(pipeline: DiffusionPipeline, device: str) -> None:
+def _check_compiler(device: str) -> None:
     if torch.device(device).type == "cpu" and not any(map(shutil.which, ("g++", "clang++"))):
         raise ValueError(
             "Compiling for the CPU needs a C++ compiler, and there is none; install g++ or do not compile."
         )
+
+
+def _compile(pipeline: DiffusionPipeline) -> None:
     for part in cast(list[ModelMixin], transformers(pipeline)):
         if not part._repeated_blocks:
             raise ValueError(f"Of {type(part).__name__}, diffusers knows no blocks to compile; do not compile it.")
