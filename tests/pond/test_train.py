@@ -87,13 +87,14 @@ def tiny(monkeypatch):
     return sizes
 
 
-def test_clips_become_latents_and_are_drawn_several_times(tiny):
+def test_clips_become_latents_and_are_drawn_several_times(tiny, monkeypatch):
     torch.manual_seed(0)
     latents = LatentClips(autoencoder.build_autoencoder(), random.Random(0), "cpu")
-    batches = [latents.draw(Stage("small", 1, (1.0, 0.0, 0.0))) for _ in range(3)]
+    monkeypatch.setattr(train, "AT_ONCE", 4)
+    batches = [latents.draw(Stage("small", 1, (1.0, 0.0, 0.0))) for _ in range(12)]
     for drawn, ids, cells in batches:
         assert drawn.shape == (3, 16, 2, 4, 4) and ids.shape == (3, 7) and cells.shape == (3, 2, 4, 4)
-    assert latents.kept[tiny[0]].seen == 3 + 1 + 1  # a whole batch first, then one in eight anew
+    assert latents.kept[tiny[0]].seen == 8  # made four at a time: 36 draws, eight of each at most
 
 
 def test_a_run_trains_both_parts_goes_on_and_leaves_a_pipeline(tiny, tmp_path):

@@ -76,16 +76,17 @@ class LatentClips:
         self.vae, self.rng, self.device = vae, rng, device
         self.tokens = TOKENS[torch.device(device).type]
         self.kept = {size: Newest(n) for size, n in zip(SIZES, CAPACITY[torch.device(device).type], strict=True)}
+        self.drawn = dict.fromkeys(SIZES, 0)
 
     def draw(self, stage: Stage) -> tuple[torch.Tensor, ...]:
-        """A batch of one size, one clip in `REUSE` of them new: latents, ids, cells."""
+        """A batch of one size, every clip drawn `REUSE` times on average: latents, ids, cells."""
         num_frames, size = self.rng.choices(SIZES, stage.sizes)[0]
         kept = self.kept[num_frames, size]
         tokens = ((num_frames - 1) // TEMPORAL_FACTOR + 1) * (size // SPATIAL_FACTOR) ** 2
         batch = max(1, self.tokens // tokens)
-        missing = -(-batch // REUSE) if len(kept) >= batch else batch
-        for count in [AT_ONCE] * (missing // AT_ONCE) + [missing % AT_ONCE] * (missing % AT_ONCE > 0):
-            kept.add(*self.new(count, num_frames, size))
+        self.drawn[num_frames, size] += batch
+        while kept.seen < max(batch, self.drawn[num_frames, size] / REUSE):
+            kept.add(*self.new(AT_ONCE, num_frames, size))
         return kept.draw(batch)
 
     @torch.no_grad()
