@@ -10,8 +10,8 @@ import transformers
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before anything imports a kernel
 from diffusers import (
+    AutoencoderKLLTXVideo,
     AutoencoderKLWan,
-    AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     UniPCMultistepScheduler,
     WanPipeline,
@@ -45,13 +45,21 @@ def tiny_pipeline() -> PondPipeline:
         pipeline = PondPipeline(
             prompt_encoder=PondPromptEncoder(),
             transformer=transformer,
-            vae=AutoencoderTiny(
-                encoder_block_out_channels=(8,) * 4,
-                decoder_block_out_channels=(8,) * 4,
-                num_encoder_blocks=(0, 1, 1, 1),
-                num_decoder_blocks=(1, 1, 1, 0),
+            vae=AutoencoderKLLTXVideo(
                 latent_channels=8,
-                scaling_factor=2.0,
+                patch_size=2,
+                spatio_temporal_scaling=(True, True),
+                block_out_channels=(4, 8, 8),
+                down_block_types=("LTXVideo095DownBlock3D",) * 2,
+                downsample_type=("spatiotemporal", "conv"),
+                layers_per_block=(0, 0, 0),
+                decoder_block_out_channels=(12, 24),
+                decoder_layers_per_block=(0, 0, 1),
+                decoder_spatio_temporal_scaling=(True, True),
+                decoder_inject_noise=(False,) * 3,
+                upsample_factor=(3, 2),
+                upsample_residual=(False, False),
+                decoder_causal=True,
             ),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         )

@@ -46,8 +46,8 @@ def add_endpoints(pipeline, works: Works, runs: Runs) -> None:
         methods: str = "dense,token:0.75",
         seed: int = 0,
         steps: int = 20,
-        num_frames: int = 16,
-        pixels: int = 128,
+        num_frames: int = 33,
+        pixels: int = 192,
     ) -> Iterator[tuple[dict, str | None]]:
         """Compares methods on one prompt and seed; yields progress, at last the report and the side-by-side video."""
         request = Request(prompt, "", seed, steps, num_frames, pixels, pixels)
@@ -59,7 +59,7 @@ def add_endpoints(pipeline, works: Works, runs: Runs) -> None:
         yield finite(result_of(run)), str(run.folder / "side_by_side.mp4")
 
     def probe(
-        prompt: str, at: str = "10", seed: int = 0, steps: int = 20, num_frames: int = 16, pixels: int = 96
+        prompt: str, at: str = "10", seed: int = 0, steps: int = 20, num_frames: int = 17, pixels: int = 128
     ) -> dict:
         """How much the channels of Q and K repeat themselves in a dense run, and what its heads attend to."""
         request, wanted = checked(prompt, seed, steps, num_frames, pixels, at)
@@ -74,8 +74,8 @@ def add_endpoints(pipeline, works: Works, runs: Runs) -> None:
         method: str = "token:0.7",
         seed: int = 0,
         steps: int = 20,
-        num_frames: int = 16,
-        pixels: int = 96,
+        num_frames: int = 17,
+        pixels: int = 128,
     ) -> dict:
         """What a token at t,y,x, counted from 1, attends to in a dense run, and would with reuse; the head's map."""
         request, (step,) = checked(prompt, seed, steps, num_frames, pixels, str(at))
@@ -91,8 +91,8 @@ def add_endpoints(pipeline, works: Works, runs: Runs) -> None:
         at: str = "10",
         seed: int = 0,
         steps: int = 20,
-        num_frames: int = 16,
-        pixels: int = 96,
+        num_frames: int = 17,
+        pixels: int = 128,
     ) -> dict:
         """What reuse saves and costs in every head of a dense run, against skipping and zeroing at the same saving."""
         request, wanted = checked(prompt, seed, steps, num_frames, pixels, at)

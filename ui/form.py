@@ -15,7 +15,7 @@ from timeripple.clips.generate import Request
 from timeripple.clips.pipelines import made
 from timeripple.pond.pipeline import PondPipeline
 
-SIZES = {"Tiny": (8, 64, 64), "Small": (16, 96, 96), "Standard": (16, 128, 128), "Large": (16, 192, 192)}
+SIZES = {"Tiny": (9, 64, 64), "Small": (17, 128, 128), "Standard": (33, 192, 192), "Large": (49, 256, 256)}
 """Pond's: frames, height and width."""
 POLL_SECONDS = 0.5
 QUOTED = 150  # characters of each end of a long sentence
@@ -87,7 +87,7 @@ def size_choices(sizes: dict[str, tuple[int, int, int]]) -> list[tuple[str, str]
 
 
 def size_text(size: tuple[int, int, int]) -> str:
-    """Frames, height and width as a form holds them, such as "16x128x128"."""
+    """Frames, height and width as a form holds them, such as "33x192x192"."""
     return "x".join(map(str, size))
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import gradio as gr
 
 from timeripple.clips.generate import MAX_SEED, Request
-from timeripple.clips.video import read_clip
+from timeripple.clips.video import FPS, read_clip
 from timeripple.inspection import views
 from timeripple.inspection.attention_maps import standing_out
 from timeripple.inspection.probe import Inspection
@@ -220,7 +220,7 @@ def described(runs: Runs, id: str | None) -> list:
     line = f"{title}: {seen.grid.tokens:,} tokens in {grid} (time × height × width), {len(seen.frames)} frames."
     asked = int(run.settings[-1]["size"].split("x")[0]) if run else len(seen.frames)
     if len(seen.frames) < asked:
-        line += f" The clip has no more at 8 a second, where {asked} were asked for."
+        line += f" The clip has no more at {FPS} a second, where {asked} were asked for."
     pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, which is shown"
     if seen.channels:
         group = seen.channels[channel][0]

@@ -13,7 +13,7 @@ from timeripple.baselines.taylorseer import TaylorSeerConfig
 from timeripple.clips.methods import parse_method
 
 STEPS = 10
-SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS}
+SIZES = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": STEPS}
 
 
 def watch(pipeline, text, steps=STEPS, **changes):

@@ -11,7 +11,7 @@ from timeripple.pond.model import with_coordinates
 
 STEPS, SHAPE = 10, (1, 8, 2, 4, 6)
 TOKENS, WIDTH, LAYERS, HEADS = 2 * 4 * 6, 48, 2, 2
-SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS, "output_type": "latent"}
+SIZES = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": STEPS, "output_type": "latent"}
 
 
 def test_steps_at_which_all_tokens_are_active():

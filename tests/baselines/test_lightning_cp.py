@@ -10,7 +10,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.pond.model import with_coordinates
 
 STEPS, SHAPE = 10, (1, 8, 2, 4, 6)
-SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS, "output_type": "latent"}
+SIZES = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": STEPS, "output_type": "latent"}
 
 
 def generate(pipeline, **changes):

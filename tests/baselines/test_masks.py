@@ -209,7 +209,7 @@ def test_a_source_merges_into_the_destination_most_like_it():
 
 def generate(pipeline):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"num_frames": 4, "height": 64, "width": 64, "num_inference_steps": STEPS}
+    sizes = {"num_frames": 13, "height": 64, "width": 64, "num_inference_steps": STEPS}
     return pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
 

@@ -9,7 +9,7 @@ from timeripple.baselines import OutputCacheConfig
 
 def generate(pipeline, steps=10):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": steps}
+    sizes = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": steps}
     return pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
 

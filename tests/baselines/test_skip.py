@@ -49,7 +49,7 @@ def test_skipped_windows_are_masked_out_and_counted(theta):
 def test_in_a_pipeline(tiny_pipeline, refresh):
     def generate():
         generator = torch.Generator().manual_seed(0)
-        sizes = {"num_frames": 4, "height": 64, "width": 64, "num_inference_steps": 8}
+        sizes = {"num_frames": 13, "height": 64, "width": 64, "num_inference_steps": 8}
         return tiny_pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
     dense = generate()

@@ -29,7 +29,7 @@ TEXTS = {  # settings that leave something out in a tiny random model
     "hsa": "hsa:0.3:divisor=3",
     "lightning-cp": "lightning-cp:3",
 }
-SIZES = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": STEPS}
+SIZES = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": STEPS}
 LAYERS = ["blocks.0.attn1", "blocks.1.attn1"]
 
 

@@ -36,7 +36,7 @@ def test_rows(tiny_pipeline, monkeypatch):
 def module_request(tokens):
     from timeripple.clips.generate import Request
 
-    return Request("a red ball", steps=6, num_frames=4, height=32, width=tokens // 16 * 8)
+    return Request("a red ball", steps=6, num_frames=13, height=32, width=tokens // 16 * 8)
 
 
 def test_what_cannot_run_is_refused_before_anything_runs(tiny_pipeline, monkeypatch):

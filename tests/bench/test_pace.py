@@ -7,7 +7,7 @@ from timeripple.bench.pace import Pace, step_kinds, timing
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import parse_method
 
-REQUEST = Request("a red ball", steps=6, num_frames=2, height=32, width=32)
+REQUEST = Request("a red ball", steps=6, num_frames=5, height=32, width=32)
 
 
 def run_of(kinds, seconds, rest=2.0):

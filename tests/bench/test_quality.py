@@ -7,7 +7,7 @@ from timeripple.bench import sweep as sweeping
 from timeripple.bench.quality import QualityBench, quality
 from timeripple.pond.prompts import is_held_out, parse_prompt
 
-SETTINGS = QualityBench(prompts=2, steps=5, num_frames=2, height=32, width=32)
+SETTINGS = QualityBench(prompts=2, steps=5, num_frames=5, height=32, width=32)
 
 
 @pytest.fixture(autouse=True)

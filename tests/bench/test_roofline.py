@@ -17,11 +17,11 @@ def test_operations_and_bytes_in_closed_form():
 
 def test_rows_of_every_length(tiny_pipeline):
     progress = []
-    result = roofline.attention_scaling(tiny_pipeline, (256, 400), 0.5, 1, lambda *counts: progress.append(counts))
+    result = roofline.attention_scaling(tiny_pipeline, (324, 576), 0.5, 1, lambda *counts: progress.append(counts))
     json.dumps(result, allow_nan=False)
     assert progress == [(1, 2), (2, 2)] and result["kind"] == "measured here"
     assert [(row["tokens"], row["method"]) for row in result["rows"]] == [
-        (tokens, method) for tokens in (256, 400) for method in ("dense", "token:0.5", "tile:0.5", "token, all merged")
+        (tokens, method) for tokens in (324, 576) for method in ("dense", "token:0.5", "tile:0.5", "token, all merged")
     ]
     for row in result["rows"]:
         assert row["gflops"] * row["ms"] * 1e6 == pytest.approx(roofline.operations(row))
@@ -30,6 +30,6 @@ def test_rows_of_every_length(tiny_pipeline):
 
 def test_it_can_be_stopped_and_refuses_what_is_too_short(tiny_pipeline):
     with pytest.raises(Cancelled):
-        roofline.attention_scaling(tiny_pipeline, (256,), should_stop=lambda: True)
+        roofline.attention_scaling(tiny_pipeline, (324,), should_stop=lambda: True)
     with pytest.raises(ValueError, match="number of tokens is 9; give at least 256"):
-        roofline.attention_scaling(tiny_pipeline, (256, 9))
+        roofline.attention_scaling(tiny_pipeline, (324, 9))

@@ -12,7 +12,7 @@ from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.quality import measure
 
-REQUESTS = [Request("a red ball", seed=seed, steps=4, num_frames=2, height=32, width=32) for seed in (0, 1)]
+REQUESTS = [Request("a red ball", seed=seed, steps=4, num_frames=5, height=32, width=32) for seed in (0, 1)]
 JOBS = [Job(request, method) for request in REQUESTS for method in ("dense", "token:0.5", "first-block-cache:0.5")]
 TIMES = ("seconds", "attention_seconds")
 

@@ -16,7 +16,7 @@ from timeripple.bench.tune import FAMILIES, rounds, tune
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import load_method, parse_method
 
-REQUESTS = [Request(f"a {colour} ball", seed=i, num_frames=2, height=32, width=32)
+REQUESTS = [Request(f"a {colour} ball", seed=i, num_frames=5, height=32, width=32)
             for i, colour in enumerate(("red", "blue", "green", "pink"))]  # fmt: skip
 SAVED = {"token:0.5": 0.55, "token:0.3": 0.7, "forecast:0.7": 0.75, "easycache:0.1": 0.6}
 LOST = {"token:0.5": 1.5, "token:0.3": 0.5, "forecast:0.7": 5.0, "easycache:0.1": 12.0}

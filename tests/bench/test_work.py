@@ -36,7 +36,7 @@ def soon(monkeypatch):
 
 def requests(prompts=2):
     return [
-        Request(text, seed=seed, num_frames=2, height=32, width=32)
+        Request(text, seed=seed, num_frames=5, height=32, width=32)
         for seed, text in enumerate(["a red ball", "a blue cube", "a green star"][:prompts])
     ]
 

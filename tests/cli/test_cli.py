@@ -13,7 +13,7 @@ from timeripple.bench import quality as bench
 from timeripple.bench import tune as tuning
 from timeripple.clips import compare
 
-SMALL = ["--steps", "5", "--frames", "2", "--size", "40x32"]
+SMALL = ["--steps", "5", "--frames", "5", "--size", "40x32"]
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def run(tiny_pipeline, monkeypatch, tmp_path, capsys):
 
 
 def compare_with(run, **options):
-    options = {"prompt": "a red ball", "steps": "5", "frames": "2", "size": "40x32", "out": "run"} | options
+    options = {"prompt": "a red ball", "steps": "5", "frames": "5", "size": "40x32", "out": "run"} | options
     return run("compare", *(word for name, value in options.items() for word in (f"--{name}", value)))
 
 
@@ -168,13 +168,13 @@ def test_tuned_settings_are_compared(run, tmp_path, monkeypatch):
     monkeypatch.setattr("timeripple.bench.tune.MOST_STEPS", 5)
     monkeypatch.setattr("timeripple.bench.tune.tune.__defaults__", (("token:0.5",), *tuning.tune.__defaults__[1:]))
     (tmp_path / "prompts.txt").write_text("a red ball\n\na blue cube\n")
-    arguments = ("--prompts", "prompts.txt", "--steps", "5", "--frames", "2", "--size", "40x32")
+    arguments = ("--prompts", "prompts.txt", "--steps", "5", "--frames", "5", "--size", "40x32")
     code, out, err = run("tune", "--seconds", "60", *arguments, "--out", "found.json")
     assert code == 0, err
     found = json.loads((tmp_path / "found.json").read_text())
     assert "Best: " in out and found["method"] in out and found["prompts"] == ["a red ball", "a blue cube"]
     assert "to expect of other prompts" in out and found["psnr_interval"][0] < found["psnr"] < found["psnr_interval"][1]
-    assert "token:0.5" in (tmp_path / "found.html").read_text() and found["size"] == [2, 32, 40]
+    assert "token:0.5" in (tmp_path / "found.html").read_text() and found["size"] == [5, 32, 40]
     assert compare_with(run, settings="found.json")[0] == 0
     methods = json.loads((tmp_path / "run" / "report.json").read_text())["methods"]
     assert [method["method"] for method in methods] == ["dense", found["method"]]
@@ -273,6 +273,6 @@ def test_lab_refuses_in_one_sentence(run, options, message):
 
 def test_magnitudes_are_written(run, tmp_path):
     path = tmp_path / "ratios.json"
-    code, *_ = run("magnitudes", "--prompts", "1", "--steps", "4", "--frames", "2", "--size", "32", "--out", str(path))
+    code, *_ = run("magnitudes", "--prompts", "1", "--steps", "4", "--frames", "5", "--size", "32", "--out", str(path))
     ratios = json.loads(path.read_text())["ratios"]
     assert code == 0 and len(ratios) == 4 and ratios[0] == 1 and all(0.2 < ratio < 5 for ratio in ratios)

@@ -22,7 +22,7 @@ from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import PSNR_CAP, flaw, judge
 from timeripple.clips.video import read_metadata
 
-REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
+REQUEST = Request("a green cube", seed=3, steps=5, num_frames=9, height=32, width=40)
 PASSES = 2
 ROOT = Path(__file__).parents[2]
 DENSE, TOKEN, TILE = map(parse_method, ("dense", "token:0.6", "tile:0.3"))

@@ -20,7 +20,7 @@ from timeripple.clips.quality import PSNR_CAP, psnr
 from timeripple.clips.report import html_report
 from timeripple.clips.video import AMPLIFICATIONS, read_metadata, read_mp4
 
-REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
+REQUEST = Request("a green cube", seed=3, steps=5, num_frames=9, height=32, width=40)
 METHODS = ("dense", "token:0.6", "channel:0.6")
 
 
@@ -68,7 +68,7 @@ def test_report(tiny_pipeline, comparison):
     assert token["saving"]["kind"] == "realised" and channel["saving"]["kind"] == "theoretical"
     assert set(token["saving"]) == {"kind", "reuse_steps", "all_steps", "per_step"}
     assert set(token["quality"]) == set(token["per_frame"]) == {"psnr", "ssim", "vmaf"}
-    assert {len(values) for values in token["per_frame"].values()} == {3}
+    assert {len(values) for values in token["per_frame"].values()} == {9}
     for name in ("ssim", "vmaf"):
         assert np.mean(token["per_frame"][name]) == pytest.approx(token["quality"][name])
     assert (dense["per_frame"], dense["amplification"]) == (None, None) and token["amplification"] in AMPLIFICATIONS
@@ -87,10 +87,10 @@ def test_saved_files(tiny_pipeline, comparison, tmp_path):
         [path.name for path in paths] == sorted(os.listdir(folder)) == sorted([*videos, "report.html", "report.json"])
     )
     assert os.listdir(tmp_path) == ["new"]
-    assert read_mp4(folder / "dense.mp4").shape == (3, 128, 160, 3)
-    assert read_mp4(folder / "side_by_side.mp4").shape == (3, 160, 3 * 160 + 2 * 8, 3)
+    assert read_mp4(folder / "dense.mp4").shape == (9, 128, 160, 3)
+    assert read_mp4(folder / "side_by_side.mp4").shape == (9, 160, 3 * 160 + 2 * 8, 3)
     player = read_mp4(folder / "player.mp4")
-    assert player.shape == (3, 128, 5 * (160 + 16), 3)
+    assert player.shape == (9, 128, 5 * (160 + 16), 3)
     for number, label in enumerate(("dense", "token-0.6")):
         left = number * 176 + 8
         assert psnr(player[:, :, left : left + 160], read_mp4(folder / f"{label}.mp4")) > 35

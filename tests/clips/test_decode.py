@@ -33,7 +33,7 @@ def test_the_picture_lasts_as_long_as_the_picture(tmp_path):
         path = made(
             tmp_path / f"own.{ending}", *source("color=red"), "-f", "lavfi", "-i", "sine=d=90", "-map", "0", "-map", "1"
         )
-        assert read_clip(path, 16, 32, 32, LIMITS).shape == (8, 32, 32, 3)
+        assert read_clip(path, 16, 32, 32, LIMITS).shape == (16, 32, 32, 3)
 
 
 def test_the_cover_is_no_video(tmp_path):

@@ -12,7 +12,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
 from timeripple.clips.solvers import SOLVERS, evaluations, solver
 
-REQUEST = Request("a red ball rolling left", steps=5, num_frames=3, height=32, width=40)
+REQUEST = Request("a red ball rolling left", steps=5, num_frames=9, height=32, width=40)
 
 
 @pytest.fixture(scope="module")
@@ -23,13 +23,13 @@ def dense(tiny_pipeline):
 def test_dense_frames_are_those_of_the_plain_pipeline(tiny_pipeline, dense):
     video = tiny_pipeline(
         REQUEST.prompt,
-        num_frames=3,
+        num_frames=9,
         height=32,
         width=40,
         num_inference_steps=5,
         generator=torch.Generator().manual_seed(0),
     ).frames[0]
-    assert dense.frames.shape == (3, 32, 40, 3) and dense.frames.dtype == np.uint8
+    assert dense.frames.shape == (9, 32, 40, 3) and dense.frames.dtype == np.uint8
     assert np.array_equal(dense.frames, (video * 255).round().astype(np.uint8))
 
 
@@ -60,7 +60,7 @@ def test_events_count_up_and_the_last_preview_is_the_middle_frame(tiny_pipeline,
     seconds = [event.seconds for event in events]
     assert seconds == sorted(seconds) and events[-1].eta_seconds == 0 < events[0].eta_seconds
     assert events[0].preview.shape == (32, 40, 3) and events[0].preview.dtype == np.uint8
-    assert np.abs(events[-1].preview.astype(int) - dense.frames[1]).max() <= 1
+    assert np.abs(events[-1].preview.astype(int) - dense.frames[4]).max() <= 1
     assert np.array_equal(generation.frames, dense.frames)
 
 
@@ -71,7 +71,7 @@ def test_a_method_takes_steps_and_solver_of_its_own_from_the_same_noise(tiny_pip
     asked = 7 if solver == "heun" else 4  # Heun asks twice a step, but for the last
     assert [(event.step, event.steps) for event in events] == [(i, asked) for i in range(1, asked + 1)]
     assert len(generation.saving["per_step"]) == asked and tiny_pipeline.scheduler is own
-    assert np.abs(events[-1].preview.astype(int) - generation.frames[1]).max() <= 1
+    assert np.abs(events[-1].preview.astype(int) - generation.frames[4]).max() <= 1
 
 
 @pytest.mark.parametrize("name", SOLVERS)
@@ -104,12 +104,16 @@ def test_a_solver_needs_a_flow(tiny_pipeline, monkeypatch):
         generate(tiny_pipeline, REQUEST, parse_method("dense:solver=euler"))
 
 
-def test_preview_is_the_clean_clip_of_an_exact_velocity(tiny_pipeline):
+@pytest.mark.parametrize(
+    ("latents", "shown", "middle"), [(1, (0, 1), 0), (3, (0, 2), 4), (4, (1, 3), 2), (5, (1, 3), 4)]
+)
+def test_preview_is_the_clean_clip_of_an_exact_velocity(tiny_pipeline, latents, shown, middle):
+    """Of 1, 9, 13 and 17 frames those of number 0, 4, 6 and 8, the second, fourth or only one of their latent frame."""
     tiny_pipeline.scheduler.set_timesteps(5)
-    clean, noise = torch.randn(2, 1, 8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    clean, noise = torch.randn(2, 1, 8, latents, 4, 4, generator=torch.Generator().manual_seed(0))
     before = clean + tiny_pipeline.scheduler.sigmas[1] * (noise - clean)
     preview = generating._preview(tiny_pipeline, 1, before, noise - clean)
-    expected = generating.to_frames(tiny_pipeline.decode(clean[:, :, 1:2]))[0]
+    expected = generating.to_frames(tiny_pipeline.decode(clean[:, :, slice(*shown)]))[middle]
     assert np.abs(preview.astype(int) - expected).max() <= 1
 
 
@@ -143,7 +147,7 @@ def test_cancel_stops_within_one_step(tiny_pipeline, stop_after):
         ({"height": 100}, "multiple of 8"),
         ({"width": 0}, "multiple of 8"),
         ({"num_frames": 0}, "num_frames is 0"),
-        ({"num_frames": 10_000}, "tokens"),
+        ({"num_frames": 20_001, "height": 256, "width": 256}, "tokens"),
         ({"guidance_scale": float("nan")}, "guidance scale is nan"),
     ],
 )

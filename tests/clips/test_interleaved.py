@@ -13,7 +13,7 @@ from timeripple.clips.generate import BrokenClip, Cancelled, Request, generate
 from timeripple.clips.interleaved import can_take_turns, generate_all, twin
 from timeripple.clips.methods import parse_method
 
-REQUEST = Request("a red ball", seed=1, steps=6, num_frames=3, height=32, width=40)
+REQUEST = Request("a red ball", seed=1, steps=6, num_frames=9, height=32, width=40)
 METHODS = [parse_method(text) for text in (
     "dense", "token:0.6", "channel:0.5", "tile:0.4:refresh=none", "dense:steps=3:solver=euler", "taylorseer:2",
     "token:0.5+first-block-cache:0.1", "faster-cache", "hsa:0.25", "output-cache:0.5",

@@ -32,7 +32,7 @@ TEXTS = {
 
 def generate(pipeline):
     generator = torch.Generator().manual_seed(0)
-    sizes = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": 10}
+    sizes = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 10}
     return pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
 

@@ -9,7 +9,7 @@ from timeripple.clips.generate import Generation, Request
 from timeripple.clips.methods import parse_method
 from timeripple.clips.rounds import disturbances, speedups_by_round, together
 
-REQUEST = Request("a green cube", seed=3, steps=5, num_frames=3, height=32, width=40)
+REQUEST = Request("a green cube", seed=3, steps=5, num_frames=9, height=32, width=40)
 
 
 def clip(method, attention=10.0, rest=10.0, decode=2.0):

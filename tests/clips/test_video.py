@@ -170,7 +170,7 @@ def test_anybodys_clip_is_read_whatever_its_name(tmp_path, name):
         "-s",
         "160x128",
         "-r",
-        "16",
+        "32",
     ]
     command += ["-i", "-", "-c:v", *codecs.get(ending, ["libx264", "-crf", "12"]), str(written)]
     clip = smooth_clip(20)

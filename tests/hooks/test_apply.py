@@ -311,7 +311,7 @@ def test_errors(transformer):
 def test_in_a_pipeline(tiny_pipeline):
     def generate():
         generator = torch.Generator().manual_seed(0)
-        sizes = {"num_frames": 2, "height": 32, "width": 48, "num_inference_steps": 5}
+        sizes = {"num_frames": 5, "height": 32, "width": 48, "num_inference_steps": 5}
         return tiny_pipeline("a red ball", generator=generator, output_type="latent", **sizes).frames
 
     dense = generate()

@@ -14,7 +14,7 @@ from timeripple.inspection.probe import capture
 
 GRID = TokenGrid(4, 6, 4)
 CONFIGS = [ReuseConfig(granularity, budget=0.5, query_tile=(2, 2, 2)) for granularity in ("channel", "token", "tile")]
-REQUEST = Request("a red ball", steps=3, num_frames=4, height=32, width=32)
+REQUEST = Request("a red ball", steps=3, num_frames=13, height=32, width=32)
 
 
 def random(heads=2, seed=0, grid=GRID):

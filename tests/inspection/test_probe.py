@@ -8,7 +8,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.inspection.probe import capture, inspect_clip, inspect_request
 from timeripple.inspection.reports import head_report, rope_frequencies
 
-REQUEST = Request("a red ball", steps=4, num_frames=2, height=32, width=48)
+REQUEST = Request("a red ball", steps=4, num_frames=5, height=32, width=48)
 
 
 def test_captures_are_what_attention_gets(tiny_pipeline):
@@ -78,7 +78,7 @@ def test_a_request_that_is_looked_into_is_kept_with_its_clip(tiny_pipeline, tmp_
 
 def test_a_clip_is_noised_as_it_would_be_at_each_step(tiny_pipeline, tmp_path):
     """The first transformer input must be (1 - sigma) * latents + sigma * noise, at the timestep of the step."""
-    clip = np.random.default_rng(0).integers(0, 256, (2, 32, 48, 3), np.uint8)
+    clip = np.random.default_rng(0).integers(0, 256, (7, 32, 48, 3), np.uint8)
     seen_inputs = []
     handle = tiny_pipeline.transformer.register_forward_pre_hook(
         lambda module, args, kwargs: seen_inputs.append((kwargs["hidden_states"][:, :8].clone(), kwargs["timestep"])),
@@ -87,8 +87,8 @@ def test_a_clip_is_noised_as_it_would_be_at_each_step(tiny_pipeline, tmp_path):
     seen = inspect_clip(tiny_pipeline, clip, 5, [0, 3], 7, tmp_path)
     handle.remove()
     assert (seen.steps, seen.kept, seen.grid.shape) == (5, (0, 3), (2, 4, 6))
-    assert np.array_equal(seen.frames, clip)
-    frames = torch.from_numpy(clip).permute(3, 0, 1, 2)[None] / 127.5 - 1
+    assert np.array_equal(seen.frames, clip[:5])  # two latent frames; a third would take nine
+    frames = torch.from_numpy(clip[:5]).permute(3, 0, 1, 2)[None] / 127.5 - 1
     latents = tiny_pipeline.encode(frames)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(7))
     tiny_pipeline.scheduler.set_timesteps(5)
@@ -100,9 +100,11 @@ def test_a_clip_is_noised_as_it_would_be_at_each_step(tiny_pipeline, tmp_path):
 
 def test_a_clip_that_does_not_fit_is_one_sentence(tiny_pipeline, tmp_path):
     with pytest.raises(ValueError, match="height is 33; give a multiple of 8"):
-        inspect_clip(tiny_pipeline, np.zeros((2, 33, 48, 3), np.uint8), 5, [0], 0, tmp_path)
+        inspect_clip(tiny_pipeline, np.zeros((5, 33, 48, 3), np.uint8), 5, [0], 0, tmp_path)
+    with pytest.raises(ValueError, match="has 4 frames; take one of at least 5"):
+        inspect_clip(tiny_pipeline, np.zeros((4, 32, 48, 3), np.uint8), 5, [0], 0, tmp_path)
     with pytest.raises(Cancelled):
-        inspect_clip(tiny_pipeline, np.zeros((2, 32, 48, 3), np.uint8), 5, [0], 0, tmp_path, should_stop=lambda: True)
+        inspect_clip(tiny_pipeline, np.zeros((5, 32, 48, 3), np.uint8), 5, [0], 0, tmp_path, should_stop=lambda: True)
     assert not hasattr(tiny_pipeline.transformer, "_diffusers_hook")
 
 

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderTiny
 
 from timeripple.pond import autoencoder
 from timeripple.pond.autoencoder import build_autoencoder, decode, encode
@@ -149,14 +148,6 @@ def test_what_comes_later_changes_nothing_before(vae):
     latents, others = encode(vae, one), encode(vae, other)
     torch.testing.assert_close(latents[:, :, :2], others[:, :, :2])
     torch.testing.assert_close(decode(vae, latents)[:, :, :5], decode(vae, others)[:, :, :5])
-
-
-def test_the_first_edition_takes_every_frame_by_itself():
-    small = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4, latent_channels=8)
-    video = torch.rand(2, 3, 3, 32, 48)
-    latents = encode(small, video)
-    assert latents.shape == (2, 8, 3, 4, 6) and decode(small, latents).shape == video.shape
-    torch.testing.assert_close(encode(small, video[:, :, 1:2]), latents[:, :, 1:2])
 
 
 def test_noted_statistics_centre_latents_and_give_them_one_scale(vae, video):

@@ -7,7 +7,7 @@ from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import PromptError
 
 PROMPT = "a red ball rolling left across the ocean"
-SMALL = {"num_frames": 2, "height": 32, "width": 40, "num_inference_steps": 2}
+SMALL = {"num_frames": 5, "height": 32, "width": 40, "num_inference_steps": 2}
 
 
 def generator():
@@ -16,7 +16,7 @@ def generator():
 
 def test_shapes_of_every_output_type(tiny_pipeline):
     frames = tiny_pipeline(PROMPT, **SMALL, generator=generator()).frames
-    assert frames.shape == (1, 2, 32, 40, 3) and 0 <= frames.min() <= frames.max() <= 1
+    assert frames.shape == (1, 5, 32, 40, 3) and 0 <= frames.min() <= frames.max() <= 1
     tensor = tiny_pipeline(PROMPT, **SMALL, generator=generator(), output_type="pt").frames
     np.testing.assert_array_equal(tensor.permute(0, 1, 3, 4, 2).numpy(), frames)
     images = tiny_pipeline(PROMPT, **SMALL, generator=generator(), output_type="pil").frames
@@ -76,7 +76,7 @@ def test_saving_and_loading_gives_the_same_video(tiny_pipeline, tmp_path):
         ({"width": 8}, "width is 8"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
-        ({"num_frames": 4000, "height": 256, "width": 256}, "tokens"),
+        ({"num_frames": 4001, "height": 256, "width": 256}, "tokens"),
     ],
 )
 def test_sizes_that_cannot_be_generated(tiny_pipeline, settings, words):

@@ -170,7 +170,7 @@ def look_inside(open_tab):
         open_tab(page, tab)
         choose(page, "Look into", "A new prompt")
         ask_inside(page)
-        note = page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)
+        note = page.locator(".tr-facts").filter(has_text="192 tokens in 3×8×8", visible=True)
         expect(note).to_be_visible()
 
     return look_inside

@@ -22,7 +22,7 @@ from ui.result import EXAMPLES, recorded_runs
 from ui.runs import Limits, Runs
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"num_frames": 8, "pixels": 64, "steps": 4}
+SMALL = {"num_frames": 9, "pixels": 64, "steps": 4}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_compare_over_the_api(client):
     job = client.submit("a red ball rolling left", "dense,token:0.75", seed=3, **SMALL, api_name="/compare")
     report, video = job.result(timeout=120)
     assert [method["label"] for method in report["methods"]] == ["dense", "token-0.75"]
-    assert (report["seed"], report["grid"]) == (3, [8, 8, 8]) and report["methods"][1]["quality"]["psnr"] > 0
+    assert (report["seed"], report["grid"]) == (3, [3, 8, 8]) and report["methods"][1]["quality"]["psnr"] > 0
     assert Path(video).stat().st_size > 1000
 
 
@@ -48,7 +48,7 @@ def test_compare_over_the_api(client):
         ({"steps": 0}, "give 1 to"),
         ({"steps": 41}, "the limit here is 40"),
         ({"pixels": 60}, "give a multiple of 8"),
-        ({"num_frames": 200}, "the limit here is 10,000"),
+        ({"num_frames": 801}, "the limit here is 10,000"),
         ({"methods": "dense,magic"}, "'magic' is unknown"),
         ({"methods": "dense,token:1.5"}, "budget 1.5 is not a share"),
         ({"methods": "dense,dense"}, "given twice"),
@@ -106,7 +106,7 @@ def test_a_model_that_is_not_there_ends_the_start_with_one_sentence(given, monke
         app.main(["--model", "nowhere at all"] if given == "option" else [])
 
 
-REQUEST = Request("a red ball", "by night", 7, 8, 8, 64, 64, 2.5)
+REQUEST = Request("a red ball", "by night", 7, 8, 9, 64, 64, 2.5)
 METHODS = [parse_method(text) for text in ("token:0.5:axes=ty", "skip:0.7")]
 
 
@@ -130,7 +130,7 @@ def test_the_form_asks_for_what_filled_it():
 @pytest.mark.parametrize(
     ("request_", "methods", "sentence"),
     [
-        (replace(REQUEST, width=72), METHODS, "8 frames of 72 × 64, which the form does not offer"),
+        (replace(REQUEST, width=72), METHODS, "9 frames of 72 × 64, which the form does not offer"),
         (REQUEST, METHODS[:1], "compare 1 methods; the form compares two"),
         (replace(REQUEST, steps=60), METHODS, "60 steps; the limit here is 50"),
     ],
@@ -166,9 +166,9 @@ def test_recorded_examples_say_where_they_were_made(tmp_path):
 def test_attention_over_the_api(client):
     report = client.predict("a red ball", "2,3,4", at=2, layer=1, head=1, **SMALL, api_name="/attention")
     planes = {name: np.array(report[name]) for name in ("dense", "reuse", "sharing")}
-    assert all(plane.shape == (8, 8, 8) for plane in planes.values())
+    assert all(plane.shape == (3, 8, 8) for plane in planes.values())
     assert planes["dense"].sum() == pytest.approx(1, abs=1e-4) == planes["reuse"].sum()
-    assert planes["sharing"].min() >= 1 and np.array(report["map"]).mean() == pytest.approx(1 / 512, rel=1e-3)
+    assert planes["sharing"].min() >= 1 and np.array(report["map"]).mean() == pytest.approx(1 / 192, rel=1e-3)
     assert (report["head"]["layer"], report["head"]["head"]) == ("blocks.1.attn1", 1)
     for change, sentence in [
         ({"token": "9,1,1"}, "the grid is"),

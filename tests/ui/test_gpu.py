@@ -13,7 +13,7 @@ from timeripple.clips.generate import Cancelled, Request
 from timeripple.clips.methods import parse_method
 from ui.gpu import seconds_needed, works
 
-REQUEST = Request("a red ball", seed=3, steps=3, num_frames=4, height=32, width=32)
+REQUEST = Request("a red ball", seed=3, steps=3, num_frames=13, height=32, width=32)
 METHODS = [parse_method("dense"), parse_method("token:0.5")]
 
 

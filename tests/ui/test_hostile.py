@@ -12,7 +12,7 @@ from ui.runs import Limits
 LIMITS = Limits(max_tokens=10_000, max_steps=40)
 HUGE, DEEP = "9" * 400, "[" * 5000 + "]" * 5000
 MARKUP = '<img src=x onerror="alert(1)">'
-SMALL = {"prompt": "a red ball", "seed": 3, "steps": 3, "num_frames": 8, "pixels": 64}
+SMALL = {"prompt": "a red ball", "seed": 3, "steps": 3, "num_frames": 9, "pixels": 64}
 
 
 def still_generates(app) -> bool:
@@ -62,9 +62,10 @@ COMPARED = [
     ({"pixels": 0}, "pixels|size|multiple"),
     ({"pixels": -64}, "pixels|size|multiple"),
     ({"pixels": 60}, "multiple of 8"),
-    ({"pixels": 8 * 10**6}, "are 8000000000000 tokens"),
+    ({"pixels": 8 * 10**6}, "are 3000000000000 tokens"),
     ({"num_frames": 0}, "frames"),
-    ({"num_frames": 10**9}, "are 64000000000 tokens"),
+    ({"num_frames": 16}, "give a multiple of 4 plus 1"),
+    ({"num_frames": 10**9 + 1}, "are 16000000064 tokens"),
     ({"methods": ",".join(f"token:0.{n:03}" for n in range(1, 302))}, "301 methods; the limit here is 8"),
     ({"methods": "," * 100_000}, "100001 methods; the limit here is 8"),
     ({"methods": ""}, "is unknown"),
@@ -190,14 +191,14 @@ LINKED = [
 
 @pytest.mark.parametrize(("change", "sentence"), LINKED, ids=[str(change)[:40] for change, _ in LINKED])
 def test_links(visitor, change, sentence):
-    link = {"prompt": "a red ball", "num_frames": 8, "width": 64, "height": 64, "compared": "dense,token:0.5"}
+    link = {"prompt": "a red ball", "num_frames": 9, "width": 64, "height": 64, "compared": "dense,token:0.5"}
     with pytest.raises(Said, match=sentence) as error:
         restored(visitor, **{**link, **change})
     assert "<img" not in sentence_of(error)
 
 
 def test_a_threshold_of_a_million_comes_back_from_its_link(visitor):
-    link = {"prompt": "a red ball", "num_frames": 8, "width": 64, "height": 64, "compared": "dense,channel:theta=1e6"}
+    link = {"prompt": "a red ball", "num_frames": 9, "width": 64, "height": 64, "compared": "dense,channel:theta=1e6"}
     assert 1e6 in restored(visitor, **link)
 
 
@@ -205,7 +206,7 @@ def test_a_link_to_a_result_that_is_gone_fills_the_form(visitor):
     link = {
         "run": "gone",
         "prompt": "a red ball",
-        "num_frames": 8,
+        "num_frames": 9,
         "width": 64,
         "height": 64,
         "compared": "dense,token",

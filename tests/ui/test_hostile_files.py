@@ -109,7 +109,7 @@ def test_clips(app, tiny_pipeline, tmp_path, name):
         works(tiny_pipeline),
         app.runs,
         str(path),
-        Request("a clip", steps=4, num_frames=8, height=64, width=64),
+        Request("a clip", steps=4, num_frames=9, height=64, width=64),
     )
     assert app.runs.wait(run, 60) and run.state == "failed" and sentence in run.error and len(run.error) < 200
 

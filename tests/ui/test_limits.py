@@ -8,10 +8,11 @@ import pytest
 from timeripple.bench.attention import request_for
 from timeripple.clips.generate import Request
 from timeripple.clips.methods import parse_method
+from ui.form import SIZES
 from ui.limits import FIXED_SECONDS, SECONDS_PER_TERAFLOP, Limits, check_server, seconds_needed, table, written
 
 ROOT = Path(__file__).parents[2]
-REQUEST = Request("a red ball", steps=20, num_frames=16, height=128, width=128)
+REQUEST = Request("a red ball", steps=20, num_frames=61, height=128, width=128)
 
 
 @pytest.mark.parametrize("name", ["README.md", "SECURITY.md"])
@@ -73,19 +74,20 @@ def test_the_estimate_counts_every_product(tiny_pipeline):
 
 
 def test_what_the_form_offers_is_allowed():
-    """Pond's largest clip with all steps and two methods, on its own six layers of four heads of 48."""
+    """Every size of Pond's in its own number of steps, and but for the largest in all steps, with two methods."""
     from timeripple.clips.models import load_pond
 
-    pond, limits = load_pond(), Limits()
-    largest = replace(REQUEST, height=192, width=192, steps=limits.max_steps)
-    limits.check_comparison(pond, largest, [parse_method("dense"), parse_method("token:0.75")])
+    pond, limits, methods = load_pond(), Limits(), [parse_method("dense"), parse_method("token:0.75")]
+    for name, (frames, height, width) in SIZES.items():
+        steps = REQUEST.steps if name == "Large" else limits.max_steps
+        limits.check_comparison(pond, Request("a ball", "", 0, steps, frames, height, width), methods)
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"steps": 51}, "These are 51 steps; the limit here is 50"),
-        ({"num_frames": 200}, "This size is 51,200 tokens; the limit here is 16,384"),
+        ({"num_frames": 797}, "This size is 51,200 tokens; the limit here is 16,384"),
         ({"prompt": "a red ball " * 200}, "This prompt has 2,200 characters; the limit here is 2,000"),
         ({"negative_prompt": "x" * 2_001}, "This prompt has 2,001 characters"),
     ],

@@ -15,7 +15,7 @@ from timeripple.clips.video import write_mp4
 pytestmark = pytest.mark.browser
 
 FORM = {
-    "prompt": "a small green star rising in the sky", "seed": 11, "num_frames": 8, "height": 64, "width": 64,
+    "prompt": "a small green star rising in the sky", "seed": 11, "num_frames": 9, "height": 64, "width": 64,
     "steps": 4, "guidance_scale": 2.0, "compared": "dense,tile:0.4",
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_a_quality_target_takes_what_tune_wrote(tiny_pipeline, tmp_path, monkeyp
     method = read_method(changed("token", by="Quality target", target="36"), 6)
     assert method == parse_method(text) and title(method)
     assert replace(read_method(fill_method(method, 6), 6), text="") == replace(method, text="")
-    request = Request("a red ball", steps=6, num_frames=2, height=32, width=32)
+    request = Request("a red ball", steps=6, num_frames=5, height=32, width=32)
     report = compare(tiny_pipeline, request, [parse_method("dense"), method]).report(tiny_pipeline)
     assert [entry["steps"] for entry in report["methods"]] == [6, method.steps]
     assert report["methods"][1]["method"] == text and report["methods"][1]["quality"]["psnr"] > 10

@@ -22,7 +22,7 @@ def model(tiny_pipeline, tmp_path_factory):
 
 def running(visitor: Visitor) -> str:
     """A long run, begun; its id."""
-    run_id = generate(visitor, "a blue cube", 2, "16x192x192", 50)
+    run_id = generate(visitor, "a blue cube", 2, "49x256x256", 50)
     while not any(word in shown(visitor)[0] for word in ("is running", "advance in turn")):
         time.sleep(0.2)
     return run_id

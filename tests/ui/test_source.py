@@ -9,7 +9,7 @@ from ui.gpu import works
 from ui.runs import Limits, Runs
 from ui.source import inspected, recorded_inspection, submit_clip, submit_request
 
-REQUEST = Request("a red ball", seed=3, steps=4, num_frames=4, height=32, width=32)
+REQUEST = Request("a red ball", seed=3, steps=4, num_frames=13, height=32, width=32)
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_a_run_is_there_once_it_is_done(tiny_pipeline, runs):
     run = submit_request(tiny_pipeline, works(tiny_pipeline), runs, REQUEST)
     assert runs.wait(run, 60)
     seen = inspected(runs, run.id)
-    assert (seen.kept, seen.grid.shape) == ((0, 1, 2, 3), (4, 4, 4)) and seen.frames.shape == (4, 32, 32, 3)
+    assert (seen.kept, seen.grid.shape) == ((0, 1, 2, 3), (4, 4, 4)) and seen.frames.shape == (13, 32, 32, 3)
     assert inspected(runs, "another") is None and inspected(runs, None) is recorded_inspection()
 
 
@@ -30,7 +30,7 @@ def test_a_clip_is_looked_into_at_the_size_of_the_form(tiny_pipeline, runs, tmp_
     write_mp4(tmp_path / "own.mp4", clip)
     run = submit_clip(tiny_pipeline, works(tiny_pipeline), runs, str(tmp_path / "own.mp4"), REQUEST)
     assert runs.wait(run, 60)
-    assert inspected(runs, run.id).frames.shape == (4, 32, 32, 3)
+    assert inspected(runs, run.id).frames.shape == (5, 32, 32, 3)
 
 
 @pytest.mark.parametrize(("shape", "sentence"), [((40, 32, 32, 3), "5 seconds long"), ((2, 600, 600, 3), "600×600")])

@@ -56,7 +56,7 @@ def test_every_tab_shows_the_recorded_run_and_what_is_picked_is_picked_in_all(op
     expect(facts).to_contain_text(f"Token ({', '.join(map(str, place))})")
     large = sheet.locator(".tr-large").first
     box = large.bounding_box()
-    large.click(position={"x": box["width"] * 5.5 / 12, "y": box["height"] * 3.5 / 12})
+    large.click(position={"x": box["width"] * 5.5 / 16, "y": box["height"] * 3.5 / 16})
     expect(facts).to_contain_text(f"Token ({place[0]}, 4, 6)")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowDown")
@@ -115,7 +115,7 @@ def test_a_new_prompt_is_looked_into_and_survives_a_reload(open_page, open_tab, 
     expect(page.get_by_text("Giving back the error of step")).to_be_visible()
     page.reload()
     open_tab(page, "Correlations")
-    expect(page.locator(".tr-facts").filter(has_text="512 tokens in 8×8×8", visible=True)).to_be_visible()
+    expect(page.locator(".tr-facts").filter(has_text="192 tokens in 3×8×8", visible=True)).to_be_visible()
     expect(page.get_by_label("Look into", exact=True)).to_have_value("A new prompt")
     choose(page, "Look into", "Red ball (recorded)")
     expect(page.locator("#source-note")).to_contain_text("Red ball (recorded)")
@@ -156,14 +156,14 @@ def test_a_clip_of_the_visitor(open_page, open_tab, tmp_path, name):
     clip = np.random.default_rng(0).integers(0, 256, (6, 64, 80, 3), np.uint8)
     if name.endswith("gif"):
         first, *others = map(Image.fromarray, clip)
-        first.save(tmp_path / name, save_all=True, append_images=others, duration=125, loop=0)
+        first.save(tmp_path / name, save_all=True, append_images=others, duration=60, loop=0)
     else:
         write_mp4(tmp_path / name, clip)
     page = open_page()
     look_into(page, open_tab, tmp_path / name)
     note = page.get_by_text(re.compile(r"Your own clip: \d+ tokens in \d×8×8"))
     expect(note).to_be_visible()
-    expect(note).to_contain_text("where 8 were asked for")  # never a longer clip than there is
+    expect(note).to_contain_text("where 9 were asked for")  # never a longer clip than there is
     expect(page.locator("#correlation-table table")).to_be_visible()
 
 

@@ -28,7 +28,7 @@ from timeripple.clips.generate import Request
 from timeripple.inspection.correlations import axis_correlation, correlated_noise
 from timeripple.inspection.probe import Capture, capture
 from timeripple.pond.autoencoder import SPATIAL_FACTOR
-from timeripple.pond.pipeline import PondPipeline
+from timeripple.pond.pipeline import PondPipeline, latent_frames
 
 SHAPES = {  # grid, heads, head_dim
     "hunyuan-video": (TokenGrid(33, 45, 80), 24, 128),  # 720p, 129 frames
@@ -36,12 +36,12 @@ SHAPES = {  # grid, heads, head_dim
     "cogvideox": (TokenGrid(13, 30, 45, text_before=226), 30, 64),
 }
 STEPS = (4, 10, 16)
-LAYERS = ("blocks.0.attn1", "blocks.2.attn1", "blocks.5.attn1")
+LAYERS = ("blocks.0.attn1", "blocks.3.attn1", "blocks.7.attn1")
 SAVINGS = (0.5, 0.6, 0.7, 0.8)
 GRANULARITIES = ("token", "tile")
 PROMPT = "a red ball rolling left across the ocean at sunset"
 WARMUPS = 2
-FRAMES = 16
+FRAMES, FEWEST_TOKENS = 33, 256
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,10 @@ class Timed:
 
 
 def request_for(tokens: int, steps: int = 20, seed: int = 0) -> Request:
-    """A request of about this many tokens: 16 frames of a square. Raises ValueError for fewer than 256."""
-    side = round((max(0, tokens) / FRAMES) ** 0.5)
-    if side < 4:
-        raise ValueError(f"The number of tokens is {tokens}; give at least 256, such as 4096.")
-    size = side * SPATIAL_FACTOR
+    """A request of about this many tokens: 33 frames of a square. Raises ValueError for fewer than 256."""
+    if tokens < FEWEST_TOKENS:
+        raise ValueError(f"The number of tokens is {tokens}; give at least {FEWEST_TOKENS}, such as 5184.")
+    size = round((tokens / latent_frames(FRAMES)) ** 0.5) * SPATIAL_FACTOR
     return Request(PROMPT, seed=seed, steps=steps, num_frames=FRAMES, height=size, width=size)
 
 

@@ -15,7 +15,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.clips.quality import measure
 from timeripple.pond.pipeline import PondPipeline
 
-TOKENS = (4096, 9216)
+TOKENS = (5184, 9216)
 METHODS = (
     "dense",
     "token:0.75",

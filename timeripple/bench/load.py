@@ -23,7 +23,7 @@ from timeripple.bench.ui import server
 from timeripple.bench.visitor import Said, Visitor
 from timeripple.clips.video import write_mp4
 
-SIZE, STEPS = "8x64x64", 4
+SIZE, STEPS = "9x64x64", 4
 PATIENCE = 600  # seconds until a run of a visitor must have come to something
 SETTLING = 15  # seconds, after which memory is given back
 THINKING = 4  # seconds, at most, between what a visitor does
@@ -71,7 +71,7 @@ def load(visitors: int = 50, seconds: int = 120, on_run: Callable[[int, int], No
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="timeripple-load-") as folder, server(folder) as (url, process):
         clip = Path(folder) / "own.mp4"
-        write_mp4(clip, np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), np.uint8))
+        write_mp4(clip, np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8))
         for number in range(3):
             stay(url, clip, Tally(), random.Random(number), end=0)
         before = psutil.Process(process).memory_info().rss

@@ -40,9 +40,9 @@ class QualityBench:
 
     prompts: int = 4
     steps: int = 20
-    num_frames: int = 16
-    height: int = 96
-    width: int = 96
+    num_frames: int = 33
+    height: int = 128
+    width: int = 128
 
     def requests(self) -> list[Request]:
         """One request per prompt: combinations that training never shows, each with noise of its own."""

@@ -13,7 +13,7 @@ from timeripple.clips.generate import Cancelled
 from timeripple.inspection.probe import capture
 from timeripple.pond.pipeline import PondPipeline
 
-TOKENS = (576, 1024, 2304, 4096)
+TOKENS = (576, 1296, 2304, 5184)
 STEP = 6
 MATRIX, COPIED, TRIALS = 2048, 1 << 28, 7  # rows of a square matrix, bytes, of which the fastest counts
 

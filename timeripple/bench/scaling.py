@@ -10,9 +10,9 @@ from timeripple.bench.attention import attention, pond_captures
 from timeripple.bench.end_to_end import end_to_end
 from timeripple.pond.pipeline import PondPipeline
 
-TOKENS = (576, 1024, 2304, 4096, 9216, 16384)
+TOKENS = (576, 1296, 2304, 5184, 9216, 14400)
 METHODS = ("dense", "token:0.75")
-STEP, LAYER = 6, "blocks.2.attn1"
+STEP, LAYER = 6, "blocks.3.attn1"
 
 
 def scaling(

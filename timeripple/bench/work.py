@@ -30,7 +30,7 @@ from timeripple.hooks import transformers
 from timeripple.pond.pipeline import PondPipeline
 
 CONVERGED_STEPS = 100
-TOKENS = (4096, 9216)
+TOKENS = (5184, 9216)
 SHARES = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 """Attention's share of a dense step, for which the cost of a method is given."""
 DENSE_STEPS = (4, 5, 6, 7, 8, 9, 10, 12, 14, 17, 20, 24, 28)

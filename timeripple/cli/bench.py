@@ -57,8 +57,8 @@ def add_to(app: typer.Typer) -> None:
 def quality(
     prompts: Prompts = 4,
     steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
+    frames: Frames = 33,
+    size: Size = "128",
     model: PondModel = "pond",
     out: Annotated[
         Path | None, typer.Option(help="JSON-lines file of finished runs; a later call takes up from there.")
@@ -85,7 +85,7 @@ def quality(
 
 
 def attention(
-    tokens: Annotated[int, typer.Option(help="Length of the sequence, 16 frames of a square.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Length of the sequence, 33 frames of a square.")] = 5184,
     shape: Annotated[
         str, typer.Option(help="hunyuan-video, wan2.1 or cogvideox: that model's shape, on noise correlated as Pond's.")
     ] = "",
@@ -118,7 +118,7 @@ def attention(
 
 
 def end_to_end(
-    tokens: Tokens = "4096,9216",
+    tokens: Tokens = "5184,9216",
     methods: Annotated[str, typer.Option(help="As in compare; the first is the reference. By default a choice.")] = "",
     repeats: Annotated[int, typer.Option(min=1, help="Generations of every method, each of another prompt.")] = 3,
     model: PondModel = "pond",
@@ -173,7 +173,7 @@ def roofline(
 
 def work(
     prompts: Prompts = 8,
-    tokens: Tokens = "4096,9216",
+    tokens: Tokens = "5184,9216",
     methods: Annotated[
         str, typer.Option(help="As in compare, each with steps of its own; by default dense, ours and every peer.")
     ] = "",

@@ -63,10 +63,10 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """ "4096,9216" to numbers."""
+    """ "5184,9216" to numbers."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isascii() and part.isdigit() for part in parts):
-        raise ValueError(f'These numbers are "{text}"; give whole numbers and commas, such as 4096,9216.')
+        raise ValueError(f'These numbers are "{text}"; give whole numbers and commas, such as 5184,9216.')
     return tuple(map(int, parts))
 
 

@@ -38,8 +38,8 @@ def probe(
     at: At = "10",
     seed: Seed = 0,
     steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
+    frames: Frames = 17,
+    size: Size = "128",
     model: Model = "pond",
     out: Annotated[Path, typer.Option(help="JSON file for the correlations of all channels, and the heads.")] = Path(
         "probe.json"
@@ -65,8 +65,8 @@ def lab(
     at: At = "10",
     seed: Seed = 0,
     steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
+    frames: Frames = 17,
+    size: Size = "128",
     model: Model = "pond",
     as_json: AsJson = False,
 ) -> None:
@@ -93,8 +93,8 @@ def record(
     at: At = "10",
     seed: Seed = 0,
     steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
+    frames: Frames = 17,
+    size: Size = "128",
     model: Model = "pond",
     bits: Annotated[int, typer.Option(help="Of every number: 8 or 16.")] = 8,
 ) -> None:

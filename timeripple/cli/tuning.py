@@ -52,7 +52,7 @@ def tune(
         int | None, typer.Option(help="Steps that speedup is against; by default the model's own.")
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Frames; by default the model's.")] = None,
-    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the model's, of Pond 96.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the model's, of Pond 128.")] = None,
     model: Model = "pond",
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -83,7 +83,7 @@ def tune(
         load = partial(load_pipeline, model, device, dtype, offload, compile=compile)
         pipeline = load()
         if isinstance(pipeline, PondPipeline):
-            texts, size = texts or held_out_prompts(PROMPTS), size or "96"
+            texts, size = texts or held_out_prompts(PROMPTS), size or "128"
         if texts is None:
             raise ValueError(f"{model} has no prompts of its own; give --prompts, a file with a prompt a line.")
         width, height = (None, None) if size is None else parse_size(size)
@@ -130,8 +130,8 @@ def magnitudes(
     model: PondModel = "pond",
     prompts: Prompts = 2,
     steps: Steps = 20,
-    frames: Frames = 16,
-    size: Size = "96",
+    frames: Frames = 33,
+    size: Size = "192",
     out: Annotated[Path, typer.Option(help="JSON file for the ratios.")] = Path("mag-ratios.json"),
 ) -> None:
     """Measure what mag-cache and teacache have to know of a model: how its residual and its output move by step."""

@@ -17,6 +17,7 @@ from timeripple.clips.methods import Method, blocks_of, is_compiled
 from timeripple.clips.quality import flaw
 from timeripple.clips.solvers import evaluations
 from timeripple.hooks import shortfall, transformers, turns
+from timeripple.pond.autoencoder import TEMPORAL_FACTOR
 from timeripple.pond.pipeline import PondPipeline
 
 MAX_STEPS, MAX_SEED, MAX_GUIDANCE = 200, 2**32 - 1, 30
@@ -41,9 +42,9 @@ class Request:
     negative_prompt: str = ""
     seed: int = 0
     steps: int = 20
-    num_frames: int = 16
-    height: int = 128
-    width: int = 128
+    num_frames: int = 33
+    height: int = 192
+    width: int = 192
     guidance_scale: float = 3.0
     true_cfg_scale: float = 1.0
     image: str = ""
@@ -336,13 +337,16 @@ def _preview(
     pipe: DiffusionPipeline, index: int, before: torch.Tensor | None, velocity: torch.Tensor | None
 ) -> np.ndarray | None:
     """Middle frame of the estimated clean clip, uint8 [H, W, 3], from the latents before a step and the velocity there;
-    None for models whose latents are not decoded frame by frame.
+    None for models of other kinds than Pond.
 
     Flow matching moves along x = (1 - sigma) * clean + sigma * noise, with velocity noise - clean; so
     clean = x - sigma * velocity.
     """
     if not isinstance(pipe, PondPipeline) or before is None or velocity is None:
         return None
-    middle = slice(velocity.shape[2] // 2, velocity.shape[2] // 2 + 1)
-    before = before[:1, : velocity.shape[1], middle].to(velocity.dtype)  # without coordinates
-    return to_frames(pipe.decode(before - float(pipe.scheduler.sigmas[index]) * velocity[:1, :, middle]))[0]
+    middle = TEMPORAL_FACTOR * (velocity.shape[2] - 1) // 2
+    last = math.ceil(middle / TEMPORAL_FACTOR)
+    shown = slice(max(0, last - 1), last + 1)  # the latent frame that holds it, and the one before
+    before = before[:1, : velocity.shape[1], shown].to(velocity.dtype)  # without coordinates
+    frames = to_frames(pipe.decode(before - float(pipe.scheduler.sigmas[index]) * velocity[:1, :, shown]))
+    return frames[middle - TEMPORAL_FACTOR * shown.start]

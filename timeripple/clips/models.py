@@ -16,6 +16,7 @@ from timeripple import ASSETS
 from timeripple.clips.memory import free_memory
 from timeripple.clips.solvers import DEFAULT_SOLVER, solver
 from timeripple.hooks import family_of, transformers
+from timeripple.pond.model import fastest_dtype
 from timeripple.pond.pipeline import PondPipeline
 
 POND = ASSETS / "pond"
@@ -97,16 +98,6 @@ def load_pond(model: str = "pond") -> PondPipeline:
 
 class TooLarge(ValueError):
     """The model does not fit; the message is one sentence."""
-
-
-def fastest_dtype(device: str) -> torch.dtype:
-    """bfloat16 where the device multiplies in it, float32 elsewhere."""
-    if torch.device(device).type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if native else torch.float32
 
 
 def parameter_counts(folder: str | Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from timeripple.clips.video import count_frames, read_clip
 from timeripple.hooks import transformers
 from timeripple.hooks.clock import LEFT_OUT
-from timeripple.pond.autoencoder import SPATIAL_FACTOR
+from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from timeripple.pond.pipeline import PondPipeline
 
 Size = tuple[int, int, int]
@@ -39,7 +39,7 @@ def kind(pipeline: DiffusionPipeline) -> str:
 def factors(pipeline: DiffusionPipeline) -> tuple[int, int]:
     """Frames and pixels to a latent; families call the same thing otherwise."""
     if isinstance(pipeline, PondPipeline):
-        return pipeline.temporal_factor, SPATIAL_FACTOR
+        return TEMPORAL_FACTOR, SPATIAL_FACTOR
     temporal = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio", "vae_temporal_scale_factor")
     spatial = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_spatial_scale_factor")
     first, second = (
@@ -190,7 +190,7 @@ def read_image(path: str) -> Image.Image:
 
 
 def read_video(path: str, size: Size) -> list[Image.Image]:
-    """The beginning of a video at 8 frames a second, cropped to the middle. Raises ValueError, one sentence."""
+    """The beginning of a video at 16 frames a second, cropped to the middle. Raises ValueError, one sentence."""
     return [Image.fromarray(frame) for frame in read_clip(path, *size)]
 
 

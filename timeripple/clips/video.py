@@ -16,7 +16,7 @@ import imageio_ffmpeg
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-FPS = 8
+FPS = 16
 DECODE = Path(__file__).with_name("decode.py")
 ENCODE_SECONDS = 60
 """How long writing a video may take, and a second more for every million pixels."""
@@ -177,7 +177,7 @@ CONTAINERS = {  # what a file of this format holds at its start, as (offset, byt
 def read_clip(
     path: str | Path, num_frames: int, height: int, width: int, limits: ClipLimits | None = None
 ) -> np.ndarray:
-    """The beginning of anybody's video at 8 frames a second, cropped to the middle: uint8 [F, height, width, 3].
+    """The beginning of anybody's video at 16 frames a second, cropped to the middle: uint8 [F, height, width, 3].
 
     F is num_frames, or fewer, but at least 2, where the video is shorter. Only MP4, WebM, MKV, AVI and GIF are opened,
     by what is in the file, so that no playlist can point elsewhere, in a process of its own, see `clips.decode`. Raises

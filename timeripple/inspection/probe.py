@@ -22,8 +22,8 @@ from timeripple.clips import pipelines
 from timeripple.clips.generate import Cancelled, Request, stoppable, to_frames
 from timeripple.clips.pipelines import freed
 from timeripple.hooks import disable, enable, family_of
-from timeripple.pond.autoencoder import to_video
-from timeripple.pond.pipeline import PondPipeline
+from timeripple.pond.autoencoder import TEMPORAL_FACTOR, to_video
+from timeripple.pond.pipeline import PondPipeline, latent_frames
 
 FACTS = "inspection.json"
 
@@ -92,9 +92,13 @@ def inspect_clip(
     """Look at any clip, uint8 [F, H, W, 3], as the model sees it at `steps` (from 0) of a run.
 
     The clip is encoded, noise of `seed` is mixed in as it would be at each of the steps, and the transformer runs
-    once, told nothing about the content. Callbacks as in `capture`. Raises ValueError for sizes and steps that cannot
-    be generated.
+    once, told nothing about the content. Up to three frames at its end are left out, so that what is left is a whole
+    number of latent frames. Callbacks as in `capture`. Raises ValueError for sizes and steps that cannot be generated,
+    and clips of fewer than five frames.
     """
+    if len(clip) <= TEMPORAL_FACTOR:
+        raise ValueError(f"The clip has {len(clip)} frames; take one of at least {TEMPORAL_FACTOR + 1}.")
+    clip = clip[: TEMPORAL_FACTOR * (latent_frames(len(clip)) - 1) + 1]
     frames, height, width, _ = clip.shape
     pipeline.check_inputs(frames, height, width, num_inference_steps)
     _check_steps(steps, num_inference_steps)

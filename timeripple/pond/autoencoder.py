@@ -10,7 +10,7 @@ space: colours do not drift, whatever the length and size. `train_autoencoder.py
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, AutoencoderTiny
+from diffusers import AutoencoderKLLTXVideo
 from torch import Tensor
 
 LATENT_CHANNELS = 16
@@ -42,22 +42,14 @@ def build_autoencoder() -> AutoencoderKLLTXVideo:
     )
 
 
-def encode(vae: AutoencoderKLLTXVideo | AutoencoderTiny, video: Tensor) -> Tensor:
+def encode(vae: AutoencoderKLLTXVideo, video: Tensor) -> Tensor:
     """Frames in [-1, 1], [B, 3, F, H, W], to latents [B, 16, (F - 1) / 4 + 1, H/8, W/8] of about unit variance."""
-    if isinstance(vae, AutoencoderTiny):  # the first edition's: every frame by itself
-        frames = video.transpose(1, 2).flatten(0, 1)
-        latents = torch.cat([vae.encode(chunk).latents * vae.config.scaling_factor for chunk in frames.split(16)])
-        return latents.unflatten(0, (len(video), -1)).transpose(1, 2)
     mean, std = _statistics(vae, video)
     return (vae.encode(video).latent_dist.mode() - mean) / std
 
 
-def decode(vae: AutoencoderKLLTXVideo | AutoencoderTiny, latents: Tensor) -> Tensor:
+def decode(vae: AutoencoderKLLTXVideo, latents: Tensor) -> Tensor:
     """Latents [B, 16, f, h, w] to frames of about [-1, 1], [B, 3, 4f - 3, 8h, 8w]."""
-    if isinstance(vae, AutoencoderTiny):
-        frames = latents.transpose(1, 2).flatten(0, 1) / vae.config.scaling_factor
-        video = torch.cat([vae.decode(chunk).sample for chunk in frames.split(16)])
-        return video.unflatten(0, (len(latents), -1)).transpose(1, 2)
     mean, std = _statistics(vae, latents)
     return vae.decode(latents * std + mean).sample
 
@@ -89,7 +81,7 @@ def to_video(frames: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction_psnr(vae: AutoencoderKLLTXVideo | AutoencoderTiny, clips: list[np.ndarray]) -> float:
+def reconstruction_psnr(vae: AutoencoderKLLTXVideo, clips: list[np.ndarray]) -> float:
     """PSNR in dB over all pixels of clips, uint8 RGB [F, H, W, 3], after encoding and decoding."""
     errors = []
     for clip in clips:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from timeripple.pond.drawing import Chance
-from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids, random_description
+from timeripple.pond.prompts import Description, random_description
 from timeripple.pond.scenes import pose, progress, render, render_clips
 
 CLIP_SEED = 20_000
@@ -16,21 +16,16 @@ SIZES = ((17, 128), (33, 192), (49, 256))  # frames, height and width: Small, St
 WINDOWS = ((17, 64), (33, 64))  # frames, height and width of the pieces that the autoencoder learns from
 
 
-def held_out_descriptions(count: int, known: int = NUM_CONCEPTS) -> list[tuple[Description, int]]:
-    """Descriptions of held-out combinations with a seed each, the same for every call.
-
-    known: leaves out what names a concept that weights for so many of them (`PondPromptEncoder`) do not know.
-    """
+def held_out_descriptions(count: int) -> list[tuple[Description, int]]:
+    """Descriptions of held-out combinations with a seed each, the same for every call."""
     rng = random.Random(CLIP_SEED)
     drawn = ((random_description(rng, held_out=True), rng.getrandbits(31)) for _ in itertools.count())
-    return list(itertools.islice((pair for pair in drawn if max(concept_ids(pair[0])) < known), count))
+    return list(itertools.islice(drawn, count))
 
 
-def held_out_clips(
-    count: int, num_frames: int, size: int, known: int = NUM_CONCEPTS
-) -> list[tuple[Description, np.ndarray]]:
+def held_out_clips(count: int, num_frames: int, size: int) -> list[tuple[Description, np.ndarray]]:
     """Rendered clips of held-out descriptions, the same for every call: uint8 RGB [F, size, size, 3]."""
-    return [(d, render(d, seed, num_frames, size, size)) for d, seed in held_out_descriptions(count, known)]
+    return [(d, render(d, seed, num_frames, size, size)) for d, seed in held_out_descriptions(count)]
 
 
 def random_clips(

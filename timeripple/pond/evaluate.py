@@ -2,7 +2,7 @@
 
 python -m timeripple.pond.evaluate --prompts 64 --json     # the model
 python -m timeripple.pond.evaluate --judge                 # the judge itself, on rendered clips
-python -m timeripple.pond.evaluate --autoencoder assets/pond2-autoencoder --prompts 16 --frames 33 --size 192 --json
+python -m timeripple.pond.evaluate --autoencoder assets/pond/vae --prompts 16 --json
 """
 
 import json
@@ -21,6 +21,7 @@ from timeripple.attention.timing import environment
 from timeripple.pond.autoencoder import decode, encode, reconstruction_psnr, to_video
 from timeripple.pond.clips import held_out_clips
 from timeripple.pond.judge import Sighting, judge
+from timeripple.pond.model import fastest_dtype
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import Description, describe
 from timeripple.pond.shape import Shape, measure_shape
@@ -69,16 +70,11 @@ def evaluate(
     and what was missed.
     """
     pipeline.set_progress_bar_config(disable=True)
-    known = pipeline.prompt_encoder.config.num_concepts
     started = time.perf_counter()
     generated: list[tuple[Description, np.ndarray]] = []
     rendered: list[tuple[Description, np.ndarray]] = []
     misses: list[dict[str, Any]] = []
-    for asked, clip in track(
-        held_out_clips(prompts, num_frames, size, known),
-        "Generating",
-        console=Console(stderr=True),
-    ):
+    for asked, clip in track(held_out_clips(prompts, num_frames, size), "Generating", console=Console(stderr=True)):
         generator = torch.Generator().manual_seed(len(generated))
         frames = pipeline(
             describe(asked), None, num_frames, size, size, steps, guidance_scale, generator=generator
@@ -150,9 +146,9 @@ def evaluate_autoencoder(vae: AutoencoderKLLTXVideo, prompts: int, num_frames: i
 
 def main(
     prompts: Annotated[int, typer.Option(min=1, help="How many held-out prompts.")] = 64,
-    num_frames: Annotated[int, typer.Option("--frames", min=8, help="Frames per clip.")] = 16,
-    size: Annotated[int, typer.Option(min=64, help="Height and width in pixels.")] = 128,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 10,
+    num_frames: Annotated[int, typer.Option("--frames", min=8, help="Frames per clip.")] = 33,
+    size: Annotated[int, typer.Option(min=64, help="Height and width in pixels.")] = 192,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 14,
     guidance_scale: Annotated[float, typer.Option("--guidance", help="Classifier-free guidance.")] = 3.0,
     model: Annotated[Path, typer.Option(help="A Pond pipeline folder.")] = Path("assets/pond"),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -163,11 +159,11 @@ def main(
     if judge_only:
         result = judged(held_out_clips(prompts, num_frames, size))
     elif autoencoder is not None:
-        precision = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-        vae = AutoencoderKLLTXVideo.from_pretrained(autoencoder, torch_dtype=precision)
+        vae = AutoencoderKLLTXVideo.from_pretrained(autoencoder, torch_dtype=fastest_dtype("cpu"))
         result = evaluate_autoencoder(vae, prompts, num_frames, size)
     else:
-        pipeline = PondPipeline.from_pretrained(model, torch_dtype=torch.float32)
+        dtypes = {"transformer": fastest_dtype("cpu"), "default": torch.float32}
+        pipeline = PondPipeline.from_pretrained(model, torch_dtype=dtypes)
         result = evaluate(pipeline, prompts, num_frames, size, steps, guidance_scale)
     if as_json:
         print(json.dumps(result))

@@ -5,7 +5,7 @@ from diffusers import ConfigMixin, ModelMixin, WanTransformer3DModel
 from diffusers.configuration_utils import register_to_config
 
 from timeripple.pond.autoencoder import LATENT_CHANNELS
-from timeripple.pond.prompts import CONCEPT_IDS, NUM_CONCEPTS, Description, PromptError, concept_ids
+from timeripple.pond.prompts import NUM_CONCEPTS, Description, concept_ids
 
 PROMPT_DIM = 128
 
@@ -23,15 +23,8 @@ class PondPromptEncoder(ModelMixin, ConfigMixin):
         return self.embedding(ids)
 
     def encode(self, descriptions: list[Description]) -> torch.Tensor:
-        """Parsed prompts to prompt embeddings [B, slots, dim].
-
-        Raises `PromptError` for a concept that these weights were not trained on.
-        """
-        ids = torch.tensor([concept_ids(description) for description in descriptions], device=self.device)
-        if ids.max() >= self.config.num_concepts:
-            newer = [name for name, number in CONCEPT_IDS.items() if number >= self.config.num_concepts]
-            raise PromptError(f"These weights do not know {', '.join(newer)} yet: describe another motion.")
-        return self(ids)
+        """Parsed prompts to prompt embeddings [B, slots, dim]."""
+        return self(torch.tensor([concept_ids(description) for description in descriptions], device=self.device))
 
 
 def with_coordinates(latents: torch.Tensor) -> torch.Tensor:
@@ -60,3 +53,13 @@ def build_transformer() -> WanTransformer3DModel:
         cross_attn_norm=True,
         rope_max_seq_len=64,
     )
+
+
+def fastest_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the device multiplies in it, float32 elsewhere."""
+    if torch.device(device).type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        native = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if native else torch.float32

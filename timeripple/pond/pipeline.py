@@ -5,24 +5,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTXVideo, AutoencoderTiny, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
+from diffusers import AutoencoderKLLTXVideo, DiffusionPipeline, SchedulerMixin, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_output import WanPipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from timeripple.pond import autoencoder
-from timeripple.pond.autoencoder import SPATIAL_FACTOR
+from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from timeripple.pond.model import PondPromptEncoder, with_coordinates
 from timeripple.pond.prompts import Description, parse_prompt
 
 MAX_TOKENS = 65_536
 
 
+def latent_frames(num_frames: int) -> int:
+    """Latent frames of a clip: its first frame by itself, then four at a time."""
+    return (num_frames - 1) // TEMPORAL_FACTOR + 1
+
+
 class PondPipeline(DiffusionPipeline):
     """Generates short clips of coloured subjects from prompts of the grammar in `timeripple.pond.prompts`.
 
     Components: `prompt_encoder`, `transformer` (WanTransformer3DModel), `vae` (AutoencoderKLLTXVideo: the first frame
-    by itself, then four to a latent frame, 8×8 pixels to a latent cell; in the first edition AutoencoderTiny, a latent
-    frame per frame) and `scheduler` (flow matching).
+    by itself, then four to a latent frame, 8×8 pixels to a latent cell) and `scheduler` (flow matching).
     """
 
     model_cpu_offload_seq = "prompt_encoder->transformer->vae"
@@ -31,21 +35,12 @@ class PondPipeline(DiffusionPipeline):
         self,
         prompt_encoder: PondPromptEncoder,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKLLTXVideo | AutoencoderTiny,
+        vae: AutoencoderKLLTXVideo,
         scheduler: SchedulerMixin,
     ):
         super().__init__()
         self.register_modules(prompt_encoder=prompt_encoder, transformer=transformer, vae=vae, scheduler=scheduler)
         self.batched_guidance = False  # both guidance passes in one batch
-
-    @property
-    def temporal_factor(self) -> int:
-        """Frames to a latent frame, after the first."""
-        return getattr(self.vae, "temporal_compression_ratio", 1)
-
-    def latent_frames(self, num_frames: int) -> int:
-        """Latent frames of a clip: its first frame by itself, then `temporal_factor` at a time."""
-        return (num_frames - 1) // self.temporal_factor + 1
 
     @property
     def current_timestep(self) -> torch.Tensor:
@@ -67,13 +62,11 @@ class PondPipeline(DiffusionPipeline):
         for name, value in (("height", height), ("width", width)):
             if value < 32 or value % SPATIAL_FACTOR:
                 raise ValueError(f"{name} is {value}; give a multiple of {SPATIAL_FACTOR} of at least 32, such as 128.")
-        if num_frames < 1 or (num_frames - 1) % self.temporal_factor:
-            example = 1 + 4 * self.temporal_factor
-            wanted = "at least 1" if self.temporal_factor == 1 else f"a multiple of {self.temporal_factor} plus 1"
-            raise ValueError(f"num_frames is {num_frames}; give {wanted}, such as {example}.")
+        if num_frames < 1 or (num_frames - 1) % TEMPORAL_FACTOR:
+            raise ValueError(f"num_frames is {num_frames}; give a multiple of {TEMPORAL_FACTOR} plus 1, such as 33.")
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {num_inference_steps}; give at least 1, such as 20.")
-        tokens = self.latent_frames(num_frames) * (height // SPATIAL_FACTOR) * (width // SPATIAL_FACTOR)
+        tokens = latent_frames(num_frames) * (height // SPATIAL_FACTOR) * (width // SPATIAL_FACTOR)
         if tokens > MAX_TOKENS:
             raise ValueError(f"{num_frames} frames of {width}x{height} are {tokens} tokens; stay below {MAX_TOKENS}.")
 
@@ -92,9 +85,9 @@ class PondPipeline(DiffusionPipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
-        num_frames: int = 16,
-        height: int = 128,
-        width: int = 128,
+        num_frames: int = 33,
+        height: int = 192,
+        width: int = 192,
         num_inference_steps: int = 20,
         guidance_scale: float = 3.0,
         generator: torch.Generator | None = None,
@@ -109,7 +102,7 @@ class PondPipeline(DiffusionPipeline):
         Args:
             prompt: one prompt or a list of them.
             negative_prompt: what guidance steers away from; None or "" steers away from nothing in particular.
-            num_frames: frames, a multiple of `temporal_factor` plus 1.
+            num_frames: frames, a multiple of 4 plus 1.
             height, width: pixels, multiples of 8.
             num_inference_steps: denoising steps.
             guidance_scale: classifier-free guidance; 1 or less switches the second pass off.
@@ -133,7 +126,7 @@ class PondPipeline(DiffusionPipeline):
         shape = (
             len(prompt_embeds),
             self.transformer.config.out_channels,
-            self.latent_frames(num_frames),
+            latent_frames(num_frames),
             height // SPATIAL_FACTOR,
             width // SPATIAL_FACTOR,
         )

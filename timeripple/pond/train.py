@@ -1,6 +1,6 @@
 """The recipe that makes Pond's weights, from nothing to `assets/pond`.
 
-    python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond --autoencoder assets/pond2-autoencoder
+    python -m timeripple.pond.train --device cuda --minutes 12 --out runs/pond --autoencoder assets/pond/vae
     python -m timeripple.pond.train --minutes 100 --out runs/pond --start whole --rate 0.3             # goes on
     python -m timeripple.pond.train --out runs/pond --sheet runs/pond/samples.png       # what it can do by now
 
@@ -29,7 +29,7 @@ from diffusers import AutoencoderKLLTXVideo, UniPCMultistepScheduler, WanTransfo
 from timeripple.pond import autoencoder, train_autoencoder
 from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from timeripple.pond.clips import SIZES, Newest, held_out_descriptions, random_clips
-from timeripple.pond.model import PondPromptEncoder, build_transformer, with_coordinates
+from timeripple.pond.model import PondPromptEncoder, build_transformer, fastest_dtype, with_coordinates
 from timeripple.pond.pipeline import PondPipeline
 from timeripple.pond.prompts import concept_ids, describe
 
@@ -212,9 +212,7 @@ def train(
     started = time.time()
     if not (out / "vae").exists():
         train_autoencoder.train(out, AUTOENCODER_SHARE * minutes, device)
-    in_bfloat16 = torch.device(device).type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    precision = torch.bfloat16 if in_bfloat16 else torch.float32
-    vae = AutoencoderKLLTXVideo.from_pretrained(out / "vae", torch_dtype=precision).to(device)
+    vae = AutoencoderKLLTXVideo.from_pretrained(out / "vae", torch_dtype=fastest_dtype(device)).to(device)
 
     torch.manual_seed(done)
     torch.set_float32_matmul_precision("high")

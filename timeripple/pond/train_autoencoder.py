@@ -1,7 +1,7 @@
 """Trains Pond's autoencoder: the first part of `train.py`, or by itself.
 
     python -m timeripple.pond.train_autoencoder --minutes 60 --out runs/pond
-    python -m timeripple.pond.train_autoencoder --device cuda --minutes 3 --init assets/pond2-autoencoder
+    python -m timeripple.pond.train_autoencoder --device cuda --minutes 3 --init assets/pond/vae
 
 The encoder is done at once: latents are principal components of patches. So the decoder can be made better while a
 denoiser learns, or after. It begins with the best linear guess of what the latents leave out; its blocks learn the

@@ -13,7 +13,7 @@ from timeripple.clips.models import load_pipeline
 from timeripple.pond.pipeline import PondPipeline
 
 METHODS = ("dense", "token:0.7", "token:0.85")
-TOKENS = (4096, 9216)
+TOKENS = (5184, 9216)
 REPEATS = 3
 
 

@@ -18,7 +18,7 @@ def run(findings: Findings, device: str, small: bool) -> None:
     out = Path(findings.path).parent / "pond"
     minutes = max(findings.left - AFTER, 1) / 60
     command = [sys.executable, "-m", "timeripple.pond.train", "--device", device, "--minutes", f"{minutes:.2f}"]
-    if (finished := ASSETS / "pond2-autoencoder").is_dir():  # not in an installed package: then it is trained too
+    if (finished := ASSETS / "pond" / "vae").is_dir():  # not in an installed package: then it is trained too
         command += ["--autoencoder", str(finished)]
     findings.note(f"Ran timeripple.pond.train for {minutes:.1f} minutes, into {out.name}.")
     code = subprocess.run([*command, "--out", str(out)]).returncode
