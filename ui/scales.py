@@ -73,7 +73,7 @@ def saving(reuse_steps: float, all_steps: float, kind: str) -> Measure:
 
 @cache
 def _recorded() -> list[tuple[float, float]]:
-    file = RECORDED / "quality.json"
+    file = RECORDED / "end-to-end.json"
     rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.is_file() else []
     return [(row["psnr"], row["ssim"]) for row in rows if row.get("psnr") is not None]
 

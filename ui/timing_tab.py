@@ -14,6 +14,7 @@ import gradio as gr
 from timeripple.bench import figures
 from timeripple.bench.attention import PROMPT, request_for
 from timeripple.bench.roofline import TOKENS
+from timeripple.bench.work import is_ours
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.form import LATEST, POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
@@ -50,8 +51,8 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
     with gr.Row():
         for figure in recorded_figures(recorded):
             gr.Plot(figure, show_label=False, min_width=320, elem_classes="tr-plot")
-    if "pareto" in recorded:
-        gr.HTML(work_and_precision(recorded["pareto"]))
+    if "end-to-end" in recorded:
+        gr.HTML(work_and_precision(recorded["end-to-end"]))
     gr.HTML(markup.facts([gpu_note(recorded)]))
     with gr.Accordion("All recorded results as tables", open=False, visible=bool(recorded)):
         first = next(iter(recorded), None)
@@ -167,7 +168,8 @@ def rows_table(rows: list[dict], caption: str) -> str:
 
 def recorded_files() -> dict[str, dict]:
     """Benchmarks of the repository whose rows are methods that were timed, by file name."""
-    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RECORDED.glob("**/*.json"))}
+    paths = [*RECORDED.glob("*.json"), *RECORDED.glob("gpu/*.json")]
+    files = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(paths)}
     timed = {"ms", "attention_ms", "seconds"}
     rows = {name: next(iter(file.get("rows", [])), {}) for name, file in files.items()}
     return {name: files[name] for name, row in rows.items() if "method" in row and timed & row.keys()}
@@ -197,19 +199,21 @@ def drawn(method: str) -> bool:
 
 
 def work_and_precision(result: dict) -> str:
-    """Seconds and PSNR of every method; a click fills the form with it."""
+    """Seconds and PSNR of every method at the fewest tokens; a click fills the form with it."""
+    fewest = min(row["tokens"] for row in result["rows"])
     points = [
-        (row["method"], row["seconds"], row["psnr"], row["ours"], link(result, row["method"]))
+        (row["method"], row["seconds"], row["psnr"], is_ours(row["method"]), link(fewest, row["method"]))
         for row in result["rows"]
-        if row["psnr"] is not None
+        if row["psnr"] is not None and row["tokens"] == fewest
     ]
-    caption = f"Work and precision: means of {result['prompts']} prompts, recorded on {machine(result)}"
+    caption = f"Work and precision: {result['repeats']} prompts, {fewest:,} tokens, recorded on {machine(result)}"
     return markup.scatter(points, caption, "seconds of a whole generation", "PSNR to the dense clip, dB")
 
 
-def link(result: dict, method: str) -> str:
+def link(tokens: int, method: str) -> str:
     """Query of the page whose form asks for this method against dense."""
-    size = {name: result[name] for name in ("num_frames", "height", "width", "steps")}
+    request = request_for(tokens)
+    size = {name: getattr(request, name) for name in ("num_frames", "height", "width", "steps")}
     return "?" + urlencode({"prompt": PROMPT, "seed": 0, "compared": f"dense,{method}"} | size)
 
 

@@ -59,7 +59,7 @@ def test_the_compile_report_is_searched_by_words():
 
 def test_every_recorded_result_that_is_offered_is_a_table():
     recorded = recorded_files()
-    assert "ui" not in recorded and {"attention-4096", "end-to-end", "h200-attention"} <= recorded.keys()
+    assert "ui" not in recorded and {"attention-5184", "end-to-end", "h200-attention"} <= recorded.keys()
     assert all(recorded_table(result).count('<th scope="row">') == len(result["rows"]) for result in recorded.values())
 
 
@@ -80,7 +80,7 @@ def test_timing(open_page, open_tab, look, settle, width, theme):
         for tick in plot.locator(".ytick text").all_text_contents():
             assert float(tick.replace(",", "")) not in (3, 4, 6, 7, 8, 9)
     look(page, "timing-recorded")
-    for count in ("1,024", "2,304", "4,096"):
+    for count in ("1,296", "2,304", "5,184"):
         page.get_by_label(count, exact=True).uncheck()
     page.get_by_role("button", name="Measure here").last.click()
     table = page.get_by_role("region", name="Attention of one layer, one pass (measured here)")

@@ -32,7 +32,7 @@ MOST, MOST_STEPS = 3, 60
 """At how many times the steps that dense needs methods are tried at most, and the steps that nothing goes beyond."""
 SLACK = 0.1  # of the steps, left open until all prompts are in
 CONVERGED_STEPS = 50
-"""Of the clip that all are compared to, see `assets/benchmarks/README.md`: fewer than `bench work` has."""
+"""Of the clip that all are compared to, see `assets/benchmarks/first-edition`: fewer than `bench work` has."""
 OTHERS = 16  # prompts whose mean dB lies within the interval that is promised, 95 times of 100
 FAMILIES = (
     "dense:solver=euler",

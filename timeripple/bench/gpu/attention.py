@@ -43,7 +43,7 @@ SHAPES = {  # grid, heads, head_dim; the smaller ones first
 PROFILED = "wan-1.3b 81x480x832"
 SMALL_SHAPES = {"small": (TokenGrid(2, 4, 6, text_before=2), 1, 16)}
 SAVINGS = (0.5, 0.7, 0.85)
-POND = {  # correlations along t, y, x and standard deviation in Pond's denoising, recorded at 2304 tokens
+POND = {  # correlations along t, y, x and standard deviation, recorded on the first edition at 2304 tokens
     "query": ((0.56, 0.43, 0.51), 1.0),
     "key": ((0.58, 0.45, 0.52), 1.0),
     "value": ((0.38, 0.25, 0.32), 3.6),
