@@ -80,10 +80,12 @@ def details(result: Result, folder: Path) -> list:
 def headline(result: Result, link: str) -> str:
     """Seconds before and after, attention as bars, and why."""
     size = result.report.get("made", result.report)
-    measured = [row["quality"]["psnr"] for _, row in result.judged if row["quality"]["psnr"] is not None]
-    request, worst = result.request, min(measured, default=None)
+    levels = [row["quality"]["psnr"] for _, row in result.judged]
+    request = result.request
     seconds = [result.rows[index]["seconds"]["total"] for index in result.sides]
-    same = "same video" if worst is None or worst >= scales.ANOTHER_VIDEO else "another video"
+    same = ""  # where a clip could not be judged
+    if None not in levels:
+        same = ", same video" if all(level >= scales.ANOTHER_VIDEO for level in levels) else ", another video"
     detail = [
         f"“{request.prompt}”",
         f"{size['num_frames']} frames of {size['width']} × {size['height']}",
@@ -99,7 +101,7 @@ def headline(result: Result, link: str) -> str:
         (name, row["seconds"]["attention"], row["seconds"]["total"])
         for name, row in zip(result.names, result.rows, strict=True)
     ]
-    text = f"Same noise, {same}: {seconds[0]:.1f} → {seconds[1]:.1f} s"
+    text = f"Same noise{same}: {seconds[0]:.1f} → {seconds[1]:.1f} s"
     return markup.headline(text, why, bars, " · ".join(detail), result.kind, link, result.report.get("remarks", []))
 
 

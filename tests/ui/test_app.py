@@ -18,7 +18,7 @@ from timeripple.pond.prompts import parse_prompt
 from ui.build import build_app, launch_options
 from ui.compare_tab import PRESETS, present_run
 from ui.comparison import fill_form, read_form
-from ui.result import EXAMPLES, recorded_runs
+from ui.result import EXAMPLES, Result, headline, recorded_runs
 from ui.runs import Limits, Runs
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +143,17 @@ def test_settings_the_form_cannot_show_are_one_sentence(request_, methods, sente
 def test_the_form_takes_the_reference_that_runs_along_for_granted():
     filled = fill_form(REQUEST, [parse_method("dense"), *METHODS], Limits())
     assert filled == fill_form(REQUEST, METHODS, Limits())
+
+
+@pytest.mark.parametrize(
+    ("psnr", "claim"),
+    [(36.0, "Same noise, same video: "), (20.0, "Same noise, another video: "), (None, "Same noise: ")],
+)
+def test_only_a_clip_that_was_judged_is_called_the_same_video(psnr, claim):
+    report = json.loads((EXAMPLES / "ball" / "report.json").read_text())
+    report["methods"][1]["quality"]["psnr"] = psnr
+    methods = [parse_method(row["method"]) for row in report["methods"]]
+    assert claim in headline(Result(Request(report["prompt"]), methods, report), "?run=x")
 
 
 def test_recorded_examples_say_where_they_were_made(tmp_path):
