@@ -35,7 +35,7 @@ WAITED_FOR = """() => {
 
 @pytest.fixture(scope="session")
 def url(tiny_pipeline):
-    limits = Limits(max_tokens=10_000, max_steps=40)
+    limits = Limits(max_tokens=14_000, max_steps=40)
     app = build_app(tiny_pipeline, limits)
     _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
     yield url

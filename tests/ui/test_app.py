@@ -48,7 +48,7 @@ def test_compare_over_the_api(client):
         ({"steps": 0}, "give 1 to"),
         ({"steps": 41}, "the limit here is 40"),
         ({"pixels": 60}, "give a multiple of 8"),
-        ({"num_frames": 801}, "the limit here is 10,000"),
+        ({"num_frames": 901}, "the limit here is 14,000"),
         ({"methods": "dense,magic"}, "'magic' is unknown"),
         ({"methods": "dense,token:1.5"}, "budget 1.5 is not a share"),
         ({"methods": "dense,dense"}, "given twice"),

@@ -42,7 +42,7 @@ def test_a_video_is_generated_through_the_page(open_page, look, settle, width, t
     expect(headline.locator(".tr-kind")).to_have_text("measured here")
     video = page.locator("#player video")
     page.wait_for_function("video => video.readyState >= 3 && !video.error", arg=video.element_handle())
-    assert video.evaluate("video => video.loop && video.videoWidth >= 3 * 64 && Math.abs(video.duration - 1) < .2")
+    assert video.evaluate("video => video.loop && video.videoWidth >= 3 * 64 && Math.abs(video.duration - 9 / 16) < .1")
     text = page.locator(".tr-numbers").inner_text()
     for pattern in (r"Speed-up\s+\d+\.\d\d×", r"PSNR\s+\d+\.\d dB", r"VMAF\s+\d+ of 100", r"saved realised\s+\d+%"):
         assert re.search(pattern, text), text
