@@ -30,7 +30,7 @@ from timeripple.pond import autoencoder, train_autoencoder
 from timeripple.pond.autoencoder import SPATIAL_FACTOR, TEMPORAL_FACTOR
 from timeripple.pond.clips import SIZES, Newest, held_out_descriptions, random_clips
 from timeripple.pond.model import PondPromptEncoder, build_transformer, fastest_dtype, with_coordinates
-from timeripple.pond.pipeline import PondPipeline
+from timeripple.pond.pipeline import PondPipeline, latent_frames
 from timeripple.pond.prompts import concept_ids, describe
 
 
@@ -82,7 +82,7 @@ class LatentClips:
         """A batch of one size, every clip drawn `REUSE` times on average: latents, ids, cells."""
         num_frames, size = self.rng.choices(SIZES, stage.sizes)[0]
         kept = self.kept[num_frames, size]
-        tokens = ((num_frames - 1) // TEMPORAL_FACTOR + 1) * (size // SPATIAL_FACTOR) ** 2
+        tokens = latent_frames(num_frames) * (size // SPATIAL_FACTOR) ** 2
         batch = max(1, self.tokens // tokens)
         self.drawn[num_frames, size] += batch
         while kept.seen < max(batch, self.drawn[num_frames, size] / REUSE):
