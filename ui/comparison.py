@@ -84,14 +84,14 @@ def submit(
         known = references.find(request) if references else None
         try:
             comparison: Comparison = works.compare(run, request, methods, known)
+            if references:
+                references.keep(request, comparison.generations[0])
             if comparison.broken:
                 raise ValueError(" ".join(comparison.broken.values()))
             save(comparison, run.folder, pipeline)
             keep_previews(run)
         finally:
             run.previews.clear()
-        if references:
-            references.keep(request, comparison.generations[0])
         report = comparison.report(pipeline)
         if known:
             remark = "The dense clip and its seconds are those of an earlier run of this prompt, size, seed and steps."

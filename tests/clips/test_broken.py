@@ -20,7 +20,7 @@ from timeripple.clips.generate import BrokenClip, Generation, Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import PSNR_CAP, flaw, judge
-from timeripple.clips.video import read_metadata
+from timeripple.clips.video import read_metadata, read_mp4
 
 REQUEST = Request("a green cube", seed=3, steps=5, num_frames=9, height=32, width=40)
 PASSES = 2
@@ -223,18 +223,20 @@ def test_clips_too_small_for_a_metric_have_the_others():
     assert judged.scores["ssim"] is None and judged.scores["psnr"] is not None and "ssim" in judged.missing
 
 
-def test_without_ffmpeg_nothing_is_begun(tmp_path, monkeypatch):
-    def none():
-        raise RuntimeError("No ffmpeg exe could be found.")
+def no_program():
+    raise RuntimeError("No ffmpeg exe could be found.")
 
-    for found in (none, lambda: "/nowhere/ffmpeg"):
-        monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", found)
-        with pytest.raises(OSError, match="There is no ffmpeg to write videos with; install imageio-ffmpeg"):
-            check_folder(tmp_path)
-    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/bin/false")  # one that cannot write
-    with pytest.raises(OSError, match=r"Cannot write to .*: ffmpeg failed"):
-        check_folder(tmp_path / "new")
-    assert list(tmp_path.iterdir()) == []
+
+@pytest.mark.parametrize("found", [no_program, lambda: "/nowhere/ffmpeg", lambda: "/bin/false"])
+def test_without_ffmpeg_only_vmaf_is_missing(tiny_pipeline, tmp_path, monkeypatch, found):
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", found)
+    check_folder(tmp_path)
+    comparison = compared(noise(), noise(1))
+    names = {path.name for path in save(comparison, tmp_path, tiny_pipeline)}
+    assert {"dense.mp4", "token-0.6.mp4", "side_by_side.mp4", "player.mp4"} <= names
+    assert read_mp4(tmp_path / "dense.mp4").shape[0] == len(noise())
+    [remark] = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))["remarks"]
+    assert remark.startswith("token-0.6: VMAF cannot be measured: ") and "ffmpeg" in remark and remark.endswith(".")
 
 
 @pytest.mark.parametrize("argument", ["--help", "bench"])

@@ -104,11 +104,11 @@ def compare(
             progress.update(tasks[event.method], completed=event.step)
 
         comparison = comparing.compare(pipeline, request, chosen, repeat=repeat, on_step=show)
-    with one_sentence(OSError):
-        paths = comparing.save(comparison, out, pipeline)
-    console().print(_comparison_table(comparison))
+    console().print(_comparison_table(comparison))  # before the disk can fail
     for remark in comparison.remarks:
         say(remark)
+    with one_sentence(OSError):
+        paths = comparing.save(comparison, out, pipeline)
     say(f"Wrote {', '.join(path.name for path in paths)} to {out}")
     if not comparing.can_draw():
         say("There is no report.html, as plotly is not installed: pip install 'timeripple[app]'")

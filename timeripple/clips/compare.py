@@ -25,7 +25,7 @@ from timeripple.clips.interleaved import generate_all
 from timeripple.clips.methods import Method, parse_method
 from timeripple.clips.quality import Quality, judge
 from timeripple.clips.rounds import disturbances, speedups_by_round, together
-from timeripple.clips.video import amplification, ffmpeg, player_frames, side_by_side, write_mp4
+from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
 
 PROBE_BYTES = 1 << 20
 
@@ -220,7 +220,6 @@ def compare(
 
 def check_folder(folder: str | Path) -> None:
     """Raise OSError, one sentence, unless videos can be written to `folder`, which need not exist yet."""
-    ffmpeg()
     with _staging(Path(folder)) as staging:
         write_mp4(staging / "probe.mp4", np.zeros((2, 16, 16, 3), np.uint8))
         (staging / "probe").write_bytes(bytes(PROBE_BYTES))

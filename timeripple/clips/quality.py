@@ -2,20 +2,25 @@
 
 import json
 import math
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import imageio_ffmpeg
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from timeripple.clips.video import enlarge, ffmpeg, run_ffmpeg
+from timeripple.clips.video import enlarge
 
 PSNR_CAP = 100.0
 """What reports show for identical clips, whose PSNR is infinite, which JSON cannot say."""
 ONE_COLOUR = 2
 """Levels of 255 within which the values of a channel are one colour."""
+VMAF_SECONDS = 60
+"""How long measuring VMAF may take, and a second more for every million pixels."""
 
 
 @dataclass(frozen=True)
@@ -113,12 +118,30 @@ def vmaf_per_frame(clip: np.ndarray, reference: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory(prefix="timeripple-") as folder:
         for name, frames in clips.items():
             (Path(folder) / name).write_bytes(frames.tobytes())
-        result = run_ffmpeg([*command, "-lavfi", graph, "-f", "null", "-"], clips["clip.rgb"].size // 3, cwd=folder)
+        command += ["-lavfi", graph, "-f", "null", "-"]
+        seconds = VMAF_SECONDS + clips["clip.rgb"].size / 3e6
+        try:
+            result = subprocess.run(command, capture_output=True, timeout=seconds, cwd=folder)
+        except subprocess.TimeoutExpired:
+            raise OSError(f"VMAF cannot be measured: ffmpeg took longer than {seconds:.0f} seconds.") from None
         if result.returncode:
             reason = result.stderr.decode(errors="replace").strip().rsplit("\n", 1)[-1]
             raise OSError(f"VMAF cannot be measured: {reason or 'ffmpeg failed'}.")
         log = json.loads((Path(folder) / "vmaf.json").read_text(encoding="utf-8"))
     return np.array([frame["metrics"]["vmaf"] for frame in log["frames"]])
+
+
+def ffmpeg() -> str:
+    """A program with libvmaf. Raises OSError, one sentence, where there is none."""
+    try:
+        program = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
+    except RuntimeError:
+        program = None
+    if program is None:
+        raise OSError(
+            "VMAF cannot be measured: there is no ffmpeg; install imageio-ffmpeg anew or set IMAGEIO_FFMPEG_EXE."
+        )
+    return program
 
 
 def measure(clip: np.ndarray, reference: np.ndarray) -> dict[str, float]:

@@ -1,9 +1,7 @@
 """Reading and writing clips, and putting them side by side. Clips are uint8 RGB [F, H, W, 3]."""
 
-import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,41 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import av
 import cv2
-import imageio_ffmpeg
 import numpy as np
+from av.video.reformatter import ColorRange, Colorspace
 from PIL import Image, ImageDraw, ImageFont
 
 FPS = 16
 DECODE = Path(__file__).with_name("decode.py")
-ENCODE_SECONDS = 60
-"""How long writing a video may take, and a second more for every million pixels."""
 WATCHABLE = 512
 """Pixels up to which small clips are enlarged."""
 CAPTION_HEIGHT, CAPTION_SIZE, SEAM = 32, 16, 8
 AMPLIFICATIONS = (32, 16, 8, 4, 2, 1)
-
-
-def ffmpeg() -> str:
-    """The program. Raises OSError, one sentence, where there is none."""
-    try:
-        program = shutil.which(imageio_ffmpeg.get_ffmpeg_exe())
-    except RuntimeError:
-        program = None
-    if program is None:
-        raise OSError(
-            "There is no ffmpeg to write videos with; install imageio-ffmpeg anew, or set IMAGEIO_FFMPEG_EXE to one."
-        )
-    return program
-
-
-def run_ffmpeg(command: list[str], pixels: int, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """The program's end, at most a time that fits so many pixels; one that hangs is stopped, which is a failure too."""
-    seconds = ENCODE_SECONDS + pixels / 1e6
-    try:
-        return subprocess.run(command, capture_output=True, timeout=seconds, **options)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, b"", b"ffmpeg took longer than %d seconds" % seconds)
 
 
 def enlarge(frames: np.ndarray) -> np.ndarray:
@@ -124,21 +99,22 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: int = FPS, metadata: di
     """
     frames = enlarge(frames)
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    height, width = frames.shape[1:3]
-    command = [ffmpeg(), "-loglevel", "error", "-y"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", str(fps), "-i", "-"]
-    colour = "colorspace=bt709:color_primaries=bt709:color_trc=bt709"
-    command += ["-vf", f"scale=out_color_matrix=bt709:out_range=tv,setparams={colour}", "-pix_fmt", "yuv420p"]
-    command += ["-c:v", "libx264", "-crf", "16", "-g", str(fps), "-movflags", "+faststart"]
-    command += ["-metadata", f"comment={json.dumps(metadata)}"] if metadata else []
-    result = run_ffmpeg([*command, "-f", "mp4", str(path)], len(frames) * height * width, input=frames.tobytes())
-    if result.returncode:
+    try:
+        with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as file:
+            file.metadata.update({"comment": json.dumps(metadata)} if metadata else {})
+            stream: Any = file.add_stream("libx264", fps, options={"crf": "16", "g": str(fps)}, pix_fmt="yuv420p")
+            coder = stream.codec_context
+            coder.height, coder.width = frames.shape[1:3]
+            coder.color_primaries = coder.color_trc = coder.colorspace = Colorspace.ITU709
+            coder.color_range = ColorRange.MPEG
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                file.mux(stream.encode(picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)))
+            file.mux(stream.encode())
+    except av.error.FFmpegError as error:
         if Path(path).is_file():
             Path(path).unlink()
-        reason = result.stderr.decode(errors="replace").strip()
-        if "No space left on device" in reason:
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        raise OSError(errno.EIO, reason.rsplit(": ", 1)[-1] or "ffmpeg failed", str(path))
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -227,10 +203,9 @@ def count_frames(path: str | Path, most: int) -> int:
 
 
 def read_mp4(path: str | Path) -> np.ndarray:
-    """Frames of a video file, uint8 [F, H, W, 3]. Raises OSError, one sentence, if it cannot be read."""
-    reader = imageio_ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+    """Frames of a video file of ours, uint8 [F, H, W, 3]. Raises OSError, one sentence, if it cannot be read."""
     try:
-        width, height = next(reader)["source_size"]
-    except OSError:
+        with av.open(str(path)) as file:
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    except (av.error.FFmpegError, LookupError):
         raise OSError(f"{path} cannot be read as a video.") from None
-    return np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
