@@ -127,14 +127,14 @@ class Limits:
                 )
         if (tokens := request.tokens(pipeline)) > self.max_tokens:
             raise ValueError(f"This size is {tokens:,} tokens; the limit here is {self.max_tokens:,}.")
-        self._check_seconds(seconds_needed(pipeline, request, evaluations))
+        self._check_seconds(seconds_needed(pipeline, request, evaluations), request.steps)
 
     def check_comparison(self, pipeline, request: Request, methods: Sequence[Method]) -> None:
         """`check` for every method, and for all of them together."""
         self.check_number(len(methods))
+        self.check(pipeline, request, sum(method.evaluations(request.steps) for method in methods))
         for method in methods:
             self.check(pipeline, request.by(method))
-        self.check(pipeline, request, sum(method.evaluations(request.steps) for method in methods))
 
     def check_number(self, methods: int) -> None:
         """Raises ValueError, one sentence, for too many methods, before any of them is read."""
@@ -165,13 +165,17 @@ class Limits:
             self.check(pipeline, request)
         self._check_seconds(sum(seconds_needed(pipeline, request) for request in requests))
 
-    def _check_seconds(self, seconds: int) -> None:
+    def _check_seconds(self, seconds: int, steps: int | None = None) -> None:
+        """steps: that take so long, to say how many would not."""
         most, of = (self.max_gpu_seconds, " of a lent GPU") if gpu_is_lent() else (self.max_run_seconds, "")
-        if seconds > most:
-            raise ValueError(
-                f"This would take about {seconds:,} seconds{of}; the limit here is {most:,}, so ask for fewer steps, "
-                "fewer methods or a smaller size."
-            )
+        if seconds <= most:
+            return
+        fitting = int(steps * (most - FIXED_SECONDS) / (seconds - FIXED_SECONDS)) if steps else 0
+        fewer = f"at most {fitting} steps" if fitting > 0 else "fewer steps"
+        raise ValueError(
+            f"This would take about {seconds:,} seconds{of}; the limit here is {most:,}, so ask for {fewer}, "
+            "fewer methods or a smaller size."
+        )
 
 
 def seconds_needed(pipeline, request: Request, evaluations: int | None = None) -> int:

@@ -1,5 +1,6 @@
 """The one list of what can be set: its values, its tables, and what it refuses before anything is queued."""
 
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_what_the_form_offers_is_allowed():
         limits.check_comparison(pond, Request("a ball", "", 0, steps, frames, height, width), methods)
 
 
+def test_too_many_steps_of_the_largest_size_names_how_many_fit():
+    from timeripple.clips.models import load_pond
+
+    pond, methods, size = load_pond(), [parse_method("dense"), parse_method("token:0.75")], SIZES["Large"]
+    with pytest.raises(ValueError, match=r"so ask for at most \d+ steps, fewer methods or a smaller size") as refused:
+        Limits().check_comparison(pond, Request("a ball", "", 0, 50, *size), methods)
+    fitting = int(re.search(r"at most (\d+) steps", str(refused.value))[1])
+    assert REQUEST.steps <= fitting < 50
+    Limits().check_comparison(pond, Request("a ball", "", 0, fitting, *size), methods)
+    with pytest.raises(ValueError, match="This would take about"):
+        Limits().check_comparison(pond, Request("a ball", "", 0, fitting + 1, *size), methods)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -102,7 +116,7 @@ def test_methods_together_are_one_estimate(tiny_pipeline):
     alone = seconds_needed(tiny_pipeline, REQUEST)
     limits = Limits(max_run_seconds=alone)
     limits.check_comparison(tiny_pipeline, REQUEST, methods[:1])
-    with pytest.raises(ValueError, match=rf"about \d+ seconds; the limit here is {alone}, so ask for fewer steps"):
+    with pytest.raises(ValueError, match=rf"about \d+ seconds; the limit here is {alone}, so ask for "):
         limits.check_comparison(tiny_pipeline, REQUEST, methods)
     with pytest.raises(ValueError, match="These are 301 methods; the limit here is 8"):
         Limits().check_number(301)
