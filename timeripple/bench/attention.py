@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -97,21 +98,24 @@ def attention(
     granularities: tuple[str, ...] = GRANULARITIES,
     on_run: Callable[[int, int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows: method, granularity, tokens, heads, head_dim, ms, speedup, kept_plan_speedup, ideal_speedup, saving,
-    relative_error, planning_share.
+    """Rows: method, granularity, tokens, heads, head_dim, ms, ms_spread, speedup, kept_plan_speedup, ideal_speedup,
+    saving, relative_error, planning_share.
 
-    ms is the mean over the captured calls of the median over `repeats`, planning at every call included; speedup is
-    against the fastest of the platform's scaled_dot_product_attention in the same run, kept_plan_speedup the same
-    without planning, as on the steps between refreshes; ideal_speedup 1 / (1 - saving); relative_error
-    |output - dense| / |dense| over all captured calls. As in a run, the threshold is known beforehand. "token, all
-    merged" is a call between refreshes in which every window merges and the kept error, here its own, is given back.
+    ms is the mean over the captured calls of the median over `repeats`, planning at every call included, and ms_spread
+    that of the quartiles, [lower, upper]; speedup is against the fastest of the platform's scaled_dot_product_attention
+    in the same run, kept_plan_speedup the same without planning, as on the steps between refreshes; ideal_speedup 1 /
+    (1 - saving); relative_error |output - dense| / |dense| over all captured calls. As in a run, the threshold is known
+    beforehand. "token, all merged" is a call between refreshes in which every window merges and the kept error, here
+    its own, is given back.
     """
     device = captures[0].query.device
     platform = {f"dense-{name}": ("platform", backend) for name, backend in _sdpa_backends(device).items()}
     methods: dict[str, tuple[str, Any]] = {"dense": ("platform", None), **platform, "core-dense": ("core", None)}
     methods |= {f"{name}:{saving}": (name, saving) for name in granularities for saving in savings}
     methods["token, all merged"] = ("between refreshes", None)
-    totals = {method: {"ms": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods}
+    totals = {
+        method: {"low": 0.0, "ms": 0.0, "high": 0.0, "plan_ms": 0.0, "saving": 0.0, "error": 0.0} for method in methods
+    }
     norm = 0.0
     for index, captured in enumerate(captures):
         calls = {method: _call(captured, *how) for method, how in methods.items()}
@@ -127,8 +131,10 @@ def attention(
         norm += reference.double().square().sum().item()
         for method, runs in timed.items():
             total = totals[method]
-            total["ms"] += 1000 * statistics.median(run.seconds for run in runs) / len(captures)
             total["plan_ms"] += 1000 * statistics.median(run.plan_seconds for run in runs) / len(captures)
+            quartiles = np.percentile([run.seconds for run in runs], [25, 50, 75])
+            for name, seconds in zip(("low", "ms", "high"), quartiles.tolist(), strict=True):
+                total[name] += 1000 * seconds / len(captures)
             total["saving"] += runs[0].saving / len(captures)
             total["error"] += (outputs[method] - reference).double().square().sum().item()
         if on_run is not None:
@@ -143,6 +149,7 @@ def attention(
             "heads": heads,
             "head_dim": head_dim,
             "ms": total["ms"],
+            "ms_spread": [total["low"], total["high"]],
             "speedup": dense / total["ms"],
             "kept_plan_speedup": dense / (total["ms"] - total["plan_ms"]),
             "ideal_speedup": 1 / (1 - total["saving"]),

@@ -13,7 +13,7 @@ FAINT = "rgba(128, 128, 128, 0.7)"
 def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
     """Milliseconds of one call of attention over the number of tokens, one line a method, both axes logarithmic.
 
-    rows: method, tokens, ms, all of one kind, such as "measured here".
+    rows: method, tokens, ms, all of one kind, such as "measured here"; bars show ms_spread, where it was recorded.
     """
     figure = go.Figure()
     for index, method in enumerate(dict.fromkeys(row["method"] for row in rows)):
@@ -21,11 +21,19 @@ def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
         figure.add_scatter(
             x=[row["tokens"] for row in own], y=[row["ms"] for row in own], name=method, mode="lines+markers",
             line={"color": PALETTE[index], "dash": DASHES[index]}, hovertemplate="%{x} tokens: %{y:.3g} ms",
+            error_y=spread(own),
         )  # fmt: skip
     tokens = sorted({row["tokens"] for row in rows})
     figure.update_xaxes(title="tokens", type="log", tickvals=tokens, ticktext=[str(count) for count in tokens])
     figure.update_yaxes(title="milliseconds", **logarithmic(row["ms"] for row in rows))
     return styled(figure, f"Attention over tokens ({kind})")
+
+
+def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Bars from the lower to the upper quartile of the calls that were timed."""
+    known = [(row["ms"], *row.get("ms_spread", (row["ms"], row["ms"]))) for row in rows]
+    above, below = [high - ms for ms, _, high in known], [ms - low for ms, low, _ in known]
+    return {"array": above, "arrayminus": below, "thickness": 1, "width": 3}
 
 
 def roofline(rows: list[dict[str, Any]], roofs: dict[str, float], kind: str) -> go.Figure:
