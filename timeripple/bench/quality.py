@@ -36,7 +36,7 @@ window is longer than the paper's; token is run in the paper's, too, and the out
 
 @dataclass(frozen=True)
 class QualityBench:
-    """What is run. The default size, 2304 tokens, is what fits in 40 minutes on two cores at four prompts."""
+    """What is run. The default size is 2304 tokens, fewer than Standard's, as there are many runs."""
 
     prompts: int = 4
     steps: int = 20

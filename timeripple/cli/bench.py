@@ -66,7 +66,7 @@ def quality(
     engine: Engine = "local",
     as_json: AsJson = False,
 ) -> None:
-    """PSNR and SSIM of every method at equal savings, against dense clips (below 40 minutes on two cores)."""
+    """PSNR and SSIM of every method at equal savings, against dense clips."""
     with one_sentence(ValueError, OSError):
         from timeripple.bench import quality as bench
         from timeripple.clips.models import load_pond

@@ -66,8 +66,8 @@ def evaluate(
     """Generate held-out prompts and judge them.
 
     Returns: colour, motion, background, subject, outline and one_piece (0 to 1), steady and edge (ratios: of the area's
-    deviation to its mean, and of the border's width to that of the same clips as rendered), vae_psnr (dB), the settings
-    and what was missed.
+    deviation to its mean, and of the border's width to that of the same clips as rendered), vae_psnr (dB), the
+    settings, what was missed and the machine.
     """
     pipeline.set_progress_bar_config(disable=True)
     started = time.perf_counter()
@@ -97,6 +97,8 @@ def evaluate(
         "guidance_scale": guidance_scale,
         "seconds": time.perf_counter() - started,
         "misses": misses,
+        "kind": "measured here",
+        "environment": environment(pipeline),
     }
 
 
