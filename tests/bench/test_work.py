@@ -173,7 +173,7 @@ def test_figure_has_a_line_a_family_and_says_the_interval():
 
 
 def test_command(tiny_pipeline, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how: tiny_pipeline)
+    monkeypatch.setattr("timeripple.clips.models.load_pipeline", lambda model, *how, **also: tiny_pipeline)
     monkeypatch.setattr(bench, "requests_at", lambda tokens, prompts: requests(prompts))
     arguments = ["bench", "work", "--prompts", "2", "--tokens", "256", "--methods", ",".join(TEXTS[:3])]
     with pytest.raises(SystemExit) as leaving:

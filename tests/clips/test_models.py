@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 
 from timeripple.attention.config import ReuseConfig
 from timeripple.attention.method import ConfigError
+from timeripple.bench.work import machine
 from timeripple.clips import interleaved
 from timeripple.clips.compare import compare, save
 from timeripple.clips.generate import Cancelled, Request, generate
@@ -261,6 +262,9 @@ def test_a_compiled_model_compares_without_compiling_again(tiny_wan, monkeypatch
 
     monkeypatch.setattr(interleaved, "generate", generate_compiled)
     compiled = compare(compiled_pipeline, request, methods, should_stop=lambda: False)
+    said = [each.report(which)["environment"]["compiled"] for each, which in
+            ((eager, pipeline), (compiled, compiled_pipeline))]  # fmt: skip
+    assert said == [False, True] and machine(compiled_pipeline) == f"{machine(pipeline)}, compiled"
     for own, other in zip(compiled.generations, eager.generations, strict=True):
         assert abs(own.frames.astype(int) - other.frames).max() <= 1
     with pytest.raises(ConfigError, match="taylorseer-2 steps into blocks of the transformer, which are compiled"):

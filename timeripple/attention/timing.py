@@ -93,9 +93,11 @@ def environment(pipeline: Any = None) -> dict[str, Any]:
     """The machine as reports name it: device, cpu, amx (whether it multiplies matrices in
     hardware), avx512, threads, load (see there), platform, torch, date (UTC, ISO 8601).
 
-    Of a diffusers pipeline with a transformer, the device it is on and the dtype in which it denoises.
+    Of a diffusers pipeline with a transformer, the device it is on, the dtype in which it denoises, and whether blocks
+    of it are compiled.
     """
     device = torch.device("cpu") if pipeline is None else pipeline.device
+    parts = [] if pipeline is None else pipeline.transformer.modules()
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": _cpu_model(),
@@ -107,6 +109,7 @@ def environment(pipeline: Any = None) -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "dtype": None if pipeline is None else str(pipeline.transformer.dtype).removeprefix("torch."),
+        "compiled": any(part._compiled_call_impl is not None for part in parts),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

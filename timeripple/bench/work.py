@@ -173,7 +173,8 @@ def machine(pipeline: DiffusionPipeline) -> str:
     here = environment(pipeline)
     if here["device"] != "cpu":
         return str(here["device"])
-    return f"{here['cpu']}, {'with' if here['amx'] else 'without'} AMX, {here['threads']} threads"
+    compiled = ", compiled" if here["compiled"] else ""
+    return f"{here['cpu']}, {'with' if here['amx'] else 'without'} AMX, {here['threads']} threads{compiled}"
 
 
 def converged(pipeline: DiffusionPipeline, request: Request, steps: int = CONVERGED_STEPS) -> np.ndarray:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from timeripple.cli.common import (
     AsJson,
+    Compile,
     Engine,
     Frames,
     PondModel,
@@ -178,6 +179,7 @@ def work(
         str, typer.Option(help="As in compare, each with steps of its own; by default dense, ours and every peer.")
     ] = "",
     model: PondModel = "pond",
+    compile: Compile = False,
     engine: Engine = "local",
     out: Annotated[
         Path, typer.Option(help="Folder for work.json, work.html and runs.jsonl, from which a later call takes up.")
@@ -202,8 +204,9 @@ def work(
         requests = [request for count in parse_counts(tokens) for request in bench.requests_at(count, prompts)]
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
-        pipeline = load_pond(model)
-    log, load = out / "runs.jsonl", partial(load_pond, model)
+        load = partial(load_pond, model, compile)
+        pipeline = load()
+    log = out / "runs.jsonl"
     result = _run("generations", lambda count: bench.work(pipeline, requests, chosen, log, engine, count, load))
     (out / "work.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figures = [

@@ -88,9 +88,9 @@ def load_pipeline(
     return pipeline
 
 
-def load_pond(model: str = "pond") -> PondPipeline:
+def load_pond(model: str = "pond", compile: bool = False) -> PondPipeline:
     """`load_pipeline` for what only Pond and models of its kind can do. Raises ValueError for others."""
-    pipeline = load_pipeline(model)
+    pipeline = load_pipeline(model, compile=compile)
     if not isinstance(pipeline, PondPipeline):
         raise ValueError(f"{model} is a {type(pipeline).__name__}; this needs Pond's prompts and sizes, so give pond.")
     return pipeline
