@@ -15,7 +15,7 @@ test: venv $(AXE)
 	$(VENV)/ruff format --check .
 	$(VENV)/lint-imports
 	$(VENV)/mypy
-	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile
+	$(VENV)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 venv: .venv/dev-ready
 
