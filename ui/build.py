@@ -6,6 +6,7 @@ from pathlib import Path
 import gradio as gr
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 
 from ui import index, markup
 from ui.api import add_endpoints
@@ -58,12 +59,13 @@ LAUNCH = {
 
 def launch_options(limits: Limits) -> dict:
     """Keyword arguments for `build_app(...).launch()`."""
+    packed = Middleware(GZipMiddleware, minimum_size=10_000, compresslevel=5)  # the page is most of a megabyte
     guard = Middleware(Guard, limits=limits, folder=get_upload_folder())
     return LAUNCH | {
         "blocked_paths": [str(Path(get_upload_folder(), index.FOLDER))],
         "max_file_size": f"{limits.max_upload_megabytes}mb",
         "state_session_capacity": limits.max_sessions,
-        "app_kwargs": {"middleware": [guard], "lifespan": lean_sessions},
+        "app_kwargs": {"middleware": [packed, guard], "lifespan": lean_sessions},
     }
 
 

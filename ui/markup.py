@@ -104,10 +104,11 @@ def steps(sides: list[tuple[str, str, list[str]]]) -> str:
 
 def recorded(cards: list[tuple[str, str, str, object]]) -> str:
     """(id, prompt, what came of it, uint8 [h, w, 3]) of results that a click shows at once."""
+    sources = [data_uri(Image.fromarray(picture), "JPEG", quality=90) for *_, picture in cards]
     items = "".join(
-        f"""<button type="button" data-recorded="{escape(id)}"><img src="{data_uri(Image.fromarray(picture))}" alt="">
+        f"""<button type="button" data-recorded="{escape(id)}"><img src="{source}" alt="">
         <span><b>{escape(prompt)}</b>{escape(outcome)}</span></button>"""
-        for id, prompt, outcome, picture in cards
+        for source, (id, prompt, outcome, _) in zip(sources, cards, strict=True)
     )
     return f'<section class="tr-recorded"><h3>Recorded comparisons</h3><div>{items}</div></section>' if items else ""
 

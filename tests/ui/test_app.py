@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client
@@ -172,6 +173,18 @@ def test_recorded_examples_say_where_they_were_made(tmp_path):
         assert f"{seconds[0]} → {seconds[1]} s" in headline and "measured here" not in headline + numbers
         assert played["kind"] == run.result["kind"] and played["shown"] == [0, 1]
         assert (run.folder / "report.html").stat().st_size > 1_000_000
+
+
+def test_the_page_is_sent_packed_and_streams_are_not(url):
+    with httpx.Client() as visitor:
+        plain = visitor.get(url, headers={"accept-encoding": "identity"})
+        packed = visitor.get(url, headers={"accept-encoding": "gzip"})
+        beat = {"accept-encoding": "gzip"}
+        with visitor.stream("GET", f"{url}gradio_api/heartbeat/any", headers=beat) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            assert "content-encoding" not in stream.headers
+    assert packed.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+    assert packed.num_bytes_downloaded < 0.7 * plain.num_bytes_downloaded and packed.text[:100] == plain.text[:100]
 
 
 def test_attention_over_the_api(client):
