@@ -94,9 +94,9 @@ def schedule() -> str:
         height = 58 if step.kind != "reuse" else max(3, 58 * (1 - step.saving_target))
         place = f'x="{8 + 10 * step.index}" y="{64 - height:g}" width="8" height="{height:g}"'
         parts.append(f'<rect class="{tones[step.kind]}" {place} rx="1"/>')
-    refreshes = ", ".join(str(step.index + 1) for step in steps if step.kind == "refresh")
-    parts += [text(108, 82, f"dense at steps {refreshes} of {STEPS}")]
-    return svg(216, 90, f"Attention computed at each of {STEPS} steps: all of it at steps {refreshes}", *parts)
+    whole = ", ".join(str(step.index + 1) for step in steps if step.kind != "reuse")
+    parts += [text(108, 82, f"dense at steps {whole} of {STEPS}")]
+    return svg(216, 90, f"Attention computed at each of {STEPS} steps: all of it at steps {whole}", *parts)
 
 
 def tiles() -> str:
@@ -146,7 +146,7 @@ PICTURES = [
     ),
     (
         "The schedule",
-        "One dense step starts, refreshes are dealt out evenly, and the budget says how many there may be: as many as "
+        "Three dense steps start, refreshes are dealt out evenly, and the budget says how many there may be: as many as "
         "the steps between can pay for.",
         schedule,
     ),

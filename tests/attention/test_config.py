@@ -97,7 +97,7 @@ def test_dict_and_file_round_trips(config, tmp_path):
         (lambda: ReuseConfig.parse("token:half"), ["'half'", "0.75"]),
         (lambda: ReuseConfig.parse("token:budget=auto"), ["'auto'", "0.75"]),
         (lambda: ReuseConfig.parse("token:0.5:budget=0.6"), ["'budget'", "twice"]),
-        (lambda: ReuseConfig(budget=0.9, refresh=2).schedule(20), ["0.9", "9 refreshes", "0.5107"]),
+        (lambda: ReuseConfig(budget=0.9, refresh=2).schedule(20), ["0.9", "8 refreshes", "0.5138"]),
     ],
 )
 def test_errors_name_the_value_and_the_remedy_in_one_sentence(make, words):
@@ -113,17 +113,19 @@ def test_errors_name_the_value_and_the_remedy_in_one_sentence(make, words):
 @pytest.mark.parametrize(
     ("config", "steps", "expected"),
     [
-        (ReuseConfig(), 20, "R...R...R...R...R..."),
-        (ReuseConfig(budget=0.7), 20, "R...R..R..R...R..R.."),
-        (ReuseConfig(budget=0.85), 20, "R......R......R....."),
+        (ReuseConfig(), 20, "ddR....R...R....R..."),
+        (ReuseConfig(budget=0.7), 20, "ddR...R...R..R...R.."),
+        (ReuseConfig(budget=0.85), 20, "ddR........R........"),
         (ReuseConfig(dense_first=0.2, dense_last=1), 20, "dddR...R...R...R...d"),
+        (ReuseConfig(), 8, "dR...R.."),
+        (ReuseConfig(), 7, "R...R.."),
         (ReuseConfig(), 1, "d"),
         (ReuseConfig(), 2, "R."),
         (ReuseConfig(dense_last=1), 2, "dd"),
         (ReuseConfig(), 3, "R.."),
         (ReuseConfig(refresh=None), 20, "dddd...............d"),
         (ReuseConfig("channel"), 10, "dd.......d"),
-        (ReuseConfig("channel", theta=0.3, refresh=3), 10, "R..R..R..R"),
+        (ReuseConfig("channel", theta=0.3, refresh=3), 10, "dR..R..R.."),
         (ReuseConfig(theta=0.5, refresh=1), 6, "RRRRRR"),
         (ReuseConfig(dense_first=0, dense_last=0, refresh=None), 3, "d.."),
         (ReuseConfig(theta=0), 20, "d" * 20),

@@ -182,7 +182,7 @@ def test_of_two_experts_the_whole_clip_is_judged(recwarn):
 def test_memory_that_is_not_enough_is_named(recwarn):
     pipe, inputs = build("wan_image_to_video", "euler")
     of_a_layer = 18 * 48 * 2 * 2  # tokens and channels of an error and its slope, in two passes and 8 bits
-    enable(pipe, "token:0.5:refresh=2", memory_limit=of_a_layer)
+    enable(pipe, "token:0.5:refresh=3", memory_limit=of_a_layer)
     generate(pipe, inputs, num_inference_steps=8)
     assert summary(pipe)["storage"] == {"dtype": "float8_e4m3fn", "device": "cpu", "layers": 1}
     (said,) = shortfalls(recwarn)
@@ -258,8 +258,10 @@ def test_a_speedup_for_which_too_little_was_saved_is_said(monkeypatch, recwarn, 
     numbers = summary(pipe)
     wanted, reached = numbers["chosen"]["saving"], numbers["saving"]["reuse_steps"]
     (said,) = shortfalls(recwarn)
-    of_that = f"{wanted:.0%} of the attention was to be saved for 1.6 times the speed and {reached:.0%} was, as {why}"
-    assert said.startswith(f"token-speedup=1.6: {of_that}") and wanted == pytest.approx(0.51, abs=0.01)
+    of_that = (
+        f"{wanted:.0%} of the attention was to be saved for 1.6 times the speed and {abs(reached):.0%} was, as {why}"
+    )
+    assert said.startswith(f"token-speedup=1.6: {of_that}") and wanted == pytest.approx(0.59, abs=0.01)
 
 
 def test_attention_that_would_be_slower_stays_dense_and_says_so(monkeypatch, recwarn):

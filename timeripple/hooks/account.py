@@ -127,4 +127,5 @@ def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | 
     elif storage and storage["dtype"] == "float8_e4m3fn" and storage["layers"] < layers:
         why = f"memory was enough for the errors of {storage['layers']} of {layers} layers"
     wanted = f" for {asked:g} times the speed" if asked else ""
-    return f"{budget:.0%} of the attention was to be saved{wanted} and {saving['reuse_steps']:.0%} was, as {why}"
+    reached = round(saving["reuse_steps"], 2) + 0.0  # never "-0%"
+    return f"{budget:.0%} of the attention was to be saved{wanted} and {reached:.0%} was, as {why}"

@@ -75,7 +75,10 @@ function playing() {
   player.classList.toggle('playing', moving());
   button('play').setAttribute('aria-label', moving() ? 'Pause' : 'Play');
 }
-video.addEventListener('ended', () => input('end').value === 'swing' && swing());
+video.addEventListener('ended', () => {
+  arrive(middle(frames - 1));  // a busy browser may have left out the last frame
+  if (input('end').value === 'swing') swing();
+});
 
 for (const event of ['play', 'pause'])
   video.addEventListener(event, () => {
