@@ -146,8 +146,8 @@ PICTURES = [
     ),
     (
         "The schedule",
-        "Three dense steps start, refreshes are dealt out evenly, and the budget says how many there may be: as many as "
-        "the steps between can pay for.",
+        "Three dense steps start, refreshes are dealt out evenly, and the budget says how many there may be: as many "
+        "as the steps between can pay for.",
         schedule,
     ),
     (
