@@ -204,11 +204,13 @@ class ReuseConfig:
         """
         if self.speedup is not None:
             return self.at_cost(num_inference_steps, IDEAL).schedule(num_inference_steps)
-        few = min(DENSE_WITH_FEEDBACK / num_inference_steps, DEFAULT_DENSE_FIRST)
-        first, last = (few, 0) if self.feedback else (DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST)
-        first = first if isinstance(self.dense_first, str) else self.dense_first
+        first = DEFAULT_DENSE_FIRST if isinstance(self.dense_first, str) else self.dense_first
+        first *= num_inference_steps
+        if self.feedback and isinstance(self.dense_first, str):
+            first = min(first, DENSE_WITH_FEEDBACK)
+        last = 0 if self.feedback else DEFAULT_DENSE_LAST
         last = last if isinstance(self.dense_last, str) else self.dense_last
-        start = min(max(1, round(first * num_inference_steps)), num_inference_steps)
+        start = min(max(1, round(first)), num_inference_steps)
         window = range(start, max(start, num_inference_steps - last))
         if not window or 0 in (self.budget, self.theta):
             return tuple(Step(i, "dense") for i in range(num_inference_steps))

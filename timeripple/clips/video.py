@@ -207,5 +207,5 @@ def read_mp4(path: str | Path) -> np.ndarray:
     try:
         with av.open(str(path)) as file:
             return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
-    except (av.error.FFmpegError, LookupError):
+    except (av.error.FFmpegError, LookupError, ValueError):  # no picture stream, or no frame in it
         raise OSError(f"{path} cannot be read as a video.") from None
