@@ -184,3 +184,16 @@ def test_command(tiny_pipeline, monkeypatch, tmp_path, capsys):
     assert len((tmp_path / "new" / "runs.jsonl").read_text().splitlines()) == 6
     assert "token:0.5" in (tmp_path / "new" / "work.html").read_text()
     assert np.isfinite([row["seconds"] for row in printed["rows"]]).all()
+
+
+def test_what_cannot_be_measured_is_none(tiny_pipeline, monkeypatch):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", "/no/ffmpeg")
+    (row,) = work(tiny_pipeline, requests(1), ["dense:steps=3"])["rows"]
+    assert row["vmaf_converged"] is None and row["psnr_converged"] > 0 and row["ssim_converged"] > 0
+
+
+def test_methods_take_turns_by_their_steps():
+    texts = ["token:0.5:steps=4", "dense:steps=8", "forecast:0.5:steps=8", "dense:steps=4"]
+    four, eight = ["dense:steps=4", "token:0.5:steps=4"], ["dense:steps=8", "forecast:0.5:steps=8"]
+    assert bench.in_turn(texts, requests()[0], 0) == four + eight
+    assert bench.in_turn(texts, requests()[0], 1) == eight + four

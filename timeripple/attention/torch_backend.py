@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from timeripple.attention.call import AttentionCall
 
 ROWS_PER_PART = 384  # PyTorch's blocks are smaller, and evenly dealt out, below twice these
+WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def dense_attention(call: AttentionCall, *, queries: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
@@ -28,14 +31,16 @@ def attend_rows(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, 
     """One head: [rows, d] queries, keys with a bias each or none, values.
 
     On the CPU, queries are dealt out to the threads in equal parts: left to itself, PyTorch deals out blocks of 256,
-    and one thread may get one more than the others.
+    and one thread may get one more than the others. On a GPU, cuDNN would plan every number of rows anew, which takes
+    it longer than the call.
     """
     parts = max(1, min(torch.get_num_threads(), len(query) // ROWS_PER_PART)) if query.device.type == "cpu" else 1
     rows = -(-len(query) // parts)
     queries = pad(query, (0, 0, 0, parts * rows - len(query))).view(parts, 1, rows, -1)
     keys, values = (x.expand(parts, 1, -1, -1) for x in (key, value))
     mask = None if bias is None else bias[None, None, None]
-    output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
+    with sdpa_kernel(WITHOUT_CUDNN) if query.is_cuda else nullcontext():
+        output = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=scale)
     return output.view(parts * rows, -1)[: len(query)]
 
 

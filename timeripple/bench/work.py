@@ -24,7 +24,7 @@ from timeripple.bench.sweep import Job, fingerprint, sweep
 from timeripple.clips.generate import Generation, Request, generate
 from timeripple.clips.methods import Method, parse_method, split_stack
 from timeripple.clips.models import load_pipeline
-from timeripple.clips.quality import measure, vmaf_per_frame
+from timeripple.clips.quality import PSNR_CAP, judge, psnr
 from timeripple.clips.solvers import solver_name
 from timeripple.hooks import transformers
 from timeripple.pond.pipeline import PondPipeline
@@ -126,7 +126,7 @@ class Worker:
             self._dense[steps_and_solver(job.request, method)] = generation
         steps = method.evaluations(job.request.steps)
         saved = sum(generation.saving["per_step"]) if generation.saving else 0.0
-        close = measure(generation.frames, self._converged)
+        close = judge(generation.frames, self._converged).scores
         return {
             "seconds": generation.seconds["total"],
             "attention_seconds": generation.seconds["attention"],
@@ -136,8 +136,8 @@ class Worker:
             "machine": machine(self.pipeline),
             "psnr_converged": close["psnr"],
             "ssim_converged": close["ssim"],
-            "vmaf_converged": float(vmaf_per_frame(generation.frames, self._converged).mean()),
-            "psnr_dense": None if generation is dense else measure(generation.frames, dense.frames)["psnr"],
+            "vmaf_converged": close["vmaf"],
+            "psnr_dense": None if generation is dense else min(psnr(generation.frames, dense.frames), PSNR_CAP),
         }
 
     def _plain(self, request: Request, method: Method) -> Generation:
@@ -249,17 +249,16 @@ def work(
 
     Row: tokens, method, solver, steps, seconds, dense_steps (what it would take in dense steps if attention had a share
     of 0.5 to 0.95 of one: theoretical), attention_share (measured), psnr_converged and ssim_converged and
-    vmaf_converged (to the converged clip), psnr_converged_interval, psnr_dense (to the dense clip of the same steps and
-    solver, None for dense), held_bytes, kind. All are means over prompts, intervals 95 % bootstrap. ahead: as
+    vmaf_converged (to the converged clip; None where they cannot be measured, as without ffmpeg),
+    psnr_converged_interval, psnr_dense (to the dense clip of the same steps and solver, None for dense), held_bytes,
+    kind. All are means over prompts, intervals 95 % bootstrap. ahead: as
     `front.ahead`, with tokens. runs: every generation, so that differences can be paired by prompt.
 
     log, engine, on_run, load: as in `sweep`. Raises ValueError for what cannot be run, and for runs of several kinds of
     machines, whose seconds are not to be mixed.
     """
     check(pipeline, requests, methods)
-    jobs = [
-        Job(request, text) for request in requests for text in sorted(methods, key=lambda text: "dense" not in text)
-    ]
+    jobs = [Job(request, text) for turn, request in enumerate(requests) for text in in_turn(methods, request, turn)]
     results = sweep(jobs, pipeline, log, engine, on_run, load, Worker, machine(pipeline))
     machines = sorted({result["machine"] for result in results.values()})
     if len(machines) > 1:
@@ -291,6 +290,17 @@ def work(
     }
 
 
+def in_turn(methods: Sequence[str], request: Request, turn: int) -> list[str]:
+    """By number of steps, rising and falling in turn, dense first in each: neighbours are compared with each other, and
+    a machine that gets slower or faster favours none of them over all turns."""
+
+    def place(text: str) -> tuple[int, bool]:
+        method = parse_method(text)
+        return request.by(method).steps * (-1) ** turn, not is_dense(method)
+
+    return sorted(methods, key=place)
+
+
 def points(measured: dict[str, list[dict[str, Any]]]) -> list[Point]:
     """Runs of every method, one a prompt, as points."""
     return [
@@ -312,6 +322,9 @@ def row(pipeline: DiffusionPipeline, request: Request, text: str, runs: list[dic
     def mean(name: str) -> float:
         return fmean(run[name] for run in runs)
 
+    def mean_of_known(name: str) -> float | None:
+        return None if any(run[name] is None for run in runs) else mean(name)
+
     attention, rest = mean("attention_steps"), mean("rest_steps")
     return {
         "method": text,
@@ -322,9 +335,9 @@ def row(pipeline: DiffusionPipeline, request: Request, text: str, runs: list[dic
         "attention_share": mean("attention_seconds") / mean("seconds"),
         "psnr_converged": mean("psnr_converged"),
         "psnr_converged_interval": interval([run["psnr_converged"] for run in runs]),
-        "psnr_dense": None if is_dense(method) else mean("psnr_dense"),
-        "ssim_converged": mean("ssim_converged"),
-        "vmaf_converged": mean("vmaf_converged"),
+        "psnr_dense": mean_of_known("psnr_dense"),
+        "ssim_converged": mean_of_known("ssim_converged"),
+        "vmaf_converged": mean_of_known("vmaf_converged"),
         "held_bytes": max(run["held_bytes"] for run in runs),
         "kind": "measured here",
     }
