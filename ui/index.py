@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import sqlite3
-import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +15,28 @@ FOLDER = "index"
 """Beside the folders of runs; whoever serves those must not serve this one: ids are what keeps results apart."""
 COLUMNS = "id text primary key, visitor text, settings text, result text, bytes int, at real"
 TABLE = f"create table if not exists runs ({COLUMNS})"
-RECENT = 60  # seconds in which another process may be about to claim a folder it has made
+CLAIMING = 60  # seconds to wait for others, which claim or remove what is left over
 
 
 def claim(parent: Path) -> "Index":
     """The index, below `parent`, of a folder that no living process has: with the finished runs that an earlier one
     left there, or new. Folders that are left over are removed."""
     (parent / FOLDER).mkdir(parents=True, exist_ok=True)
-    mine, number = None, 0
-    while mine is None:
-        (folder := parent / f"runs-{number}").mkdir(exist_ok=True)
-        mine, number = _open(_of(folder)), number + 1
-    alone = number == 1
-    for other in parent.glob("runs-*"):
-        if other != folder and other.stat().st_mtime < time.time() - RECENT:
-            if left := _open(_of(other)):
-                left.close()
-                shutil.rmtree(other, ignore_errors=True)
-                _of(other).unlink(missing_ok=True)
-            else:
-                alone = False
+    with closing(sqlite3.connect(parent / FOLDER / "claims.sqlite", CLAIMING, isolation_level=None)) as claims:
+        claims.execute("begin exclusive")  # one at a time: what seems left over is about to be another's
+        mine, number = None, 0
+        while mine is None:
+            (folder := parent / f"runs-{number}").mkdir(exist_ok=True)
+            mine, number = _open(_of(folder)), number + 1
+        alone = number == 1
+        for other in parent.glob("runs-*"):
+            if other != folder:
+                if left := _open(_of(other)):
+                    left.close()
+                    shutil.rmtree(other, ignore_errors=True)
+                    _of(other).unlink(missing_ok=True)
+                else:
+                    alone = False
     return Index(folder, mine, alone)
 
 

@@ -8,6 +8,7 @@ from html import escape
 
 from PIL import Image
 
+from timeripple.clips.figures import round_numbers
 from timeripple.clips.video import FPS
 
 AXIS_NAMES = {"t": "time", "y": "height", "x": "width"}
@@ -221,9 +222,15 @@ def pairings(cells: dict, axes: tuple[str, ...], caption: str) -> str:
 
 
 def scatter(
-    points: list[tuple[str, float, float, bool, str]], caption: str, across: str, upwards: str, size=(760, 330)
+    points: list[tuple[str, float, float, bool, str]],
+    curve: list[tuple[float, float]],
+    caption: str,
+    across: str,
+    upwards: str,
+    size=(760, 380),
 ) -> str:
-    """Points that are links: (name, x, y, whether it is ours, address) each; x on a logarithmic scale."""
+    """Points that are links: (name, x, y, whether it is ours, address) each; x on a logarithmic scale. curve: of some
+    of them, (x, y) in order, what the others are to be compared with."""
     width, height, left, bottom = *size, 44, 40
     xs, ys = [math.log(x) for _, x, *_ in points], [y for _, _, y, *_ in points]
     low, high = min(xs) - 0.1, max(xs) + 0.25
@@ -242,9 +249,9 @@ def scatter(
     )
     ticks += "".join(
         f'<text x="{at(x, floor)[0]:.1f}" y="{height - bottom + 16}" text-anchor="middle">{x:g}</text>'
-        for x in (1, 2, 5, 10, 20, 50, 100, 200)
-        if low < math.log(x) < high
+        for x in round_numbers(math.exp(low), math.exp(high))
     )
+    line = " ".join("{:.1f},{:.1f}".format(*at(*place)) for place in curve)
     taken = [(*at(x, y), 8.0) for _, x, y, *_ in points]
 
     def label(name: str, x: float, y: float) -> str:
@@ -264,7 +271,7 @@ def scatter(
         for name, x, y, ours, link in sorted(points, key=lambda point: not point[3])
     )
     return f"""<figure class="tr-scatter"><figcaption>{escape(caption)}. Filled: ours. A click fills the form with it.
-      </figcaption><svg viewBox="0 0 {width} {height}">{ticks}{dots}
+      </figcaption><svg viewBox="0 0 {width} {height}">{ticks}<polyline points="{line}"/>{dots}
       <text x="{width / 2}" y="{height - 4}" text-anchor="middle">{escape(across)}</text>
       <text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{escape(upwards)}</text>
       </svg></figure>"""

@@ -14,7 +14,7 @@ import gradio as gr
 from timeripple.bench import figures
 from timeripple.bench.attention import PROMPT, request_for
 from timeripple.bench.roofline import TOKENS
-from timeripple.bench.work import is_ours
+from timeripple.bench.work import family, is_ours
 from timeripple.pond.pipeline import PondPipeline
 from ui import markup
 from ui.form import LATEST, POLL_SECONDS, QUEUED, QUIET, failure, one_sentence, queue_note
@@ -37,6 +37,7 @@ COLUMNS = {  # of a row of any benchmark: what it is called here, and how it is 
     "saving": ("saving (realised)", "{:.0%}"),
     "relative_error": ("output error", "{:.3f}"),
     "psnr": ("PSNR dB", "{:.1f}"),
+    "psnr_converged": ("PSNR to 100 steps, dB", "{:.1f}"),
     "planning_share": ("planning", "{:.0%}"),
     "attention_share": ("attention share", "{:.0%}"),
     "gflops": ("GFLOP/s", "{:,.0f}"),
@@ -51,8 +52,8 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
     with gr.Row():
         for figure in recorded_figures(recorded):
             gr.Plot(figure, show_label=False, min_width=320, elem_classes="tr-plot")
-    if "end-to-end" in recorded:
-        gr.HTML(work_and_precision(recorded["end-to-end"]))
+    for result in (result for name, result in recorded.items() if name.startswith("work-")):
+        gr.HTML(work_and_precision(result))
     gr.HTML(markup.facts([gpu_note(recorded)]))
     with gr.Accordion("All recorded results as tables", open=False, visible=bool(recorded)):
         first = next(iter(recorded), None)
@@ -199,22 +200,21 @@ def drawn(method: str) -> bool:
 
 
 def work_and_precision(result: dict) -> str:
-    """Seconds and PSNR of every method at the fewest tokens; a click fills the form with it."""
-    fewest = min(row["tokens"] for row in result["rows"])
-    points = [
-        (row["method"], row["seconds"], row["psnr"], is_ours(row["method"]), link(fewest, row["method"]))
-        for row in result["rows"]
-        if row["psnr"] is not None and row["tokens"] == fewest
-    ]
-    caption = f"Work and precision: {result['repeats']} prompts, {fewest:,} tokens, recorded on {machine(result)}"
-    return markup.scatter(points, caption, "seconds of a whole generation", "PSNR to the dense clip, dB")
+    """Seconds and PSNR of every method and number of steps, dense as a curve; a click fills the form with it."""
+    rows, prompts = result["rows"], len({run["prompt"] for run in result["runs"]})
+    places = [(row["method"], row["seconds"], row["psnr_converged"]) for row in rows]
+    points = [(*place, is_ours(place[0]), link(row)) for place, row in zip(places, rows, strict=True)]
+    curve = sorted(place[1:] for place in places if family(place[0]) == "dense")
+    where = f"{prompts} prompts, {rows[0]['tokens']:,} tokens, recorded on {machine(result)}"
+    caption = f"Work and precision: {where}. The line is dense attention in more and more steps"
+    return markup.scatter(points, curve, caption, "seconds of a whole generation", "PSNR to 100 steps, dB")
 
 
-def link(tokens: int, method: str) -> str:
-    """Query of the page whose form asks for this method against dense."""
-    request = request_for(tokens)
+def link(row: dict) -> str:
+    """Query of the page whose form asks for the method of a row against dense."""
+    request = request_for(row["tokens"])
     size = {name: getattr(request, name) for name in ("num_frames", "height", "width", "steps")}
-    return "?" + urlencode({"prompt": PROMPT, "seed": 0, "compared": f"dense,{method}"} | size)
+    return "?" + urlencode({"prompt": PROMPT, "seed": 0, "compared": f"dense,{row['method']}"} | size)
 
 
 def recorded_table(result: dict) -> str:

@@ -56,3 +56,9 @@ def test_schedule_curve_shows_budgets_and_thresholds_on_axes_of_their_own():
 def test_fragments_bring_plotly_once():
     parts = figures.fragments([figures.saving_per_step([("token", [0.5])])] * 3)
     assert ["plotly.js v" in part for part in parts] == [True, False, False]
+
+
+def test_ticks_of_a_logarithmic_axis_are_round_and_few():
+    assert figures.round_numbers(18, 41) == [20, 30, 40]
+    assert figures.round_numbers(4, 150) == [5, 10, 20, 50, 100]
+    assert figures.round_numbers(0.5, 2e5) == [1, 10, 100, 1000, 1e4, 1e5]

@@ -1,11 +1,13 @@
 """The registry of runs: order, cancelling, limits, failures, isolation."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
 
 from timeripple.clips.generate import Cancelled
+from ui.index import claim
 from ui.runs import Limits, QueueFull, Runs
 
 LIMITS = Limits(max_queue=3, max_visitor_runs=9, max_kept=2, max_age=60, max_megabytes=1)
@@ -243,6 +245,18 @@ def test_processes_on_one_machine_have_a_folder_each(tmp_path):
     assert done.folder.parent.name == "runs-0" and second.find(done.id) is None
     assert finished(second, second.submit(lambda run: 1)).folder.parent.name == "runs-1"
     assert first.alone and not second.alone
+
+
+def test_apps_that_start_at_once_do_not_remove_each_others_folders(tmp_path):
+    for attempt in range(20):
+        for number in range(6):
+            (tmp_path / str(attempt) / f"runs-{number}" / "left over").mkdir(parents=True)
+        with ThreadPoolExecutor(4) as pool:
+            claimed = list(pool.map(claim, [tmp_path / str(attempt)] * 4))
+        assert len({index.folder for index in claimed}) == 4 and all(index.folder.is_dir() for index in claimed)
+        assert all(index.kept() == [] for index in claimed)
+        for index in claimed:
+            index.close()
 
 
 def test_an_index_that_is_broken_is_made_anew(tmp_path):

@@ -160,13 +160,21 @@ def styled(figure: go.Figure, title: str) -> go.Figure:
 
 
 def logarithmic(values: Iterable[float]) -> dict[str, Any]:
-    """Settings of a logarithmic axis whose ticks, at 1, 2 and 5 of each decade around the values, say all of a number:
-    Plotly's own say the first digit alone."""
+    """Settings of a logarithmic axis whose ticks say all of a number: Plotly's own say the first digit alone."""
     positive = [value for value in values if value > 0] or [1.0]
-    decades = range(math.floor(math.log10(min(positive))), math.floor(math.log10(max(positive))) + 1)
-    digits = (1, 2, 5) if len(decades) < 4 else (1,)
-    ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    ticks = round_numbers(10 ** math.floor(math.log10(min(positive))), 1.25 * max(positive))
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,.10g}" for tick in ticks]}
+
+
+def round_numbers(low: float, high: float, most: int = 9) -> list[float]:
+    """Ticks of a logarithmic axis: at most so many, as finely as that allows."""
+    decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)):
+        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            break
+    return ticks
 
 
 def _in_lines(title: str) -> list[str]:

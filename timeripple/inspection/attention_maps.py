@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool1d
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.config import ReuseConfig
@@ -83,13 +83,12 @@ def averaged_map(
     columns = range(frames) if key_frame is None else [key_frame]
     size = grid.video_tokens // frames
     row_cells, column_cells = (_cells(size, max(1, cells // len(side))) for side in (rows, columns))
-    cell = row_cells[0], column_cells[0]
-    video_query, chosen = query[grid.video].unflatten(0, (frames, size)), torch.tensor(columns)
+    video_query, row_means = query[grid.video].unflatten(0, (frames, size)), _means(row_cells)
     blocks = []
     for frame in rows:
-        weights = _softmax(video_query[frame], key)[:, grid.video].unflatten(1, (frames, size))[:, chosen]
-        block = avg_pool2d(weights.transpose(0, 1), cell, ceil_mode=True)  # [key frames, row cells, column cells]
-        blocks.append(block.transpose(0, 1).flatten(1))
+        weights = row_means @ _softmax(video_query[frame], key)  # rows first, which are most of the work
+        by_frame = weights[:, grid.video].unflatten(1, (frames, size))[:, columns]
+        blocks.append(avg_pool1d(by_frame, column_cells[0], ceil_mode=True).flatten(1))
     return torch.cat(blocks), torch.tensor(row_cells * len(rows)), torch.tensor(column_cells * len(columns))
 
 
@@ -145,6 +144,12 @@ def head_kind(spatial: float, temporal: float) -> str:
 def _softmax(query: Tensor, key: Tensor) -> Tensor:
     """[..., queries, d], [..., keys, d] -> [..., queries, keys]."""
     return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+
+
+def _means(cells: list[int]) -> Tensor:
+    """[cells, tokens]: what tokens are multiplied by for the mean of every cell."""
+    cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells))
+    return (torch.arange(len(cells))[:, None] == cell) / torch.tensor(cells)[:, None]
 
 
 def _cells(tokens: int, count: int) -> list[int]:
