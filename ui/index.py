@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import sqlite3
 from contextlib import closing
@@ -14,23 +15,28 @@ logger = logging.getLogger(__name__)
 FOLDER = "index"
 """Beside the folders of runs; whoever serves those must not serve this one: ids are what keeps results apart."""
 COLUMNS = "id text primary key, visitor text, settings text, result text, bytes int, at real"
+NAMES = ", ".join(column.split()[0] for column in COLUMNS.split(", "))
 TABLE = f"create table if not exists runs ({COLUMNS})"
 CLAIMING = 60  # seconds to wait for others, which claim or remove what is left over
 
 
 def claim(parent: Path) -> "Index":
     """The index, below `parent`, of a folder that no living process has: with the finished runs that an earlier one
-    left there, or new. Folders that are left over are removed."""
+    left there, or new. Folders that are left over are removed. Raises OSError, one sentence, where that cannot be."""
     (parent / FOLDER).mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(parent / FOLDER / "claims.sqlite", CLAIMING, isolation_level=None)) as claims:
-        claims.execute("begin exclusive")  # one at a time: what seems left over is about to be another's
+    claims = _open(parent / FOLDER / "claims.sqlite", CLAIMING)
+    if claims is None:
+        raise OSError(
+            f"Another process has been claiming a folder in {parent} for {CLAIMING} s; end it, or start again."
+        )
+    with closing(claims):  # one at a time: what seems left over may be about to be another's
         mine, number = None, 0
         while mine is None:
             (folder := parent / f"runs-{number}").mkdir(exist_ok=True)
             mine, number = _open(_of(folder)), number + 1
         alone = number == 1
-        for other in parent.glob("runs-*"):
-            if other != folder:
+        for other in parent.iterdir():
+            if other != folder and re.fullmatch(r"runs-\d+", other.name):
                 if left := _open(_of(other)):
                     left.close()
                     shutil.rmtree(other, ignore_errors=True)
@@ -45,23 +51,26 @@ def _of(folder: Path) -> Path:
     return folder.parent / FOLDER / f"{folder.name}.sqlite"
 
 
-def _open(path: Path) -> sqlite3.Connection | None:
-    """A connection that no other process can have at the same time, None where one has it; the lock goes with the
-    process, however it ends. What is no index is made anew."""
-    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+def _open(path: Path, wait: float = 0.0) -> sqlite3.Connection | None:
+    """A connection that no other process can have at the same time, None where one has it for so many seconds; the lock
+    goes with the process, however it ends. What is no index, or of another version, is made anew."""
+    connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("pragma locking_mode = exclusive")
         connection.execute("begin exclusive")
         connection.execute(TABLE)
+        connection.execute(f"select {NAMES} from runs limit 0")
         connection.execute("commit")
         return connection
-    except sqlite3.OperationalError:
+    except sqlite3.DatabaseError as error:
         connection.close()
-        return None
-    except sqlite3.DatabaseError:
-        connection.close()
-        path.unlink()
-        return _open(path)
+        kind = error.sqlite_errorcode & 0xFF
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return None
+        if kind in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            path.unlink()
+            return _open(path, wait)
+        raise OSError(f"{path} cannot be written: {error}.") from error
 
 
 class Index:

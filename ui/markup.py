@@ -234,7 +234,8 @@ def scatter(
     width, height, left, bottom = *size, 44, 40
     xs, ys = [math.log(x) for _, x, *_ in points], [y for _, _, y, *_ in points]
     low, high = min(xs) - 0.1, max(xs) + 0.25
-    floor, top = 5 * math.floor(min(ys) / 5), 5 * math.ceil(max(ys) / 5)
+    floor = 5 * math.floor(min(ys) / 5)
+    top = max(floor + 5, 5 * math.ceil(max(ys) / 5))
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -259,7 +260,9 @@ def scatter(
         (cx, cy), long = at(x, y), 5.6 * len(name)
         for left_end in (cx + 9, cx - 9 - long):
             place = [(left_end + step, cy, 6.0) for step in range(0, int(long), 6)]
-            if all(abs(u - p) > 9 or abs(v - q) > 10 for u, v, _ in place for p, q, _ in taken if (p, q) != (cx, cy)):
+            if left < left_end < width - long and all(
+                abs(u - p) > 9 or abs(v - q) > 10 for u, v, _ in place for p, q, _ in taken if (p, q) != (cx, cy)
+            ):
                 taken.extend(place)
                 return f'<text x="{left_end:.1f}" y="{cy + 4:.1f}">{escape(name)}</text>'
         return ""

@@ -205,7 +205,7 @@ def work_and_precision(result: dict) -> str:
     places = [(row["method"], row["seconds"], row["psnr_converged"]) for row in rows]
     points = [(*place, is_ours(place[0]), link(row)) for place, row in zip(places, rows, strict=True)]
     curve = sorted(place[1:] for place in places if family(place[0]) == "dense")
-    where = f"{prompts} prompts, {rows[0]['tokens']:,} tokens, recorded on {machine(result)}"
+    where = f"{prompts} prompt{'s'[: prompts > 1]}, {rows[0]['tokens']:,} tokens, recorded on {machine(result)}"
     caption = f"Work and precision: {where}. The line is dense attention in more and more steps"
     return markup.scatter(points, curve, caption, "seconds of a whole generation", "PSNR to 100 steps, dB")
 

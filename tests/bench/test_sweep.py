@@ -48,6 +48,13 @@ def test_finished_jobs_are_taken_from_the_log(tiny_pipeline, local, tmp_path):
     assert sweep(JOBS, tiny_pipeline, log, on_run=lambda *count: pytest.fail("run again")) == again
 
 
+def test_lines_that_hold_no_run_are_passed_over(tiny_pipeline, local, tmp_path):
+    log = tmp_path / "runs.jsonl"
+    log.write_bytes(b'5\nnull\n"abc"\n[1, 2]\n{"key": [1]}\n{}\n\xff\xfe\n{"key": "half a l')
+    assert sweep(JOBS[:1], tiny_pipeline, log).keys() == {JOBS[0]}
+    assert sweep(JOBS[:1], tiny_pipeline, log) == sweep(JOBS[:1], tiny_pipeline, log)
+
+
 def test_an_unknown_engine(tiny_pipeline):
     with pytest.raises(ValueError, match="engine is 'spark'; choose from local, ray"):
         sweep(JOBS, tiny_pipeline, engine="spark")

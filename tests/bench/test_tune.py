@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import timeripple
+from timeripple.attention.method import ConfigError
 from timeripple.bench import tune as module
 from timeripple.bench import work
 from timeripple.bench.search import Target, fits
@@ -180,3 +181,17 @@ def test_it_runs_and_what_it_writes_is_loaded(tiny_pipeline, tmp_path, monkeypat
     plain = tiny_pipeline(**request.arguments(tiny_pipeline)).frames  # and it is off again
     dense = generate(tiny_pipeline, request, parse_method("dense")).frames
     assert np.array_equal((plain[0].permute(0, 2, 3, 1) * 255).round().byte().numpy(), dense)
+
+
+def test_a_step_cache_that_was_planned_for_other_steps_is_refused(tiny_pipeline, tmp_path):
+    path = tmp_path / "tuned.json"
+    path.write_text('{"method": "token:0.5+forecast:0.7:steps=4"}')
+    with timeripple.load(tiny_pipeline, path) as tuned:
+        for steps in (3, 8):
+            with pytest.raises(ConfigError, match=rf"other steps than the {steps} of this run.*num_inference_steps=4"):
+                tiny_pipeline(**replace(REQUESTS[0], steps=steps).arguments(tiny_pipeline))
+        assert tiny_pipeline(**replace(REQUESTS[0], steps=tuned.steps).arguments(tiny_pipeline)).frames is not None
+    for text in ("{}", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ConfigError, match="holds no settings of a method"):
+            load_method(path)

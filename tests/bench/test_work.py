@@ -136,7 +136,11 @@ def test_it_takes_up_where_it_stopped_and_never_mixes_machines(tiny_pipeline, tm
 
 def test_what_cannot_run_is_said_before_anything_runs(tiny_pipeline, monkeypatch):
     monkeypatch.setattr(bench, "sweep", lambda *args: pytest.fail("ran"))
-    for methods, message in ((["magic"], "'magic' is unknown"), (["dense:steps=900"], "steps is 900")):
+    for methods, message in (
+        (["dense", "dense"], "dense is given twice"),
+        (["magic"], "'magic' is unknown"),
+        (["dense:steps=900"], "steps is 900"),
+    ):
         with pytest.raises(ValueError, match=message):
             work(tiny_pipeline, requests(), methods)
     with pytest.raises(ValueError, match="number of prompts is 0"):

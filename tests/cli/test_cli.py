@@ -201,6 +201,7 @@ def test_settings_of_a_config_are_compared_too(run, tmp_path):
         (["--psnr", "33", "--prompts", "nowhere.txt"], "nowhere.txt"),
         (["--psnr", "33", "--size", "50"], "multiple of 8"),
         (["--psnr", "33", "--out", "missing/tuned.json"], "missing/tuned.json"),
+        (["--psnr", "33", "--out", "tuned.html"], "tuned.html is where the picture would lie"),
     ],
 )
 def test_bad_input_of_tune(run, tmp_path, arguments, message):

@@ -62,3 +62,11 @@ def test_ticks_of_a_logarithmic_axis_are_round_and_few():
     assert figures.round_numbers(18, 41) == [20, 30, 40]
     assert figures.round_numbers(4, 150) == [5, 10, 20, 50, 100]
     assert figures.round_numbers(0.5, 2e5) == [1, 10, 100, 1000, 1e4, 1e5]
+
+
+@pytest.mark.parametrize("low", [1e-9, 0.03, 1.2, 2.04, 7.5, 3000])
+@pytest.mark.parametrize("times", [1.2, 1.4, 3, 50, 1e4, 1e12])
+def test_an_axis_has_two_ticks_to_nine(low, times):
+    ticks = figures.round_numbers(low, low * times)
+    assert 2 <= len(ticks) <= 9 and ticks == sorted(set(ticks))
+    assert low * (1 - 1e-9) <= ticks[0] and ticks[-1] <= low * times * (1 + 1e-9)

@@ -172,6 +172,14 @@ def test_a_budget_that_was_not_met_is_said_once_with_what_was_reached(recwarn):
     ]
 
 
+def test_a_schedule_that_is_all_dense_is_named_as_the_cause(recwarn):
+    pipe, inputs = build("wan", "euler")
+    enable(pipe, "token:0.5:refresh=none")
+    generate(pipe, inputs, num_inference_steps=2)
+    (said,) = shortfalls(recwarn)
+    assert said.endswith("50% of the attention was to be saved and 0% was, as its schedule has every step dense.")
+
+
 def test_of_two_experts_the_whole_clip_is_judged(recwarn):
     pipe, inputs = build("wan_two_experts", "euler")
     enable(pipe, "token:0.3:refresh=none")

@@ -9,7 +9,14 @@ from timeripple.attention.grid import AXES, TokenGrid
 from timeripple.attention.method import ConfigError
 from timeripple.attention.similarity import reuse_mask, snap
 from timeripple.clips.generate import Request, generate
-from timeripple.inspection.laboratory import Specimen, head_trials, pairing_method, relative_change, residual_drift
+from timeripple.inspection.laboratory import (
+    Specimen,
+    head_trials,
+    pairing_method,
+    parse_reuse,
+    relative_change,
+    residual_drift,
+)
 from timeripple.inspection.probe import capture
 
 GRID = TokenGrid(4, 6, 4)
@@ -151,3 +158,9 @@ def test_groups_that_do_not_exist(tiny_pipeline):
         pairing_method(tiny_pipeline.transformer, "z", "t")
     with pytest.raises(ConfigError, match="axes"):
         pairing_method(tiny_pipeline.transformer, "t", "z")
+
+
+@pytest.mark.parametrize("text", ["token:0.5+taylorseer:3", "token:0.7:steps=3", "token:0.7:solver=euler"])
+def test_what_means_nothing_to_a_single_call_is_refused(text):
+    with pytest.raises(ConfigError, match="leave steps, solver and step cache out"):
+        parse_reuse(text)

@@ -117,3 +117,17 @@ def test_rope_frequencies_are_those_of_the_model(tiny_pipeline):
     assert [axis for axis, _ in channels] == ["t"] * sizes[0] + ["y"] * sizes[1] + ["x"] * sizes[2]
     frequencies = torch.tensor([frequency for _, frequency in channels], dtype=torch.float64)
     torch.testing.assert_close(frequencies.cos(), cosine, rtol=0, atol=1e-6)
+
+
+def test_what_an_earlier_run_left_in_the_folder_is_not_read(tiny_pipeline, tmp_path):
+    first, second = (
+        Request(text, steps=2, num_frames=5, height=32, width=32) for text in ("a red ball", "a blue cube")
+    )
+    inspect_request(tiny_pipeline, first, {0, 1}, tmp_path, bits=8)
+    seen = inspect_request(tiny_pipeline, second, {1}, tmp_path)
+    (exact, *_) = capture(tiny_pipeline, second, {1})
+    qkv = torch.stack([exact.query[0], exact.key[0], exact.value[0]]).float()
+    assert torch.allclose(seen.qkv(1, 0), qkv, atol=1e-2, rtol=1e-3)
+    assert (
+        {path.name for path in tmp_path.glob("0-*.npy")} == set() == {path.name for path in tmp_path.glob("*scales*")}
+    )

@@ -1,8 +1,10 @@
 """The registry of runs: order, cancelling, limits, failures, isolation."""
 
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 
@@ -272,3 +274,29 @@ def test_a_full_disk_costs_the_index_and_not_the_run(runs):
     runs._index._connection.close()  # what sqlite then raises is its own kind of error
     run = finished(runs, runs.submit(lambda run: 3))
     assert (run.state, run.result) == ("done", 3)
+
+
+def test_only_folders_of_runs_are_removed_and_odd_indexes_made_anew(tmp_path):
+    for name in ("runs-hello", "runs-7", "index"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "index" / "claims.sqlite").write_bytes(b"no database" * 1000)
+    with sqlite3.connect(tmp_path / "index" / "runs-0.sqlite") as older:
+        older.execute("create table runs (id text, settings text)")
+    older.close()
+    index = claim(tmp_path)
+    assert index.folder == tmp_path / "runs-0" and index.kept() == [] and index.alone
+    assert (tmp_path / "runs-hello").is_dir() and not (tmp_path / "runs-7").exists()
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_sentence(tmp_path, monkeypatch):
+    class Full(sqlite3.Connection):
+        def execute(self, text, *values):
+            if text.startswith("create"):
+                error = sqlite3.OperationalError("database or disk is full")
+                error.sqlite_errorcode = sqlite3.SQLITE_FULL
+                raise error
+            return super().execute(text, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Full))
+    with pytest.raises(OSError, match=r"sqlite cannot be written: database or disk is full\.$"):
+        claim(tmp_path)

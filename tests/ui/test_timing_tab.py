@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from ui.markup import scatter
 from ui.timing_tab import RECORDED, kernel_table, machine, recorded_files, rows_table
 
 KERNELS = json.loads((RECORDED / "kernels.json").read_text())
@@ -38,3 +39,8 @@ def test_the_recorded_compile_report(target):
     assert table.count('<th scope="row">') == len(rows) and f"Compiled for {target}, not run" in table
     for row in rows:
         assert f"<td>{row['config']}</td><td>{row['registers']}</td><td>{row['spills']}</td>" in table
+
+
+def test_a_scatter_of_points_on_one_line():
+    drawn = scatter([("a", 2.0, 30.0, True, "?"), ("b", 2.5, 30.0, False, "?")], [(2.0, 30.0)], "c", "s", "dB")
+    assert drawn.count("<circle") == 2 and drawn.count('points="') == 1 and ">2</text>" in drawn

@@ -105,13 +105,15 @@ class ReuseConfig:
         )
         _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
         _require(self.theta != math.inf, f"theta {self.theta} is no number to compare with; give one such as 0.3")
-        _require(self.window >= 2, f"window {self.window} holds no neighbours; give 2 or more")
+        for name in AMOUNTS:
+            _require(not isinstance(getattr(self, name), bool), f"{name} {getattr(self, name)} is no number; give one")
+        _require(_is_count(self.window, 2), f"window {self.window} holds no neighbours; give 2 or more")
         _require(
             self._reused.any_window or self.window == 2,
             f"window {self.window} works for channel reuse only; leave it at 2 for {self.granularity}",
         )
         _require(
-            self.refresh in (None, "auto") or (isinstance(self.refresh, int) and self.refresh >= 1),
+            self.refresh in (None, "auto") or _is_count(self.refresh, 1),
             f"refresh {self.refresh!r} is not a number of steps; give 1 or more, None or 'auto'",
         )
         _require(
@@ -125,11 +127,11 @@ class ReuseConfig:
             )
         _require(0 <= self.theta_min <= 1, f"theta_min {self.theta_min} is not a share; give a number from 0 to 1")
         _require(
-            self.dense_last == "auto" or (isinstance(self.dense_last, int) and self.dense_last >= 0),
+            self.dense_last == "auto" or _is_count(self.dense_last, 0),
             f"dense_last {self.dense_last!r} is not a number of steps; give 0 or more, or 'auto'",
         )
         _require(
-            len(self.query_tile) == 3 and min(self.query_tile) >= 1,
+            len(self.query_tile) == 3 and all(_is_count(size, 1) for size in self.query_tile),
             f"query_tile {self.query_tile} is not a block of tokens; give (t, y, x) sizes of 1 or more",
         )
         _require(
@@ -340,6 +342,11 @@ def _evenly(window: range, count: int) -> list[int]:
     shorter ones come last: the last steps bear errors worst."""
     parts = count + 1
     return [window.start - 1 - (-part * (len(window) + 1) // parts) for part in range(1, parts)]
+
+
+def _is_count(value: object, least: int) -> bool:
+    """A whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:

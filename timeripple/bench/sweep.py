@@ -184,16 +184,16 @@ def _with_ray(
 
 
 def _read(log: Path | None) -> dict[str, dict[str, Any]]:
-    """Finished runs by key; a last line that a crash cut short is closed and passed over."""
+    """Finished runs by key; a last line that a crash cut short is closed, and what is no run is passed over."""
     runs = {}
-    text = log.read_text(encoding="utf-8") if log is not None and log.exists() else ""
+    text = log.read_text(encoding="utf-8", errors="replace") if log is not None and log.exists() else ""
     if log is not None and text and not text.endswith("\n"):
         with log.open("a", encoding="utf-8") as file:
             file.write("\n")
     for line in text.splitlines():
         try:
             run = json.loads(line)
-            runs[run.pop("key")] = run
-        except (json.JSONDecodeError, KeyError):
+            runs[str(run.pop("key"))] = run
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError):
             continue
     return runs

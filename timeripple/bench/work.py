@@ -229,6 +229,9 @@ def requests_at(tokens: int, prompts: int) -> list[Request]:
 
 def check(pipeline: DiffusionPipeline, requests: Sequence[Request], methods: Sequence[str]) -> None:
     """Raise ValueError, one sentence, for requests and methods that cannot be run."""
+    for text in methods:
+        if [*methods].count(text) > 1:
+            raise ValueError(f"The method {text} is given twice; give it once.")
     for request in requests:
         for text in methods:
             method = parse_method(text)

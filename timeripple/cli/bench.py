@@ -208,14 +208,16 @@ def work(
         pipeline = load()
     log = out / "runs.jsonl"
     result = _run("generations", lambda count: bench.work(pipeline, requests, chosen, log, engine, count, load))
-    (out / "work.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    with one_sentence(OSError):
+        (out / "work.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figures = [
         quality_over_seconds(
             [row for row in result["rows"] if row["tokens"] == count], f"{count} tokens (measured here)"
         )
         for count in dict.fromkeys(row["tokens"] for row in result["rows"])
     ]
-    (out / "work.html").write_text("<!doctype html>" + "".join(fragments(figures)), encoding="utf-8")
+    with one_sentence(OSError):
+        (out / "work.html").write_text("<!doctype html>" + "".join(fragments(figures)), encoding="utf-8")
     columns = ("tokens", "method", "solver", "seconds", "attention_share", "psnr_converged", "psnr_dense")
     _print(result, as_json, (*columns, "ssim_converged", "vmaf_converged"))
     if not as_json:

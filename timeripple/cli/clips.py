@@ -115,7 +115,7 @@ def compare(
 
 
 def _with_theta(method: str, theta: float | None) -> str:
-    return method if theta is None or method == "dense" else f"{method}:theta={theta}"
+    return method if theta is None or method.split(":")[0] == "dense" else f"{method}:theta={theta}"
 
 
 def _comparison_table(comparison: "Comparison") -> Table:

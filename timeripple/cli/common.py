@@ -50,8 +50,11 @@ def one_sentence(*errors: type[Exception]) -> Iterator[None]:
 
 
 def check_file(path: Path) -> None:
-    """Raise OSError unless the file can be written; what it holds stays."""
+    """Raise OSError unless the file can be written; what it holds stays, and none is left where none was."""
+    is_new = not path.exists()
     path.open("a", encoding="utf-8").close()
+    if is_new:
+        path.unlink()
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -78,6 +78,8 @@ def tune(
         from timeripple.pond.pipeline import PondPipeline
 
         target = Target(psnr, speedup, seconds)
+        if out.suffix == ".html":
+            raise ValueError(f"{out} is where the picture would lie; give a name for the settings, such as tuned.json.")
         texts = None if prompts is None else read_prompts(prompts)
         check_file(out)
         load = partial(load_pipeline, model, device, dtype, offload, compile=compile)
@@ -94,12 +96,6 @@ def tune(
     lines = console()
     with one_sentence(ValueError), counted("generations") as count:
         found = tuning.tune(pipeline, requests, target, engine=engine, on_run=count, load=load)
-    out.write_text(json.dumps({"model": model, **found}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    if can_draw():
-        from timeripple.bench.figures import quality_over_seconds
-
-        figure = quality_over_seconds(found["rows"], f"{model}: what was tried (measured here)")
-        figure.write_html(out.with_suffix(".html"), include_plotlyjs=True)
     table = table_of("Measured here, means over prompts, PSNR to the converged clip", ("method", "seconds", "PSNR dB"),
                      left=("method",))  # fmt: skip
     for row in found["rows"]:
@@ -107,10 +103,15 @@ def tune(
     lines.print(table)
     seconds_span, psnr_span = (spread(found[name]) for name in ("seconds_interval", "psnr_interval"))
     of_others = f", with {psnr_span} to expect of other prompts" if psnr_span else ""
-    say(
-        f"Best: {found['method']}, {found['seconds']:.2f} s ({seconds_span}), {found['psnr']:.1f} dB{of_others}; "
-        f"saved in {out}"
-    )
+    say(f"Best: {found['method']}, {found['seconds']:.2f} s ({seconds_span}), {found['psnr']:.1f} dB{of_others}")
+    with one_sentence(OSError):
+        out.write_text(json.dumps({"model": model, **found}, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        say(f"Saved in {out}")
+        if can_draw():
+            from timeripple.bench.figures import quality_over_seconds
+
+            figure = quality_over_seconds(found["rows"], f"{model}: what was tried (measured here)")
+            figure.write_html(out.with_suffix(".html"), include_plotlyjs=True)
 
 
 def spread(interval: list[float] | None) -> str:
@@ -120,7 +121,10 @@ def spread(interval: list[float] | None) -> str:
 
 def read_prompts(path: Path) -> list[str]:
     """The lines of a file that are not empty. Raises ValueError, one sentence, where there are none."""
-    texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        texts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is no text in UTF-8; save it as such.") from None
     if not texts:
         raise ValueError(f"{path} holds no prompts; give one a line.")
     return texts

@@ -167,13 +167,17 @@ def logarithmic(values: Iterable[float]) -> dict[str, Any]:
 
 
 def round_numbers(low: float, high: float, most: int = 9) -> list[float]:
-    """Ticks of a logarithmic axis: at most so many, as finely as that allows."""
+    """Ticks of a logarithmic axis between two numbers above 0: at most so many, as finely as that allows."""
     decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
-    for digits in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1,)):
-        ticks = [digit * 10.0**decade for decade in decades for digit in digits]
+    few = decades[:: len(decades) // most + 1]
+    for digits, powers in (((1, 1.5, 2, 3, 4, 5, 7), decades), ((1, 2, 5), decades), ((1,), few)):
+        ticks = [float(f"{digit}e{power}") for power in powers for digit in digits]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) <= most:
             break
+    if len(ticks) < 2 and high > low:  # so near each other that they are as on a linear axis
+        power = math.floor(math.log10(high - low))
+        ticks = [float(f"{n}e{power}") for n in range(math.ceil(low / 10**power), math.floor(high / 10**power) + 1)]
     return ticks
 
 

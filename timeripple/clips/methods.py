@@ -196,8 +196,10 @@ def load_method(path: str | Path) -> Method:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if "method" in values:
             return parse_method(values["method"])
+        if not values:
+            raise TypeError("it is empty")
         config = ReuseConfig.from_dict(values)
-    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds no settings of a method: {error}; give a file that tune wrote.") from None
     return Method(config.text, config)
 

@@ -122,6 +122,8 @@ def shortfall(config: AttentionMethod | None, numbers: dict[str, Any]) -> str | 
     why = "text, a small grid or the refreshes leave no more to save"
     if numbers["granularity"] == "output":
         why = "only whole steps can be left out"
+    if all(record["kind"] == "dense" for record in numbers["records"]):
+        why = "its schedule has every step dense"
     if not numbers["records"]:
         why = "attention stayed dense"
     elif storage and storage["dtype"] == "float8_e4m3fn" and storage["layers"] < layers:

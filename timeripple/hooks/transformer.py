@@ -177,6 +177,7 @@ class TransformerHook(ModelHook):
         forget_run(self.transformer, but=HOOK)
         if self.states._context is not None:  # which they forget too
             _set_cache_context(self.transformer, self.states._context)
+        self.held_bytes, self.choosing_seconds = 0, 0.0
         config = ReuseConfig(budget=0) if self.config is None else self.config
         self.run, self.clip, self.number = config.start(moment.total), moment.clip, moment.run
         self.account.begin(moment.clip)
@@ -185,7 +186,6 @@ class TransformerHook(ModelHook):
             self.run.limit_memory(self.memory_limit, samples * len(self.layers))
         if hasattr(self.run, "set_times") and (times := self.clock.times(moment.total)):
             self.run.set_times(times)
-        self.held_bytes, self.choosing_seconds = 0, 0.0
         self.computed: set[tuple[str, str]] = set()  # (pass, layer)
 
     def _close(self) -> None:

@@ -83,7 +83,7 @@ def averaged_map(
     columns = range(frames) if key_frame is None else [key_frame]
     size = grid.video_tokens // frames
     row_cells, column_cells = (_cells(size, max(1, cells // len(side))) for side in (rows, columns))
-    video_query, row_means = query[grid.video].unflatten(0, (frames, size)), _means(row_cells)
+    video_query, row_means = query[grid.video].unflatten(0, (frames, size)), _means(row_cells).to(query)
     blocks = []
     for frame in rows:
         weights = row_means @ _softmax(video_query[frame], key)  # rows first, which are most of the work

@@ -203,10 +203,12 @@ def residual_drift(steps: Sequence[Tensor], grid: TokenGrid, config: ReuseConfig
 
 def parse_reuse(text: str) -> ReuseConfig:
     """Reads "token:0.7", "channel:theta=0.3:axes=ty" and the like. Raises ConfigError for what is no reuse."""
-    config = parse_method(text).config
-    if type(config) is not ReuseConfig:
+    method = parse_method(text)
+    if type(method.config) is not ReuseConfig:
         raise ConfigError(f"The method {text!r} reuses nothing; choose from {', '.join(GRANULARITIES)}.")
-    return config
+    if method.cache or method.steps or method.solver:
+        raise ConfigError(f"Single calls are looked at here; leave steps, solver and step cache out of {text!r}.")
+    return method.config
 
 
 def laboratory_report(

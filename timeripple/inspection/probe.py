@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -181,6 +182,8 @@ def _keep(
     layers = tuple(dict.fromkeys(c.layer for c in captures))
     kept = tuple(sorted({c.step for c in captures}))
     seen = Inspection(folder, captures[0].grid, steps, kept, layers, tuple(channels))
+    for earlier in (path for path in folder.iterdir() if re.fullmatch(r"\d+-\d+(-scales)?\.npy", path.name)):
+        earlier.unlink()
     np.save(folder / "frames.npy", frames)
     for c in captures:
         qkv, place = torch.stack([c.query[0], c.key[0], c.value[0]]).float().cpu(), (c.step, layers.index(c.layer))
