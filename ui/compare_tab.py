@@ -10,7 +10,7 @@ from timeripple.clips.compare import read_settings
 from timeripple.clips.generate import Request
 from timeripple.clips.video import read_metadata
 from ui import markup
-from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, read_form, submit
+from ui.comparison import FEWEST_STEPS, GUIDANCE, References, describe, fill_form, fill_within, read_form, submit
 from ui.form import (
     LATEST,
     PICK,
@@ -53,7 +53,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     draft = gr.BrowserState(None, storage_key="timeripple-form", secret="timeripple")  # (this start of the app, form)
     started_as, references = secrets.token_hex(8), References()
     own, sizes = Request.for_pipeline(pipeline, "any"), sizes_of(pipeline)
-    recorded = recorded_runs(runs, lambda *asked: fill_form(*asked, runs.limits))
+    recorded = recorded_runs(runs, lambda *asked: fill_within(*asked, runs.limits))
     first = next(iter(recorded.values()))
     shown = gr.State([first.id, first.version, 0])
     timer = gr.Timer(POLL_SECONDS, active=False)

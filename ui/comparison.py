@@ -1,6 +1,7 @@
 """A comparison from the form to the run: what is asked for, what is computed for it, how far it is."""
 
 import threading
+from dataclasses import replace
 
 from timeripple.clips.compare import Comparison, check, save
 from timeripple.clips.generate import MAX_SEED, Generation, Request
@@ -60,6 +61,11 @@ def fill_form(request: Request, methods: list[Method], limits: Limits, sizes: di
     filled = [value for method in methods for value in fill_method(method, request.steps)]
     size = size_of(request, sizes)
     return [request.prompt, request.seed, size, request.steps, request.guidance_scale, request.negative_prompt, *filled]
+
+
+def fill_within(request: Request, methods: list[Method], limits: Limits) -> list:
+    """As `fill_form`, with fewer steps where the limit is lower."""
+    return fill_form(replace(request, steps=min(request.steps, limits.max_steps)), methods, limits)
 
 
 def submit(

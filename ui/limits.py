@@ -195,12 +195,14 @@ def gpu_is_lent() -> bool:
 
 
 def check_server(environment: Mapping[str, str]) -> int:
-    """The port. Raises ValueError, one sentence, for a port or root path that cannot be."""
+    """The port. Raises ValueError, one sentence, for a port, a root path or a choice that cannot be."""
     text, root = environment.get("GRADIO_SERVER_PORT", "7860"), environment.get("GRADIO_ROOT_PATH", "")
     if not (text.isascii() and text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536):
         raise ValueError(f"GRADIO_SERVER_PORT is {text[:40]!r}; give a port from 1 to 65535, such as 7860.")
     if root and (not root.startswith(("/", "http://", "https://")) or root.endswith("/") or set(root) & set(" <>\"'")):
         raise ValueError(f"GRADIO_ROOT_PATH is {root[:80]!r}; begin with / and end without, such as /timeripple.")
+    if (compile := environment.get("TIMERIPPLE_COMPILE", "no")) not in ("yes", "no"):
+        raise ValueError(f"TIMERIPPLE_COMPILE is {compile[:40]!r}; give yes or no.")
     return int(text)
 
 

@@ -221,7 +221,7 @@ def described(runs: Runs, id: str | None) -> list:
     asked = int(run.settings[-1]["size"].split("x")[0]) if run else len(seen.frames)
     if len(seen.frames) < asked:
         line += f" The clip has no more at {FPS} a second, where {asked} were asked for."
-    pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, which is shown"
+    pointer = f"The effect is strongest in layer {layer}, head {head}, channel {channel}, where the views begin"
     if seen.channels:
         group = seen.channels[channel][0]
         pointer += f": the channel belongs to RoPE's group {group} ({markup.AXIS_NAMES[group]})"

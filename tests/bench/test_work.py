@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from timeripple.bench import figures
 from timeripple.bench import work as bench
+from timeripple.bench.front import ahead
 from timeripple.bench.sweep import Job
 from timeripple.bench.work import METHODS, SHARES, Worker, counting_work, family, in_float32, is_ours, work
 from timeripple.cli import main
@@ -188,6 +190,20 @@ def test_command(tiny_pipeline, monkeypatch, tmp_path, capsys):
     assert len((tmp_path / "new" / "runs.jsonl").read_text().splitlines()) == 6
     assert "token:0.5" in (tmp_path / "new" / "work.html").read_text()
     assert np.isfinite([row["seconds"] for row in printed["rows"]]).all()
+
+
+def test_who_is_ahead_where_attention_is_most_of_a_step():
+    """Ours leaves out half of the attention and nothing else, and is as good as dense."""
+    run = {"seconds": 9.0, "rest_steps": 10.0, "psnr_converged": 35.0}
+    measured = {
+        "dense:steps=10": [run | {"attention_steps": 10.0}],
+        "token:0.5:steps=10": [run | {"attention_steps": 5.0}],
+    }
+    for share, ratio in ((0.5, 1 / 0.75), (0.9, 1 / 0.55)):
+        (lead,) = ahead(bench.points(measured, partial(bench.dense_steps_of, share)), [35])
+        assert lead["ours"] == "token:0.5" and lead["best_other"] == "dense" and lead["ratio"] == pytest.approx(ratio)
+    (lead,) = ahead(bench.points(measured, bench.seconds_of), [35])
+    assert lead["ratio"] == 1
 
 
 def test_what_cannot_be_measured_is_none(tiny_pipeline, monkeypatch):

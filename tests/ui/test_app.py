@@ -18,7 +18,7 @@ from timeripple.clips.methods import parse_method
 from timeripple.pond.prompts import parse_prompt
 from ui.build import build_app, launch_options
 from ui.compare_tab import PRESETS, present_run
-from ui.comparison import fill_form, read_form
+from ui.comparison import fill_form, fill_within, read_form
 from ui.result import EXAMPLES, Result, headline, recorded_runs
 from ui.runs import Limits, Runs
 
@@ -155,6 +155,12 @@ def test_only_a_clip_that_was_judged_is_called_the_same_video(psnr, claim):
     report["methods"][1]["quality"]["psnr"] = psnr
     methods = [parse_method(row["method"]) for row in report["methods"]]
     assert claim in headline(Result(Request(report["prompt"]), methods, report), "?run=x")
+
+
+def test_recorded_comparisons_fit_a_form_of_fewer_steps(tmp_path):
+    limits = Limits(max_steps=5)
+    recorded = recorded_runs(Runs(limits, tmp_path), lambda *asked: fill_within(*asked, limits))
+    assert recorded and {run.settings[3] for run in recorded.values()} == {5}
 
 
 def test_recorded_examples_say_where_they_were_made(tmp_path):

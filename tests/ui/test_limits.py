@@ -65,6 +65,12 @@ def test_a_root_path_and_a_port():
             check_server({"GRADIO_SERVER_PORT": port})
 
 
+def test_compiling_is_yes_or_no():
+    assert check_server({"TIMERIPPLE_COMPILE": "yes"}) == check_server({"TIMERIPPLE_COMPILE": "no"}) == 7860
+    with pytest.raises(ValueError, match=r"^TIMERIPPLE_COMPILE is 'true'; give yes or no\.$"):
+        check_server({"TIMERIPPLE_COMPILE": "true"})
+
+
 def test_the_estimate_counts_every_product(tiny_pipeline):
     """Two layers of two heads of 24, 4096 tokens, two passes: 4 N^2 d + 24 N d^2 operations a layer."""
     tokens, width = 16 * 16 * 16, 48

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -248,14 +249,16 @@ def work(
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
 ) -> dict[str, Any]:
-    """`{"rows", "ahead", "runs", "environment", "kind", "weights"}`: a row for every method and number of tokens.
+    """`{"rows", "ahead", "ahead_in_steps", "runs", "environment", "kind", "weights"}`, a row for every method and
+    number of tokens.
 
     Row: tokens, method, solver, steps, seconds, dense_steps (what it would take in dense steps if attention had a share
     of 0.5 to 0.95 of one: theoretical), attention_share (measured), psnr_converged and ssim_converged and
     vmaf_converged (to the converged clip; None where they cannot be measured, as without ffmpeg),
     psnr_converged_interval, psnr_dense (to the dense clip of the same steps and solver, None for dense), held_bytes,
-    kind. All are means over prompts, intervals 95 % bootstrap. ahead: as
-    `front.ahead`, with tokens. runs: every generation, so that differences can be paired by prompt.
+    kind. All are means over prompts, intervals 95 % bootstrap. ahead: as `front.ahead`, with tokens; ahead_in_steps:
+    the same of dense steps in place of seconds, at every share of attention in one, which is theoretical. runs: every
+    generation, so that differences can be paired by prompt.
 
     log, engine, on_run, load: as in `sweep`. Raises ValueError for what cannot be run, and for runs of several kinds of
     machines, whose seconds are not to be mixed.
@@ -268,15 +271,19 @@ def work(
         raise ValueError(
             f"These runs are of {len(machines)} kinds of machines: {'; '.join(machines)}. Use one of them."
         )
-    rows, leads = [], []
+    rows, leads, leads_in_steps = [], [], []
     for tokens in dict.fromkeys(request.tokens(pipeline) for request in requests):
         own = [request for request in requests if request.tokens(pipeline) == tokens]
         measured = {text: [results[Job(request, text)] for request in own] for text in methods}
         rows += [{"tokens": tokens, **row(pipeline, own[0], text, runs)} for text, runs in measured.items()]
-        leads += [{"tokens": tokens, **lead} for lead in ahead(points(measured))]
+        leads += [{"tokens": tokens, **lead} for lead in ahead(points(measured, seconds_of))]
+        for share in SHARES:
+            found = ahead(points(measured, partial(dense_steps_of, share)))
+            leads_in_steps += [{"tokens": tokens, "share": share, **lead, "kind": "theoretical"} for lead in found]
     return {
         "rows": rows,
         "ahead": leads,
+        "ahead_in_steps": leads_in_steps,
         "runs": [
             {
                 "prompt": job.request.prompt,
@@ -304,14 +311,23 @@ def in_turn(methods: Sequence[str], request: Request, turn: int) -> list[str]:
     return sorted(methods, key=place)
 
 
-def points(measured: dict[str, list[dict[str, Any]]]) -> list[Point]:
-    """Runs of every method, one a prompt, as points."""
+def seconds_of(run: dict[str, Any]) -> float:
+    return float(run["seconds"])
+
+
+def dense_steps_of(share: float, run: dict[str, Any]) -> float:
+    """What a run would take in dense steps, if attention had this share of one."""
+    return float(share * run["attention_steps"] + (1 - share) * run["rest_steps"])
+
+
+def points(measured: dict[str, list[dict[str, Any]]], cost: Callable[[dict[str, Any]], float]) -> list[Point]:
+    """Runs of every method, one a prompt, as points; their cost stands for seconds."""
     return [
         Point(
             text,
             family(text),
             is_ours(text),
-            np.array([run["seconds"] for run in runs]),
+            np.array([cost(run) for run in runs]),
             np.array([run["psnr_converged"] for run in runs]),
         )
         for text, runs in measured.items()
@@ -328,13 +344,12 @@ def row(pipeline: DiffusionPipeline, request: Request, text: str, runs: list[dic
     def mean_of_known(name: str) -> float | None:
         return None if any(run[name] is None for run in runs) else mean(name)
 
-    attention, rest = mean("attention_steps"), mean("rest_steps")
     return {
         "method": text,
         "solver": method.solver or solver_name(pipeline.scheduler),
         "steps": request.by(method).steps,
         "seconds": mean("seconds"),
-        "dense_steps": {str(share): share * attention + (1 - share) * rest for share in SHARES},
+        "dense_steps": {str(share): fmean(dense_steps_of(share, run) for run in runs) for share in SHARES},
         "attention_share": mean("attention_seconds") / mean("seconds"),
         "psnr_converged": mean("psnr_converged"),
         "psnr_converged_interval": interval([run["psnr_converged"] for run in runs]),

@@ -39,7 +39,10 @@ def compare(
     negative_prompt: Annotated[str, typer.Option(help="What to steer away from.")] = "",
     methods: Annotated[
         str | None,
-        typer.Option(help="Each name[:budget][:key=value...], with commas between; the first is the reference."),
+        typer.Option(
+            help="Each name[:budget][:key=value...], with commas between; the first is the reference. By default "
+            "dense,token:0.75."
+        ),
     ] = None,
     theta: Annotated[float | None, typer.Option(help="Threshold of all methods, instead of budgets.")] = None,
     settings: Annotated[
@@ -47,8 +50,8 @@ def compare(
     ] = None,
     seed: Seed = 0,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; by default the pipeline's, Pond's 20.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames; by default the pipeline's, Pond's 16.")] = None,
-    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the pipeline's, Pond's 128.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames; by default the pipeline's, Pond's 33.")] = None,
+    size: Annotated[str | None, typer.Option(help="N or WxH pixels; by default the pipeline's, Pond's 192.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale; by default the pipeline's, Pond's 3.")] = None,
     true_guidance: Annotated[
         float | None,
