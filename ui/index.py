@@ -24,12 +24,7 @@ def claim(parent: Path) -> "Index":
     """The index, below `parent`, of a folder that no living process has: with the finished runs that an earlier one
     left there, or new. Folders that are left over are removed. Raises OSError, one sentence, where that cannot be."""
     (parent / FOLDER).mkdir(parents=True, exist_ok=True)
-    claims = _open(parent / FOLDER / "claims.sqlite", CLAIMING)
-    if claims is None:
-        raise OSError(
-            f"Another process has been claiming a folder in {parent} for {CLAIMING} s; end it, or start again."
-        )
-    with closing(claims):  # one at a time: what seems left over may be about to be another's
+    with closing(_alone(parent / FOLDER / "claims.sqlite")):  # what seems left over may be about to be another's
         mine, number = None, 0
         while mine is None:
             (folder := parent / f"runs-{number}").mkdir(exist_ok=True)
@@ -51,10 +46,24 @@ def _of(folder: Path) -> Path:
     return folder.parent / FOLDER / f"{folder.name}.sqlite"
 
 
-def _open(path: Path, wait: float = 0.0) -> sqlite3.Connection | None:
-    """A connection that no other process can have at the same time, None where one has it for so many seconds; the lock
-    goes with the process, however it ends. What is no index, or of another version, is made anew."""
-    connection = sqlite3.connect(path, timeout=wait, isolation_level=None, check_same_thread=False)
+def _alone(path: Path) -> sqlite3.Connection:
+    """A connection that others wait for until it is closed. Raises OSError where they waited in vain."""
+    connection = sqlite3.connect(path, timeout=CLAIMING, isolation_level=None)
+    try:
+        connection.execute("begin exclusive")
+        return connection
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_NOTADB:
+            path.unlink()
+            return _alone(path)
+        raise OSError(f"{path} cannot be locked: {error}.") from error
+
+
+def _open(path: Path) -> sqlite3.Connection | None:
+    """A connection that no other process can have at the same time, None where one has it; the lock goes with the
+    process, however it ends. What is no index, or of another version, is made anew."""
+    connection = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("pragma locking_mode = exclusive")
         connection.execute("begin exclusive")
@@ -69,7 +78,7 @@ def _open(path: Path, wait: float = 0.0) -> sqlite3.Connection | None:
             return None
         if kind in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             path.unlink()
-            return _open(path, wait)
+            return _open(path)
         raise OSError(f"{path} cannot be written: {error}.") from error
 
 

@@ -1,4 +1,5 @@
 import math
+import re
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 
@@ -219,7 +220,7 @@ def test_a_smaller_budget_never_goes_longer_without_a_refresh(budgets, steps, gr
             schedule = pattern(ReuseConfig(granularity, budget=budget), steps)
         except ConfigError:
             return
-        longest.append(max(map(len, schedule.split("R"))))
+        longest.append(max(map(len, re.findall(r"\.*", schedule))))
         reused.append(schedule.count("."))
     assert longest == sorted(longest) and reused == sorted(reused)
 
@@ -231,3 +232,17 @@ def test_highest_budget_named_is_feasible():
     ReuseConfig(budget=highest - 1e-4, refresh=3).schedule(30)
     with pytest.raises(ConfigError):
         ReuseConfig(budget=highest + 1e-3, refresh=3).schedule(30)
+
+
+@pytest.mark.parametrize("granularity", ["token", "tile"])
+@pytest.mark.parametrize("budget", [0.001, 0.01, 0.1, 0.3, 0.5, 0.75])
+def test_no_schedule_computes_more_than_dense_attention(granularity, budget):
+    for count in range(1, 41):
+        try:
+            steps = ReuseConfig(granularity, budget=budget).schedule(count)
+        except ConfigError:
+            continue
+        computed = sum(
+            1 if step.kind == "dense" else (step.kind == "refresh") + 1 - step.saving_target for step in steps
+        )
+        assert computed <= count + 1e-6

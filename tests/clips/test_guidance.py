@@ -180,7 +180,7 @@ def test_why_a_budget_was_not_met():
     summary = {
         "storage": storage,
         "layers": 8,
-        "records": [{}],
+        "records": [{"kind": "reuse"}],
         "saving": saving,
         "granularity": "token",
         "chosen": None,

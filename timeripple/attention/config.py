@@ -29,6 +29,7 @@ DEFAULT_REFRESH = 4  # with a threshold: there is no budget to derive it from
 DEFAULT_RAMP = 0.2  # the paper: 10 of 50 steps
 DEFAULT_DENSE_FIRST, DEFAULT_DENSE_LAST = 0.2, 1  # the paper: 10 of 50 steps, and the last
 DENSE_WITH_FEEDBACK = 3
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,8 @@ class ReuseConfig:
         """What each of the denoising steps does: dense, then the reuse window with its ramp and refreshes, then dense.
 
         Under a budget B over a window of W steps, of which n_r refresh (costing the dense attention on top, so saving
-        s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i).
+        s - 1), steps aim at s_i = b * f_i with ramp factors f_i and b = (B * W + n_r) / sum(f_i). Where that would
+        compute more than dense attention, as with a budget near 0, every step is dense.
         Raises ConfigError if b is above the ceiling. With a speedup, as if attention took time for its products alone.
         """
         if self.speedup is not None:
@@ -233,7 +235,11 @@ class ReuseConfig:
                 in_window=i in window,
             )
 
-        return tuple(step(i) for i in range(num_inference_steps))
+        steps = tuple(step(i) for i in range(num_inference_steps))
+        saved = sum((each.saving_target or 0.0) - (each.kind == "refresh") for each in steps)
+        if self.budget is not None and saved < -ROUNDING:  # refreshes would cost more than reuse saves
+            return tuple(Step(i, "dense") for i in range(num_inference_steps))
+        return steps
 
     def at_cost(self, num_inference_steps: int, cost: Cost) -> Self:
         """With a budget in place of the speedup: in hundredths, the smallest at which a run is that much faster, else
