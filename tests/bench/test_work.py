@@ -10,9 +10,10 @@ import torch
 
 from timeripple.bench import figures
 from timeripple.bench import work as bench
+from timeripple.bench.contenders import METHODS
 from timeripple.bench.front import ahead
 from timeripple.bench.sweep import Job
-from timeripple.bench.work import METHODS, SHARES, Worker, counting_work, family, in_float32, is_ours, work
+from timeripple.bench.work import SHARES, Worker, counting_work, family, in_float32, is_ours, work
 from timeripple.cli import main
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import parse_method

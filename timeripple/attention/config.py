@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Self
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.cost import IDEAL, Cost, SpeedupRun
 from timeripple.attention.grid import AXES
-from timeripple.attention.method import ConfigError, Curve, Granularity, Kind, Step
+from timeripple.attention.method import ConfigError, Curve, Granularity, Kind, Step, is_count, require
 from timeripple.attention.plans.channel import CHANNEL
 from timeripple.attention.plans.tile import TILE
 from timeripple.attention.plans.token import TOKEN
@@ -82,60 +81,58 @@ class ReuseConfig:
             object.__setattr__(self, "budget", DEFAULT_BUDGET)
         object.__setattr__(self, "axes", tuple(self.axes))
         object.__setattr__(self, "query_tile", tuple(self.query_tile))
-        _require(self.granularity in GRANULARITIES, f"granularity {self.granularity!r} is unknown", GRANULARITIES)
-        _require(self.metric in METRICS, f"metric {self.metric!r} is unknown", METRICS)
-        _require(
+        require(self.granularity in GRANULARITIES, f"granularity {self.granularity!r} is unknown", GRANULARITIES)
+        require(self.metric in METRICS, f"metric {self.metric!r} is unknown", METRICS)
+        require(
             self.axes and set(self.axes) <= set(AXES) and len(set(self.axes)) == len(self.axes),
             f"axes {self.axes} are not distinct axes of the token grid",
             AXES,
         )
         amounts = {name: getattr(self, name) for name in AMOUNTS}
         given = [f"{name} {value}" for name, value in amounts.items() if value is not None]
-        _require(len(given) == 1, f"{' and '.join(given)} exclude each other; give one of them")
-        _require(
+        require(len(given) == 1, f"{' and '.join(given)} exclude each other; give one of them")
+        require(
             self.speedup is None or (self.speedup >= 1 and self.speedup != math.inf),
             f"speedup {self.speedup} is not how many times as fast; give a number from 1 up, such as 1.5",
         )
-        _require(
+        require(
             self.speedup is None or self.kind == "realised",
             f"{self.granularity} reuse saves no time and so has no speedup; give a budget, or use token",
         )
-        _require(
+        require(
             self.budget is None or 0 <= self.budget < 1,
             f"budget {self.budget} is not a share of the attention; give a number from 0 up to, not including, 1",
         )
-        _require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
-        _require(self.theta != math.inf, f"theta {self.theta} is no number to compare with; give one such as 0.3")
+        require(self.theta is None or self.theta >= 0, f"theta {self.theta} is negative; give 0 (dense) or more")
+        require(self.theta != math.inf, f"theta {self.theta} is no number to compare with; give one such as 0.3")
         for name in AMOUNTS:
-            _require(not isinstance(getattr(self, name), bool), f"{name} {getattr(self, name)} is no number; give one")
-        _require(_is_count(self.window, 2), f"window {self.window} holds no neighbours; give 2 or more")
-        _require(
+            require(not isinstance(getattr(self, name), bool), f"{name} {getattr(self, name)} is no number; give one")
+        require(is_count(self.window, 2), f"window {self.window} holds no neighbours; give 2 or more")
+        require(
             self._reused.any_window or self.window == 2,
             f"window {self.window} works for channel reuse only; leave it at 2 for {self.granularity}",
         )
-        _require(
-            self.refresh in (None, "auto") or _is_count(self.refresh, 1),
+        require(
+            self.refresh in (None, "auto") or is_count(self.refresh, 1),
             f"refresh {self.refresh!r} is not a number of steps; give 1 or more, None or 'auto'",
         )
-        _require(
-            isinstance(self.extrapolate, bool), f"extrapolate {self.extrapolate!r} is not a choice; give yes or no"
-        )
+        require(isinstance(self.extrapolate, bool), f"extrapolate {self.extrapolate!r} is not a choice; give yes or no")
         for name in ("dense_first", "ramp"):
             value = getattr(self, name)
-            _require(
+            require(
                 value == "auto" or (not isinstance(value, str) and 0 <= value <= 1),
                 f"{name} {value!r} is not a share of the steps; give a number from 0 to 1 or 'auto'",
             )
-        _require(0 <= self.theta_min <= 1, f"theta_min {self.theta_min} is not a share; give a number from 0 to 1")
-        _require(
-            self.dense_last == "auto" or _is_count(self.dense_last, 0),
+        require(0 <= self.theta_min <= 1, f"theta_min {self.theta_min} is not a share; give a number from 0 to 1")
+        require(
+            self.dense_last == "auto" or is_count(self.dense_last, 0),
             f"dense_last {self.dense_last!r} is not a number of steps; give 0 or more, or 'auto'",
         )
-        _require(
-            len(self.query_tile) == 3 and all(_is_count(size, 1) for size in self.query_tile),
+        require(
+            len(self.query_tile) == 3 and all(is_count(size, 1) for size in self.query_tile),
             f"query_tile {self.query_tile} is not a block of tokens; give (t, y, x) sizes of 1 or more",
         )
-        _require(
+        require(
             self.budget is None or self.budget <= self.ceiling,
             f"budget {self.budget} is above the ceiling {self.ceiling:.4f} of {self.granularity} reuse along "
             f"{''.join(self.axes)}; lower the budget or allow more axes",
@@ -287,7 +284,7 @@ class ReuseConfig:
                 if full <= comfort * self.ceiling:
                     return factors, refreshes, full
         highest = (self.ceiling * sum(factors) - len(refreshes)) / len(window)
-        _require(
+        require(
             full <= self.ceiling,  # the last candidate, which asks least of a step
             f"budget {self.budget} is out of reach with {len(refreshes)} refreshes and this ramp in a reuse window of "
             f"{len(window)} steps; lower it to {max(0, highest):.4f} or "
@@ -315,7 +312,7 @@ class ReuseConfig:
         """Inverse of to_dict, also after a trip through JSON; raises ConfigError for unknown names."""
         known = [field.name for field in fields(cls)]
         for name in values:
-            _require(name in known, f"setting {name!r} is unknown", known)
+            require(name in known, f"setting {name!r} is unknown", known)
         return cls(**values)
 
     def save(self, path: str | Path) -> None:
@@ -329,13 +326,13 @@ class ReuseConfig:
     def parse(cls, text: str) -> Self:
         """Reads `granularity[:budget][:key=value...]`, e.g. "token:0.75:refresh=none", "channel:theta=0.3:axes=ty"."""
         granularity, *parts = text.strip().split(":")
-        _require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
+        require(granularity in GRANULARITIES, f"method {granularity!r} is unknown", GRANULARITIES)
         known = [field.name for field in fields(cls) if field.name != "granularity"]
         values = {}
         for part in parts:
             name, value = part.split("=", 1) if "=" in part else ("budget", part)
-            _require(name in known, f"setting {name!r} in {text!r} is unknown", known)
-            _require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
+            require(name in known, f"setting {name!r} in {text!r} is unknown", known)
+            require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
             try:
                 values[name] = read_setting(name, value)
             except ValueError:
@@ -348,13 +345,3 @@ def _evenly(window: range, count: int) -> list[int]:
     shorter ones come last: the last steps bear errors worst."""
     parts = count + 1
     return [window.start - 1 - (-part * (len(window) + 1) // parts) for part in range(1, parts)]
-
-
-def _is_count(value: object, least: int) -> bool:
-    """A whole number; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:
-    if not condition:
-        raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

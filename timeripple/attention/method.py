@@ -8,7 +8,7 @@ values of `Granularity`, one file each in `plans`; the peers are one file each i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -190,3 +190,13 @@ class Granularity:
     plans_last: bool = True
     refreshes: bool = True
     any_window: bool = False
+
+
+def is_count(value: object, least: int) -> bool:
+    """A whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:
+    if not condition:
+        raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

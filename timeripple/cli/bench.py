@@ -192,6 +192,7 @@ def work(
     """
     with one_sentence(ValueError, OSError):
         from timeripple.bench import work as bench
+        from timeripple.bench.contenders import METHODS
         from timeripple.clips.compare import can_draw, check_folder
         from timeripple.clips.models import load_pond
 
@@ -200,7 +201,7 @@ def work(
         from timeripple.bench.figures import quality_over_seconds
         from timeripple.clips.figures import fragments
 
-        chosen = parse_names(methods) if methods else bench.METHODS
+        chosen = parse_names(methods) if methods else METHODS
         requests = [request for count in parse_counts(tokens) for request in bench.requests_at(count, prompts)]
         check_folder(out)
         out.mkdir(parents=True, exist_ok=True)
