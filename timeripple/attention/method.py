@@ -198,5 +198,6 @@ def is_count(value: object, least: int) -> bool:
 
 
 def require(condition: object, problem: str, known: Iterable[str] | None = None) -> None:
+    """Raises ConfigError unless the condition holds: the problem, and what to choose from, as one sentence."""
     if not condition:
         raise ConfigError(problem + (f"; choose from {', '.join(known)}" if known else "") + ".")

@@ -24,7 +24,7 @@ from timeripple.bench.front import Point, ahead, interval
 from timeripple.bench.quality import held_out_prompts
 from timeripple.bench.sweep import Job, fingerprint, sweep
 from timeripple.clips.generate import Generation, Request, generate
-from timeripple.clips.methods import Method, parse_method, split_stack
+from timeripple.clips.methods import Method, check_distinct, parse_method, split_stack
 from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import PSNR_CAP, judge, psnr
 from timeripple.clips.solvers import solver_name
@@ -171,9 +171,7 @@ def requests_at(tokens: int, prompts: int) -> list[Request]:
 
 def check(pipeline: DiffusionPipeline, requests: Sequence[Request], methods: Sequence[str]) -> None:
     """Raise ValueError, one sentence, for requests and methods that cannot be run."""
-    for text in methods:
-        if [*methods].count(text) > 1:
-            raise ValueError(f"The method {text} is given twice; give it once.")
+    check_distinct(map(parse_method, methods))
     for request in requests:
         for text in methods:
             method = parse_method(text)

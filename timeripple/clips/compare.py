@@ -22,7 +22,7 @@ from timeripple.attention.timing import environment, load
 from timeripple.clips import pipelines
 from timeripple.clips.generate import Cancelled, Generation, Request, StepEvent
 from timeripple.clips.interleaved import generate_all
-from timeripple.clips.methods import Method, parse_method
+from timeripple.clips.methods import Method, check_distinct, parse_method
 from timeripple.clips.quality import Quality, judge
 from timeripple.clips.rounds import disturbances, speedups_by_round, together
 from timeripple.clips.video import amplification, player_frames, side_by_side, write_mp4
@@ -156,10 +156,7 @@ def check(pipeline: DiffusionPipeline, request: Request, methods: list[Method]) 
     request.check(pipeline)
     if not methods:
         raise ValueError("There is no method to compare; give at least one, such as dense.")
-    labels = [method.label for method in methods]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise ValueError(f"The method {label} is given twice; give it once.")
+    check_distinct(methods)
     for method in methods:
         request.by(method).check(pipeline)
         steps = pipelines.denoising_steps(pipeline, request.by(method).steps, request.strength)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,6 +115,14 @@ class Method:
         finally:
             final = summarise()
             disable(pipeline)
+
+
+def check_distinct(methods: Iterable[Method]) -> None:
+    """Raises ConfigError, one sentence, for a method that is there twice, however it was written."""
+    labels = [method.label for method in methods]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ConfigError(f"The method {label} is given twice; give it once.")
 
 
 def blocks_of(pipeline: DiffusionPipeline) -> list[nn.Module]:
