@@ -47,6 +47,24 @@ def test_torch_backend_is_the_reference(grid, config, theta):
         torch.testing.assert_close(statistics.saving, reference_statistics.saving)
 
 
+@pytest.mark.parametrize("grid", [TokenGrid(4, 4, 4), TokenGrid(3, 4, 4), TokenGrid(4, 4, 2, 2, 3)], ids=str)
+def test_heads_that_merge_nothing_some_and_all(grid):
+    """Rows of one size need no bias of their own; masked text and heads beside them do."""
+    torch.manual_seed(0)
+    noise = torch.randn(2, 3, grid.tokens, 6, dtype=torch.float64)
+    amount = torch.stack([torch.ones(grid.tokens), torch.rand(grid.tokens) ** 3, torch.zeros(grid.tokens)])
+    query = torch.ones_like(noise) + amount[:, :, None] * noise
+    key = torch.ones_like(noise) + amount[:, :, None] * noise.flip(-1)
+    masks = [None, text_mask(grid)] if grid.tokens > grid.video_tokens else [None]
+    for mask in masks:
+        call = AttentionCall(query, key, noise, grid, key_mask=mask)
+        output, statistics = ripple_attention(call, ReuseConfig("token", theta=0.25), backend="torch")
+        expected, _ = ripple_attention(call, ReuseConfig("token", theta=0.25), backend="reference")
+        none, some, everything = statistics.saving
+        assert none < some < everything
+        torch.testing.assert_close(output, expected, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("config", CONFIGS[::2], ids=lambda config: config.label)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 def test_other_precisions_and_strided_inputs(config, dtype, tolerance):

@@ -302,7 +302,7 @@ class CaptureRun:
     def attention(self, layer: str, call: AttentionCall) -> Tensor:
         if self._wanted and (self.config.layers is None or layer in self.config.layers):
             seen = (call.query, call.key, call.value)
-            query, key, value = (x.detach().clone(memory_format=torch.contiguous_format) for x in seen)
+            query, key, value = (x.detach().clone() for x in seen)
             self.config.captures.append(Capture(self._step, layer, query, key, value, call.grid))
         return dense_attention(call)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,15 +145,16 @@ class TokenPlan:
             return queries.spread(output, call.query.shape)
         output = torch.empty_like(query)
         m = n = slice(0, 0)
-        for query_count, key_count in zip(queries.counts, keys.counts, strict=True):
+        for query_count, key_count, one_size in zip(queries.counts, keys.counts, self._one_size, strict=True):
             m, n = slice(m.stop, m.stop + query_count), slice(n.stop, n.stop + key_count)
-            output[m] = attend_rows(query[m], key[n], value[n], None if bias is None else bias[n], call.scale)
+            own_bias = None if bias is None or (one_size and call.key_mask is None) else bias[n]
+            output[m] = attend_rows(query[m], key[n], value[n], own_bias, call.scale)
         return queries.spread(output, call.query.shape)
 
     def _bias(self, call: AttentionCall) -> Tensor | None:
-        """[rows of keys], None where it is the same for all."""
+        """[rows of keys], None where it is the same for all of a head: it cancels."""
         keys = self.packed[1]
-        if call.key_mask is None and self._sizes_are_equal:
+        if call.key_mask is None and all(self._one_size):
             return None
         bias = keys.sizes.to(torch.promote_types(call.key.dtype, torch.float32)).log()
         if call.key_mask is not None:  # masked keys are text, which has rows of its own
@@ -161,9 +163,10 @@ class TokenPlan:
         return bias
 
     @cached_property
-    def _sizes_are_equal(self) -> bool:
-        sizes = self.packed[1].sizes
-        return bool((sizes == sizes[0]).all())
+    def _one_size(self) -> list[bool]:
+        """Of every head, whether its key rows are of one size."""
+        keys = self.packed[1]
+        return [bool((sizes == sizes[0]).all()) for sizes in keys.sizes.split(keys.counts)]
 
 
 @dataclass(frozen=True)
@@ -240,12 +243,12 @@ def measure(
     deviations: Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]] | None = None,
 ) -> TokenCurve:
     """deviations: computes `window_deviations`; by default a kernel on CUDA, where it compiles and starts."""
-    queries, keys = call.video_query, call.video_key
+    queries, keys = (x[..., call.grid.video, :].flatten(0, 1) for x in (call.query, call.key))
     if settings.metric == "logit":
         # A diagonal estimate of how far merging moves the logits: the other side says how much a channel matters.
-        weights = [call.logit_scale**2 * other.square().mean(1) for other in (keys, queries)]
+        weights = [call.logit_scale**2 * _mean_squares(other) for other in (keys, queries)]
     else:
-        weights = [torch.full_like(queries[:, 0], 1 / call.head_dim)] * 2
+        weights = [torch.full_like(queries[:, 0], 1 / call.head_dim, dtype=_at_least_float32(queries))] * 2
     table, occupied = window_table(call.grid, call.device)
     bits = sum(AXIS_BIT[axis] for axis in settings.axes)
     find = deviations or _fastest_deviations
@@ -279,26 +282,40 @@ def _fastest_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int)
 def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -> tuple[Tensor, Tensor]:
     """In every window and on every level, the subset of the axes with the smallest deviation: see `Merges`.
 
-    video: [heads, video_tokens, d]; weight: [heads, d], of the channels; table: see `window_table`; axes: bits.
-    Returns thresholds and subsets, [heads, windows, levels]. The deviation of a subset is sqrt(mean over its groups of
-    sum_c weight_c * Eq. 3 squared). The Haar transform splits a window by the axes along which a component changes;
-    what changes along any axis of the subset is its deviation.
+    video: [heads, video_tokens, d]; weight: [heads, d], of the channels, at least float32; table: see `window_table`;
+    axes: bits. Returns thresholds and subsets, [heads, windows, levels]. The deviation of a subset is sqrt(mean over
+    its groups of sum_c weight_c * Eq. 3 squared). The Haar transform splits a window by the axes along which a
+    component changes; what changes along any axis of the subset is its deviation.
     """
-    heads, _, head_dim = video.shape
-    tokens = (video * weight.sqrt()[:, None]).transpose(0, 1).flatten(1)  # all heads of a token lie side by side
-    windows = tokens.index_select(0, table.T.flatten()).view(8, -1)
-    parts = (HAAR.to(video) @ windows).view(8, -1, heads, head_dim)  # the bits of a part: the axes it changes along
-    energy = torch.linalg.vector_norm(parts, dim=-1).square_().permute(2, 0, 1) / 64  # [heads, 8, windows]
+    positions, haar = table.T.flatten(), HAAR.to(weight)
+    windows = weight.new_empty(8, len(table) * video.shape[-1])
+    parts, energy = torch.empty_like(windows), weight.new_empty(len(video), 8, len(table))
+    for tokens, root, norm in zip(video, weight.sqrt(), energy, strict=True):  # head by head, in the same memory
+        windows.view(-1, len(root)).copy_(tokens.index_select(0, positions)).mul_(root)
+        torch.mm(haar, windows, out=parts)  # the bits of a part: the axes it changes along
+        torch.linalg.vector_norm(parts.view(8, -1, len(root)), dim=-1, out=norm)
+    energy = energy.square_() / 64
 
     bits, levels = torch.arange(8, device=video.device), []
-    for level in range(1, axes.bit_count() + 1):
+    smallest = energy.new_tensor(math.inf)
+    for level in range(axes.bit_count(), 0, -1):
         subset = [mask for mask in range(1, 8) if mask & axes == mask and mask.bit_count() == level]
         masks = torch.tensor(subset[::-1], device=video.device)
-        smallest, best = (((bits & masks[:, None]) != 0).to(energy) @ energy).min(1)
+        deviation, best = (((bits & masks[:, None]) != 0).to(energy) @ energy).min(1)
+        smallest = torch.minimum(smallest, deviation)  # rising by level, whatever the rounding
         levels.append((smallest, masks[best]))
-    thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*levels, strict=True))
-    thresholds = thresholds.flip(-1).cummin(-1).values.flip(-1)  # rising, whatever the rounding
+    thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*reversed(levels), strict=True))
     return thresholds.sqrt(), subsets
+
+
+def _mean_squares(x: Tensor) -> Tensor:
+    """Of every channel, [heads, tokens, d] -> [heads, d]; on the CPU head by head, for its cache."""
+    parts = x.split(1 if x.device.type == "cpu" else len(x))
+    return torch.cat([part.to(_at_least_float32(x)).square().mean(1) for part in parts])
+
+
+def _at_least_float32(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
 
 
 def window_table(grid: TokenGrid, device: Device = None) -> tuple[Tensor, Tensor]:
