@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] = ()) -> None:
         app, ended = build_app(pipeline, limits), threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: ended.set())
-        app.launch(**server, **launch_options(limits), prevent_thread_lock=True)
+        app.launch(**server, **launch_options(app), prevent_thread_lock=True)
     except (ValueError, OSError) as error:
         raise SystemExit(f"TimeRipple cannot start: {error}") from None
     ended.wait()

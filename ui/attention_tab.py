@@ -74,16 +74,22 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         return [*draw_token(id, step, layer, head, at, granularity, budget), at]
 
     @in_turn
-    def pick_head(id, step, at, granularity, budget, of, query, key, event: gr.EventData) -> list:
+    def pick_head(id, step, at, granularity, budget, event: gr.EventData) -> list:
         seen, layer, head = shown(id, step), int(event.layer), int(event.head)
         if seen is None:
-            return [gr.skip()] * (len(of_head) + 2)
-        return [*describe(seen, step, layer, head, at, granularity, budget, of, query, key), layer, head]
+            return [gr.skip()] * 5
+        described = describe_token(seen, step, layer, head, at, granularity, budget)
+        return [show_heads(seen, step, layer, head), *described, layer, head]
+
+    def map_of_head(id, step, of, query, key, event: gr.EventData):
+        return draw_map(id, step, int(event.layer), int(event.head), of, query, key)
 
     others = [each for each in token if each is not source.place]
     sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
-    but_head = [each for each in inputs if each not in (source.layer, source.head)]
-    heads.select(pick_head, but_head, [*of_head, source.layer, source.head], trigger_mode="multiple", **QUIET)
+    picked = [source.layer, source.head]
+    of_token, of_part = ([each for each in inputs if each not in picked] for inputs in (token, part))
+    heads.select(pick_head, of_token, [heads, sheet, notes, *picked], trigger_mode="multiple", **QUIET)
+    heads.select(map_of_head, of_part, whole, trigger_mode="multiple", **QUIET)  # beside it, on a core of its own
     gr.on([granularity.input, budget.input], draw_token, token, [sheet, notes], **LATEST)
     gr.on([of.input, query_frame.input, key_frame.input], draw_map, part, whole, **LATEST)
     return View("Attention", tab, inputs, outputs, draw)

@@ -18,6 +18,7 @@ from ui.gpu import works
 from ui.guard import Guard, remove_uploads
 from ui.limits import Limits
 from ui.method_tab import method_tab
+from ui.poster import Poster, poster
 from ui.reuse_tab import reuse_tab
 from ui.runs import Runs
 from ui.sessions import lean_sessions
@@ -57,15 +58,17 @@ LAUNCH = {
 }
 
 
-def launch_options(limits: Limits) -> dict:
-    """Keyword arguments for `build_app(...).launch()`."""
+def launch_options(app: gr.Blocks) -> dict:
+    """Keyword arguments for `app.launch()`, where `app` is from `build_app`."""
+    limits = app.runs.limits
     packed = Middleware(GZipMiddleware, minimum_size=10_000, compresslevel=5)  # the page is most of a megabyte
     guard = Middleware(Guard, limits=limits, folder=get_upload_folder())
+    first = Middleware(Poster, html=app.poster)
     return LAUNCH | {
         "blocked_paths": [str(Path(get_upload_folder(), index.FOLDER))],
         "max_file_size": f"{limits.max_upload_megabytes}mb",
         "state_session_capacity": limits.max_sessions,
-        "app_kwargs": {"middleware": [packed, guard], "lifespan": lean_sessions},
+        "app_kwargs": {"middleware": [packed, guard, first], "lifespan": lean_sessions},
     }
 
 
@@ -78,7 +81,7 @@ def links() -> list[tuple[str, str]]:
 
 def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     """The app on a loaded pipeline. Results lie in Gradio's upload folder, from where they are served as they are.
-    `.runs` is the registry, to be closed with the app."""
+    `.runs` is the registry, to be closed with the app; `.poster` what is seen before it is drawn."""
     runs, work = Runs(limits or Limits(), get_upload_folder()), works(pipeline)
     if runs.alone:
         remove_uploads(get_upload_folder())
@@ -90,14 +93,15 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
     with gr.Blocks(
         title="TimeRipple", analytics_enabled=False, fill_width=True, delete_cache=(min(age, 600), age)
     ) as app:
-        gr.HTML(markup.header(links()))
+        header = markup.header(links())
+        gr.HTML(header)
         # Outside the tabs: what is inside one is not read before the tab is opened.
         looked_into = gr.BrowserState(None, storage_key="timeripple-source", secret="timeripple")
         paired = gr.BrowserState(None, storage_key="timeripple-pairings", secret="timeripple")
         measured = gr.BrowserState(None, storage_key="timeripple-timing", secret="timeripple")
         with gr.Tabs():
             with gr.Tab("Compare"):
-                size = compare_tab(app, pipeline, work, runs)
+                size, first, headline = compare_tab(app, pipeline, work, runs)
             with gr.Tab("Method"):
                 method_tab()
             with gr.Tab("Look inside") as opened:
@@ -117,5 +121,5 @@ def build_app(pipeline, limits: Limits | None = None) -> gr.Blocks:
         add_endpoints(pipeline, work, runs)
         app.unload(leave)
     app.queue(max_size=runs.limits.max_calls, api_open=False)
-    app.runs = runs
+    app.runs, app.poster = runs, poster(header, headline, first.folder / "side_by_side.mp4")
     return app

@@ -46,8 +46,9 @@ LOST = "The app was started anew since, or keeps the result no longer; the form 
 CHANGED = "The form has changed since: this is still the result of what was asked for before."
 
 
-def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdown:
-    """Adds the content of the tab to `app`, which is being built; returns its choice of a size."""
+def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> tuple[gr.Dropdown, Run, str]:
+    """Adds the content of the tab to `app`, which is being built; returns its choice of a size, and the run that it
+    shows first with its headline."""
     # Of which run this page is; None: of the first recorded one. A gr.State would be gone with the server.
     run_id = gr.BrowserState(None, storage_key="timeripple-run", secret="timeripple")
     draft = gr.BrowserState(None, storage_key="timeripple-form", secret="timeripple")  # (this start of the app, form)
@@ -229,7 +230,7 @@ def compare_tab(app: gr.Blocks, pipeline, works: Works, runs: Runs) -> gr.Dropdo
     restored.success(None, run_id, None, js=remember("run"))
     for form_filled in (picked, uploaded, restored):
         form_filled.success(strength_of, method_b, strength, **QUIET)
-    return size
+    return size, first, opened[0]
 
 
 def result_of(run: Run) -> Result:

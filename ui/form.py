@@ -10,6 +10,7 @@ from functools import wraps
 from html import escape
 
 import gradio as gr
+import torch
 
 from timeripple.clips.generate import Request
 from timeripple.clips.pipelines import made
@@ -38,7 +39,19 @@ class _Here(threading.local):
     drawing = False
 
 
-_pool, _here = ThreadPoolExecutor(2 * (os.cpu_count() or 1), "timeripple-drawing"), _Here()
+def _compute_alone(threads: int) -> None:
+    """Has this thread, and none that comes after it, compute without helpers: what is drawn is small, and would wait
+    longer for a core to help than the help saves where a clip is in the making."""
+    torch.set_num_threads(1)
+    others = threading.Thread(target=torch.set_num_threads, args=(threads,))  # PyTorch gives it to new threads too
+    others.start()
+    others.join()
+
+
+_pool = ThreadPoolExecutor(
+    2 * (os.cpu_count() or 1), "timeripple-drawing", initializer=_compute_alone, initargs=(torch.get_num_threads(),)
+)
+_here = _Here()
 
 
 def in_turn(draw: Callable) -> Callable:

@@ -22,10 +22,6 @@ def header(links: list[tuple[str, str]]) -> str:
       <nav aria-label="Sources">{anchors}</nav></header>"""
 
 
-WORD = 0.45
-"""Share of the longest bar from which a word has room in one."""
-
-
 def headline(
     text: str, why: str, bars: list[tuple[str, float, float]], detail: str, kind: str, link: str, remarks: list[str]
 ) -> str:
@@ -36,7 +32,7 @@ def headline(
         f"""<div class="tr-bars-row"><span>{escape(name)}</span>
         <div role="img" aria-label="{escape(name)}: {total:.1f} seconds, {attention:.1f} of them attention">
         <i class="tr-attention" style="width:{100 * attention / longest:.1f}%">
-        <b>{"attention " if attention > WORD * longest else ""}{attention:.1f} s</b></i><i class="tr-rest"
+        <b>{attention:.1f} s</b><b>attention</b></i><i class="tr-rest"
           style="width:{100 * (total - attention) / longest:.1f}%"></i>
         <em>{total:.1f} s</em></div></div>"""
         for name, attention, total in bars

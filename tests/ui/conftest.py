@@ -37,7 +37,7 @@ WAITED_FOR = """() => {
 def url(tiny_pipeline):
     limits = Limits(max_tokens=14_000, max_steps=40)
     app = build_app(tiny_pipeline, limits)
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(app))
     yield url
     app.runs.close()
     app.close()
@@ -50,7 +50,7 @@ def app(request, tiny_pipeline, tmp_path_factory):
         patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("hostile")))
         limits = request.module.LIMITS
         app = build_app(tiny_pipeline, limits)
-        options = launch_options(limits)
+        options = launch_options(app)
         _, app.url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **options)
         yield app
         app.runs.close()

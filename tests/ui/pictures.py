@@ -42,7 +42,7 @@ def keep_tabs(page: Page, path) -> None:
 def main(everything: bool) -> None:
     limits = Limits()
     app = build_app(load_pipeline("pond"), limits)
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(app))
     folder = ROOT / "test-artifacts" if everything else PICTURES
     folder.mkdir(exist_ok=True)
     with sync_playwright() as playwright:

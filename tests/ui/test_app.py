@@ -115,7 +115,7 @@ def test_a_machine_too_busy_to_answer_in_time_starts_all_the_same(tiny_pipeline,
     monkeypatch.setattr("gradio.networking.url_ok", lambda url: False)
     limits = Limits()
     demo = build_app(tiny_pipeline, limits)
-    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    _, url, _ = demo.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(demo))
     try:
         assert urlopen(url).status == 200
     finally:

@@ -24,7 +24,7 @@ def wan(tiny_wan):
 def wan_url(wan):
     limits = Limits(max_tokens=40_000)
     app = build_app(wan, limits)
-    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(limits))
+    _, url, _ = app.launch(server_name="127.0.0.1", prevent_thread_lock=True, quiet=True, **launch_options(app))
     yield url
     app.close()
 

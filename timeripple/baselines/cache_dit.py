@@ -21,9 +21,9 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import nn
 
-from timeripple.attention.method import ConfigError
+from timeripple.attention.method import ConfigError, require
 from timeripple.baselines.forecast import evenly_spaced
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import refuse_model_offloading, unhooked_after
 from timeripple.hooks import transformers
 
@@ -43,11 +43,11 @@ class CacheDitConfig(NamedSettings, name="cache-dit"):
     share: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
-        require(self.taylor >= 0, f"taylor {self.taylor} is not an order; give 0 or more.")
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more")
+        require(self.taylor >= 0, f"taylor {self.taylor} is not an order; give 0 or more")
         for name in ("first", "warmup", "share"):
             value = getattr(self, name)
-            require(0 <= value <= 1, f"{name} {value} is not a share; give a number from 0 to 1.")
+            require(0 <= value <= 1, f"{name} {value} is not a share; give a number from 0 to 1")
 
     def mask(self, num_inference_steps: int) -> list[int] | None:
         """1 for the steps that are computed."""

@@ -17,7 +17,8 @@ from diffusers.hooks import HookRegistry, ModelHook
 from diffusers.hooks.hooks import BaseState, StateManager
 from torch import Tensor, nn
 
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import unhooked_after
 from timeripple.hooks import transformers
 
@@ -34,11 +35,11 @@ class DeltaDitConfig(NamedSettings, name="delta-dit"):
     boundary: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.interval >= 1, f"interval {self.interval} is not a number of steps; give 1 or more.")
+        require(self.interval >= 1, f"interval {self.interval} is not a number of steps; give 1 or more")
         require(
-            0 < self.share <= 1, f"share {self.share} keeps no block, or more than all; give more than 0, at most 1."
+            0 < self.share <= 1, f"share {self.share} keeps no block, or more than all; give more than 0, at most 1"
         )
-        require(0 <= self.boundary <= 1, f"boundary {self.boundary} is not a share of the steps; give 0 to 1.")
+        require(0 <= self.boundary <= 1, f"boundary {self.boundary} is not a share of the steps; give 0 to 1")
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

@@ -14,8 +14,9 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from timeripple.attention.method import require
 from timeripple.baselines.block_stack import StackCache, Streams, leaving_out
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class EasyCacheConfig(NamedSettings, name="easycache"):
     retention: float = 0.2
 
     def __post_init__(self) -> None:
-        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
-        require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1.")
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more")
+        require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1")
 
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         kept = max(1, round(self.retention * num_inference_steps)), num_inference_steps - 1

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from diffusers import FasterCacheConfig as DiffusersConfig
 
-from timeripple.attention.method import ConfigError
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import ConfigError, require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import caching, refuse_model_offloading
 from timeripple.hooks import transformers
 
@@ -33,7 +33,7 @@ class FasterCacheConfig(NamedSettings, name="faster-cache"):
 
     def __post_init__(self) -> None:
         for name in ("skip_range", "guidance_range"):
-            require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is not a number of steps; give 1 or more.")
+            require(getattr(self, name) >= 1, f"{name} {getattr(self, name)} is not a number of steps; give 1 or more")
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline
 from diffusers import FirstBlockCacheConfig as DiffusersConfig
 
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import caching
 
 
@@ -19,7 +20,7 @@ class FirstBlockCacheConfig(NamedSettings, name="first-block-cache"):
     threshold: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more")
 
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return caching(pipeline, lambda: DiffusersConfig(self.threshold))

@@ -17,8 +17,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from timeripple.attention.method import require
 from timeripple.baselines.block_stack import StackCache, Streams, leaving_out
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class ForecastConfig(NamedSettings, name="forecast"):
     order: int = 1
 
     def __post_init__(self) -> None:
-        require(0 < self.share <= 1, f"share {self.share} is not a share of the steps; give more than 0, at most 1.")
-        require(self.order in (0, 1, 2), f"order {self.order} is unknown; choose from 0, 1, 2.")
+        require(0 < self.share <= 1, f"share {self.share} is not a share of the steps; give more than 0, at most 1")
+        require(self.order in (0, 1, 2), f"order {self.order} is unknown; choose from 0, 1, 2")
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed."""

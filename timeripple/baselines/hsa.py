@@ -24,9 +24,9 @@ from diffusers.hooks import ModelHook
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool3d, scaled_dot_product_attention
 
-from timeripple.attention.method import ConfigError
+from timeripple.attention.method import ConfigError, require
 from timeripple.baselines.block_stack import PlacedHook, hooked
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import refuse_model_offloading
 from timeripple.hooks import HOOK, family_of, transformers
 from timeripple.hooks.processor import Interception
@@ -44,11 +44,11 @@ class HsaConfig(NamedSettings, name="hsa"):
     stacks = False  # on other ways to compute attention, which want all tokens
 
     def __post_init__(self) -> None:
-        require(0 < self.share <= 1, f"share {self.share} is not a share of the tokens; give more than 0, at most 1.")
-        require(self.divisor >= 1, f"divisor {self.divisor} is not a number of steps; give 1 or more.")
+        require(0 < self.share <= 1, f"share {self.share} is not a share of the tokens; give more than 0, at most 1")
+        require(self.divisor >= 1, f"divisor {self.divisor} is not a number of steps; give 1 or more")
         for name in ("start", "end"):
             share = getattr(self, name)
-            require(0 <= share <= 1, f"{name} {share} is not a share of the steps; give a number from 0 to 1.")
+            require(0 <= share <= 1, f"{name} {share} is not a share of the steps; give a number from 0 to 1")
 
     def full(self, num_inference_steps: int) -> frozenset[int]:
         """The steps at which all tokens are active."""

@@ -24,10 +24,10 @@ from diffusers.hooks import ModelHook
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor, nn
 
-from timeripple.attention.method import ConfigError
+from timeripple.attention.method import ConfigError, require
 from timeripple.baselines.block_stack import PlacedHook, hooked
 from timeripple.baselines.hsa import require_wan
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import refuse_model_offloading
 from timeripple.hooks import HOOK
 
@@ -39,7 +39,7 @@ class LightningCpConfig(NamedSettings, name="lightning-cp"):
     interval: int = 3
 
     def __post_init__(self) -> None:
-        require(self.interval >= 1, f"interval {self.interval} is not a number of steps; give 1 or more.")
+        require(self.interval >= 1, f"interval {self.interval} is not a number of steps; give 1 or more")
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The key steps."""

@@ -17,8 +17,8 @@ from diffusers import MagCacheConfig as DiffusersConfig
 from torch import Tensor, nn
 
 from timeripple import ASSETS
-from timeripple.attention.method import ConfigError
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import ConfigError, require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import caching
 from timeripple.hooks import transformers
 
@@ -35,9 +35,9 @@ class MagCacheConfig(NamedSettings, name="mag-cache"):
     retention: float = 0.2
 
     def __post_init__(self) -> None:
-        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
-        require(self.max_skip >= 1, f"max_skip {self.max_skip} is not a number of steps; give 1 or more.")
-        require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1.")
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more")
+        require(self.max_skip >= 1, f"max_skip {self.max_skip} is not a number of steps; give 1 or more")
+        require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1")
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

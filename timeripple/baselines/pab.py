@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from diffusers import DiffusionPipeline, PyramidAttentionBroadcastConfig
 from diffusers.hooks.pyramid_attention_broadcast import _PYRAMID_ATTENTION_BROADCAST_HOOK
 
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import caching, state_per_pass
 
 
@@ -25,8 +26,8 @@ class PabConfig(NamedSettings, name="pab"):
     end: int = 800
 
     def __post_init__(self) -> None:
-        require(self.skip_range >= 1, f"skip_range {self.skip_range} is not a number of steps; give 1 or more.")
-        require(0 <= self.start < self.end <= 1000, f"start {self.start} and end {self.end} are no range in 0 to 1000.")
+        require(self.skip_range >= 1, f"skip_range {self.skip_range} is not a number of steps; give 1 or more")
+        require(0 <= self.start < self.end <= 1000, f"start {self.start} and end {self.end} are no range in 0 to 1000")
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any, ClassVar, Self, cast
 
-from timeripple.attention.method import ConfigError
+from timeripple.attention.method import ConfigError, require
 from timeripple.attention.settings_text import number_text
 
 
@@ -56,11 +56,5 @@ def as_reuse(granularity: str, text: str, known: tuple[str, ...]) -> str:
     ConfigError, one sentence, for settings it does not have."""
     settings = text.strip().split(":")[1:]
     for name in (part.split("=")[0] for part in settings if "=" in part):
-        require(name in known, f"setting {name!r} in {text!r} is unknown; choose from {', '.join(known)}.")
+        require(name in known, f"setting {name!r} in {text!r} is unknown", known)
     return ":".join((granularity, *settings))
-
-
-def require(condition: bool, problem: str) -> None:
-    """Raises ConfigError unless the condition holds."""
-    if not condition:
-        raise ConfigError(problem)

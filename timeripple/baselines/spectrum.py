@@ -15,9 +15,10 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
+from timeripple.attention.method import require
 from timeripple.baselines.block_stack import StackCache, Streams, leaving_out
 from timeripple.baselines.forecast import lagrange, weighted
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,9 @@ class SpectrumConfig(NamedSettings, name="spectrum"):
 
     def __post_init__(self) -> None:
         for name, least in (("growth", 0), ("window", 1), ("start", 1), ("order", 0)):
-            require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
-        require(self.ridge > 0, f"ridge {self.ridge} leaves the fit undetermined; give more than 0.")
-        require(0 <= self.weight <= 1, f"weight {self.weight} is not a share; give a number from 0 to 1.")
+            require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more")
+        require(self.ridge > 0, f"ridge {self.ridge} leaves the fit undetermined; give more than 0")
+        require(0 <= self.weight <= 1, f"weight {self.weight} is not a share; give a number from 0 to 1")
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed: all at the start, then at growing distances."""

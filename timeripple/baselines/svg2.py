@@ -21,10 +21,10 @@ from torch import Tensor
 
 from timeripple.attention.call import AttentionCall
 from timeripple.attention.grid import TokenGrid
+from timeripple.attention.method import require
 from timeripple.attention.plans.curve import Staircase, batch_mean
 from timeripple.attention.run import ReuseRun
 from timeripple.attention.torch_backend import attend_rows, dense_attention
-from timeripple.baselines.settings import require
 from timeripple.baselines.skip import SkipConfig
 
 MISSED = 0.1  # 1 - p
@@ -51,7 +51,7 @@ class Svg2Config(SkipConfig):
         super().__post_init__()
         for name in OWN:
             size = getattr(self, name)
-            require(size >= 1, f"{name} {size} is not a number of tokens; give 1 or more.")
+            require(size >= 1, f"{name} {size} is not a number of tokens; give 1 or more")
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -60,8 +60,8 @@ class Svg2Config(SkipConfig):
         own = [part for part in parts if part.split("=")[0] in OWN]
         values: dict[str, Any] = {}
         for name, _, value in (part.partition("=") for part in own):
-            require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once.")
-            require(value.isascii() and value.isdigit(), f"{name}={value} is not a number of tokens; give 1 or more.")
+            require(name not in values, f"setting {name!r} is given twice in {text!r}; give it once")
+            require(value.isascii() and value.isdigit(), f"{name}={value} is not a number of tokens; give 1 or more")
             values[name] = int(value)
         return replace(super().parse(":".join(part for part in parts if part not in own)), **values)
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline, TaylorSeerCacheConfig
 
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.attention.method import require
+from timeripple.baselines.settings import NamedSettings
 from timeripple.baselines.step_cache import caching
 
 MODULES = r"\w*blocks\.\d+\.(attn\d?|ffn?|ff_context|proj_out)"
@@ -29,9 +30,9 @@ class TaylorSeerConfig(NamedSettings, name="taylorseer"):
     spacing: str = "start"
 
     def __post_init__(self) -> None:
-        require(self.spacing in ("start", "even"), f"spacing {self.spacing!r} is unknown; choose from start, even.")
+        require(self.spacing in ("start", "even"), f"spacing {self.spacing!r} is unknown; choose from start, even")
         for name, least in (("interval", 1), ("order", 0), ("start", 1)):
-            require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more.")
+            require(getattr(self, name) >= least, f"{name} {getattr(self, name)} is too small; give {least} or more")
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed, as diffusers counts."""

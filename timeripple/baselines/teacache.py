@@ -18,11 +18,11 @@ import numpy as np
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from timeripple.attention.method import ConfigError
+from timeripple.attention.method import ConfigError, require
 from timeripple.baselines.block_stack import StackCache, Streams, leaving_out
 from timeripple.baselines.forecast import difference
 from timeripple.baselines.mag_cache import RATIOS
-from timeripple.baselines.settings import NamedSettings, require
+from timeripple.baselines.settings import NamedSettings
 
 ORDER = 4  # of the polynomial
 
@@ -34,7 +34,7 @@ class TeaCacheConfig(NamedSettings, name="teacache"):
     threshold: float = 0.08
 
     def __post_init__(self) -> None:
-        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more.")
+        require(self.threshold >= 0, f"threshold {self.threshold} is negative; give 0 or more")
 
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:

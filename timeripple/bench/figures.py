@@ -24,13 +24,20 @@ def time_over_tokens(rows: list[dict[str, Any]], kind: str) -> go.Figure:
             error_y=spread(own),
         )  # fmt: skip
     tokens = sorted({row["tokens"] for row in rows})
-    figure.update_xaxes(title="tokens", type="log", tickvals=tokens, ticktext=[str(count) for count in tokens])
+    figure.update_xaxes(title="tokens", type="log", tickvals=tokens, ticktext=[*map(_short, tokens)])
     figure.update_yaxes(title="milliseconds", **logarithmic(row["ms"] for row in rows))
     return styled(figure, f"Attention over tokens ({kind})")
 
 
+def _short(count: int) -> str:
+    """9216, but 119k, so that there is room for all."""
+    return str(count) if count < 10_000 else f"{count / 1000:.0f}k"
+
+
 def spread(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Bars from the lower to the upper quartile of the calls that were timed."""
+    """Bars from the lower to the upper quartile of the calls that were timed; none for what has no quartiles."""
+    if not any("ms_spread" in row for row in rows):
+        return {"visible": False}
     known = [(row["ms"], *row.get("ms_spread", (row["ms"], row["ms"]))) for row in rows]
     above, below = [high - ms for ms, _, high in known], [ms - low for ms, low, _ in known]
     return {"array": above, "arrayminus": below, "thickness": 1, "width": 3}

@@ -45,9 +45,9 @@ TIMED = """async ({act, shown}) => {
 
 def page_speed(repeats: int = 20, on_run: Callable[[int, int], None] | None = None) -> dict[str, Any]:
     """Seconds, each from what a visitor does to what the page shows: first_picture, from the address to the first frame
-    of a recorded comparison, the worst of five visits; tabs, opening each that looks inside; picks, and drags, so many
-    of each kind on a run that is made first: rows of what, median, worst and goal; drag_worst, of all drags; tokens, of
-    that run. Raises ValueError, one sentence, where no browser is at hand.
+    of a recorded comparison, and player, to that in the player, each the worst of five visits; tabs, opening each that
+    looks inside; picks, and drags, so many of each kind on a run that is made first: rows of what, median, worst and
+    goal; drag_worst, of all drags; tokens, of that run. Raises ValueError, one sentence, where no browser is at hand.
     """
     try:
         from playwright.sync_api import sync_playwright
@@ -66,7 +66,7 @@ def page_speed(repeats: int = 20, on_run: Callable[[int, int], None] | None = No
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         first = []
         for _ in range(visits):
-            first.append(_first_picture(browser, url))
+            first.append(_first_pictures(browser, url))
             count()
         page = browser.new_page(viewport={"width": 1440, "height": 900})
         tabs = {what: [seconds] for what, seconds in _tabs(page, url)}
@@ -81,7 +81,8 @@ def page_speed(repeats: int = 20, on_run: Callable[[int, int], None] | None = No
             count()
         browser.close()
     return {
-        "first_picture": max(first),
+        "first_picture": max(picture for picture, _ in first),
+        "player": max(player for _, player in first),
         "tabs": _rows(tabs, GOALS["open"]),
         "picks": _rows(picks, GOALS["pick"]),
         "drags": _rows(drags, GOALS["drag"]),
@@ -143,16 +144,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _first_picture(browser: Browser, url: str) -> float:
-    """Of a fresh visit."""
+def _first_pictures(browser: Browser, url: str) -> tuple[float, float]:
+    """Of a fresh visit: seconds to the first frame that is seen, and to the player's."""
     context = browser.new_context(viewport={"width": 1440, "height": 900})
     page = context.new_page()
     start = time.perf_counter()
     page.goto(url, wait_until="commit")
+    page.locator(".tr-poster[data-frame], .tr-player[data-frame]").first.wait_for(state="attached")
+    picture = time.perf_counter() - start
     page.locator(".tr-player[data-frame]").wait_for()
-    seconds = time.perf_counter() - start
+    player = time.perf_counter() - start
     context.close()
-    return seconds
+    return picture, player
 
 
 def _timed(page: Page, act: str, shown: str) -> float:
@@ -209,7 +212,10 @@ def _picks(page: Page, run: int) -> Iterator[tuple[str, float]]:
     ):
         _open(page, tab, f"{place} button")
         button = f'document.querySelector(\'{place} [data-layer="{layer}"][data-head="{head}"]\')'
-        yield name, _timed(page, f"{button}.click()", f"{button}?.getAttribute('aria-pressed') === 'true'")
+        shown = f"{button}?.getAttribute('aria-pressed') === 'true'"
+        if tab == "Attention":
+            shown += f" && document.querySelector('#attention-map').innerText.includes('layer {layer}, head {head} (')"
+        yield name, _timed(page, f"{button}.click()", shown)
         head = (head + 1) % 4
     token = run % 4, 1 + run % 5
     act = (

@@ -239,7 +239,8 @@ def ui(
         from timeripple.bench.ui import GOALS, page_speed
     result = _run("visits and picks", lambda count: page_speed(repeats, count))
     first = {"what": "first picture", "median": None, "worst": result["first_picture"], "goal": GOALS["first_picture"]}
-    rows = [first, *result["tabs"], *result["picks"], *result["drags"]]
+    player = {"what": "player ready", "median": None, "worst": result["player"], "goal": None}
+    rows = [first, player, *result["tabs"], *result["picks"], *result["drags"]]
     shown = result if as_json else result | {"rows": rows}
     _print(shown, as_json, ("what", "median", "worst", "goal"))
 

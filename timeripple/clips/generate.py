@@ -105,10 +105,8 @@ class Request:
         return evaluations(method.solver, steps)
 
     def check(self, pipeline: DiffusionPipeline) -> None:
-        """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate.
-
-        Of pipelines other than Pond's only what holds for all is known before they run.
-        """
+        """Raise ValueError (PromptError for prompts), one sentence each, for what `pipeline` cannot generate; of others
+        than Pond's only what holds for all is known before they run."""
         if not 0 <= self.seed <= MAX_SEED:
             raise ValueError(f"The seed is {self.seed}; give a whole number from 0 to {MAX_SEED}.")
         if not 1 <= self.steps <= MAX_STEPS:

@@ -21,6 +21,7 @@ from timeripple.attention.plans.tile import TilePlan
 from timeripple.attention.plans.token import TokenPlan
 
 DOMINANT = 1.5  # times uniform attention, from where a head is said to have a kind
+CELLS_AT_ONCE = 3  # of queries
 SAMPLES = 256  # queries from which the scores of a head are estimated
 
 
@@ -76,19 +77,22 @@ def averaged_map(
 
     Returns the map, at most cells x cells where there are no more frames than that, and the tokens of every row and
     column of cells. query_frame, key_frame: only this frame's tokens on that side. Video tokens only, in t, y, x order;
-    the softmax runs over all keys. One frame of queries is computed at a time, so that memory grows with tokens.
+    the softmax runs over all keys. A few cells of queries are computed at a time: their softmax stays in the
+    cache.
     """
     frames = grid.shape[0]
     rows = range(frames) if query_frame is None else [query_frame]
     columns = range(frames) if key_frame is None else [key_frame]
     size = grid.video_tokens // frames
     row_cells, column_cells = (_cells(size, max(1, cells // len(side))) for side in (rows, columns))
-    video_query, row_means = query[grid.video].unflatten(0, (frames, size)), _means(row_cells).to(query)
     blocks = []
     for frame in rows:
-        weights = row_means @ _softmax(video_query[frame], key)  # rows first, which are most of the work
-        by_frame = weights[:, grid.video].unflatten(1, (frames, size))[:, columns]
-        blocks.append(avg_pool1d(by_frame, column_cells[0], ceil_mode=True).flatten(1))
+        queries = query[grid.video].unflatten(0, (frames, size))[frame]
+        for some in queries.split(CELLS_AT_ONCE * row_cells[0]):
+            weights = _softmax(some, key)
+            means = torch.stack([cell.mean(0) for cell in weights.split(row_cells[0])])  # rows first: most of the work
+            by_frame = means[:, grid.video].unflatten(1, (frames, size))[:, columns]
+            blocks.append(avg_pool1d(by_frame, column_cells[0], ceil_mode=True).flatten(1))
     return torch.cat(blocks), torch.tensor(row_cells * len(rows)), torch.tensor(column_cells * len(columns))
 
 
@@ -144,12 +148,6 @@ def head_kind(spatial: float, temporal: float) -> str:
 def _softmax(query: Tensor, key: Tensor) -> Tensor:
     """[..., queries, d], [..., keys, d] -> [..., queries, keys]."""
     return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
-
-
-def _means(cells: list[int]) -> Tensor:
-    """[cells, tokens]: what tokens are multiplied by for the mean of every cell."""
-    cell = torch.arange(len(cells)).repeat_interleave(torch.tensor(cells))
-    return (torch.arange(len(cells))[:, None] == cell) / torch.tensor(cells)[:, None]
 
 
 def _cells(tokens: int, count: int) -> list[int]:

@@ -38,17 +38,15 @@ def frames_under(
     frames: uint8 [F, H, W, 3]; values: [t, y, x] on the token grid, coloured as in `colours`, the more opaque the
     larger; picked: the token with a frame around it; side: pixels of a token.
     """
-    grid_frames, height, width = values.shape
-    painted = colours(values, high, signed)
-    pictures = []
-    for t in range(grid_frames):
-        frame = frames[t * len(frames) // grid_frames]
-        rows = (np.arange(height * side) * frame.shape[0] // (height * side))[:, None]
-        columns = np.arange(width * side) * frame.shape[1] // (width * side)
-        grey = frame[rows, columns].mean(-1, keepdims=True)
-        opacity = 0.35 + 0.65 * np.clip(np.abs(values[t]) / max(high, 1e-12), 0, 1)
-        opacity, colour = (x.repeat(side, 0).repeat(side, 1) for x in (opacity[..., None], painted[t].astype(float)))
-        pictures.append(((1 - opacity) * grey + opacity * colour).round().astype(np.uint8))
+    count, height, width = values.shape
+    shown = frames[np.arange(count) * len(frames) // count]
+    rows = (np.arange(height * side) * shown.shape[1] // (height * side))[:, None]
+    columns = np.arange(width * side) * shown.shape[2] // (width * side)
+    grey = shown[:, rows, columns].astype(np.float32) @ np.full(3, 1 / 3, np.float32)
+    opacity = 0.35 + 0.65 * np.clip(np.abs(values) / max(high, 1e-12), 0, 1)
+    planes = [*np.moveaxis(opacity[..., None] * colours(values, high, signed), -1, 0), 1 - opacity]  # one a colour
+    *added, left = (plane.astype(np.float32).repeat(side, 1).repeat(side, 2) for plane in planes)
+    pictures = [*np.stack([(plane + grey * left).round().astype(np.uint8) for plane in added], -1)]
     if picked is not None:
         t, y, x = picked
         block = pictures[t][y * side : (y + 1) * side, x * side : (x + 1) * side]

@@ -49,8 +49,8 @@ def channel_planes(seen: Inspection, step: int, layer: int, head: int, side: str
 
 def channel_reused(seen: Inspection, step: int, layer: int, head: int, side: str, channel: int, theta: float) -> float:
     """Share of the entries of a channel that channel reuse takes from a neighbour at this threshold."""
-    x = seen.qkv(step, layer, head)[SIDES.index(side)]
-    return reuse_mask(x, seen.grid, theta, AXES, WINDOW)[:, channel].float().mean().item()
+    x = seen.qkv(step, layer, head)[SIDES.index(side)][:, channel, None]
+    return reuse_mask(x, seen.grid, theta, AXES, WINDOW).float().mean().item()
 
 
 @lru_cache(16)
