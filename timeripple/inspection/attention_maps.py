@@ -105,16 +105,18 @@ def head_scores(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = SAMP
     """
     frames, size = grid.shape[0], grid.video_tokens // grid.shape[0]
     chosen = torch.randperm(grid.video_tokens, generator=torch.Generator().manual_seed(0))[:samples]
-    rows = _softmax(query[:, chosen + grid.text_before], key)
-    video = rows[..., grid.video].unflatten(-1, (frames, size))
-    own_frame = video.sum(-1).gather(-1, (chosen // size).expand(len(query), -1)[..., None])
-    own_place = video.sum(-2).gather(-1, (chosen % size).expand(len(query), -1)[..., None])
-    entropy = -torch.special.xlogy(rows, rows).sum(-1)
-    return {
-        "spatial": own_frame.mean((1, 2)) * grid.tokens / size,
-        "temporal": own_place.mean((1, 2)) * grid.tokens / frames,
-        "entropy": entropy.mean(1) / math.log(grid.tokens),
-    }
+    frame, place, sample = chosen // size, chosen % size, torch.arange(len(chosen))
+    found = []
+    for queries, keys in zip(query[:, chosen + grid.text_before], key, strict=True):
+        logits = queries @ keys.mT * query.shape[-1] ** -0.5
+        logits -= logits.amax(-1, keepdim=True)  # so that what counts for the entropy is small
+        rows = logits.softmax(-1)
+        video = rows[:, grid.video].unflatten(-1, (frames, size))
+        spatial, temporal = video[sample, frame].sum(-1), video[sample, :, place].sum(-1)
+        entropy = logits.logsumexp(-1) - torch.linalg.vecdot(rows, logits)
+        found.append(torch.stack([spatial.mean(), temporal.mean(), entropy.mean()]))
+    scale = torch.tensor([grid.tokens / size, grid.tokens / frames, 1 / math.log(grid.tokens)]).to(query)
+    return dict(zip(("spatial", "temporal", "entropy"), (torch.stack(found) * scale).unbind(-1), strict=True))
 
 
 def frame_map(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = 8) -> Tensor:
