@@ -85,7 +85,8 @@ def synthetic_captures(captures: list[Capture], grid: TokenGrid, heads: int, hea
             torch.stack([axis_correlation(y, g, axis, 1).mean() for y, g in known]).mean().item() for axis in AXES
         ]
         std = torch.stack([y.std() for y, _ in known]).mean().item()
-        return correlated_noise(grid, heads, head_dim, correlations, std, generator).to(dtype)
+        noise = correlated_noise(grid, heads, head_dim, correlations, std, generator).to(dtype)
+        return noise.transpose(1, 2).contiguous().transpose(1, 2)  # token by token, as models hold them
 
     query, key, value = map(similar, ("query", "key", "value"))
     return [Capture(captures[0].step, "synthetic", query, key, value, grid)]
