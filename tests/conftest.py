@@ -3,6 +3,9 @@
 import os
 from pathlib import Path
 
+# Before torch, here and in every process that a test starts: the tensors are small, and more threads wait for each
+# other longer than they work, above all where another test runs beside.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import transformers
@@ -21,7 +24,7 @@ from diffusers import (
 from timeripple.pond.model import PROMPT_DIM, PondPromptEncoder
 from timeripple.pond.pipeline import PondPipeline
 
-torch.set_num_threads(1)  # the tensors are small: more threads wait for each other longer than they work
+torch.set_num_threads(1)  # whatever was set before
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-CLEAN = {"PATH": "/usr/bin:/bin"}  # above all without PYTHONPATH
+CLEAN = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}  # above all without PYTHONPATH
 EXTRAS = {"app": "", "models": "-models", "ray": "-ray", "dev": "-dev"}  # and the file that pins each
 
 
