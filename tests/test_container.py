@@ -2,6 +2,9 @@
 
 What this cannot see is the base image: the Python that runs the tests stands in for it. It also shows that
 requirements.txt alone is all the app needs, and that it runs as a user who cannot write to its source.
+
+Once the image has an environment, it gets what this one has of requirements.txt, and of what that asks for in turn, so
+that pip has nothing to download but what is missing or of another version.
 """
 
 import json
@@ -15,6 +18,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.packages import packages
 
 ROOT = Path(__file__).parents[1]
 PORT = "7863"  # in place of the published one, which may be in use here
@@ -38,6 +43,14 @@ def python_for(user: dict) -> str:
     pytest.fail(f"No Python 3.11 with venv that user {UID} may run: install python3 and python3-venv.")
 
 
+def linked(source: str | Path, target: str | Path) -> None:
+    """The file itself where it can be, else a copy, as on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 class Image:
     """A folder in place of the root of the file system; paths of the Dockerfile lie below it."""
 
@@ -58,6 +71,18 @@ class Image:
         options |= {"shell": isinstance(command, str), "cwd": self.folder("."), "env": self.environment}
         return subprocess.Popen(command, **options, **self.user)
 
+    def lend_packages(self) -> None:
+        """Puts packages of this environment into that of the image, where both are of one Python."""
+        site = self.root / f"opt/venv/lib/python{sys.version_info.major}.{sys.version_info.minor}/site-packages"
+        if not site.exists():
+            return
+        lines = (ROOT / "requirements.txt").read_text().splitlines()
+        for source in packages([line.split("#")[0] for line in lines if line.partition("#")[0].strip()]):
+            if source.is_dir():
+                shutil.copytree(source, site / source.name, copy_function=linked, dirs_exist_ok=True)
+            else:
+                linked(source, site / source.name)
+
     def follow(self, name: str, value: str) -> None:
         if name == "WORKDIR":
             self.directory = value
@@ -68,6 +93,8 @@ class Image:
             copy(ROOT / source, self.folder(target) / (source if target == "." else ""))
         elif name == "RUN" and not value.startswith("useradd"):
             assert self.run(self.inside(value)).wait() == 0
+            if "-m venv" in value:
+                self.lend_packages()
         elif name == "USER":
             self.user = self.other_user
             self.environment["HOME"] = str(self.root / "tmp")

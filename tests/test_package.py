@@ -10,12 +10,13 @@ import sys
 import tomllib
 import venv
 import zipfile
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from tests.packages import packages
 
 ROOT = Path(__file__).parents[1]
 CLEAN = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}  # above all without PYTHONPATH
@@ -31,25 +32,6 @@ def wheel(tmp_path_factory) -> Path:
     return path
 
 
-def needs(requirements: list[str], extra: str = "") -> dict[str, Distribution]:
-    """The distributions of this environment that these requirements, and theirs in turn, ask for, by name."""
-    found: dict[str, Distribution] = {}
-    left = [(Requirement(text), extra) for text in requirements]
-    while left:
-        requirement, extra = left.pop()
-        name = canonicalize_name(requirement.name)
-        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
-            continue
-        try:
-            part = distribution(name)
-        except PackageNotFoundError:  # as of a CPU build of torch, which leaves the parts for GPUs out
-            continue
-        if name not in found or requirement.extras:
-            found[name] = part
-            left += [(Requirement(text), e) for text in part.requires or () for e in (requirement.extras or ("",))]
-    return found
-
-
 def wheel_requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
@@ -62,11 +44,8 @@ def installed(wheel, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("clean")
     venv.create(folder, with_pip=False)
     (site,) = folder.glob("lib/python*/site-packages")
-    for part in needs(wheel_requirements(wheel)).values():
-        for top in {path.parts[0] for path in part.files or () if path.parts[0] not in ("..", "__pycache__")}:
-            source = Path(part.locate_file(top))
-            if source.exists() and not (site / top).exists():
-                (site / top).symlink_to(source)
+    for source in packages(wheel_requirements(wheel)):
+        (site / source.name).symlink_to(source)
     pip = [sys.executable, "-m", "pip", "--python", folder / "bin" / "python"]
     subprocess.run([*pip, "install", "--quiet", "--no-deps", "--no-index", wheel], check=True)
     return folder
