@@ -25,13 +25,15 @@ def support(on_run: Callable[[int, int], None] | None = None) -> dict[str, dict[
     Works: something was saved, the clip differs from the dense one and is the same a second time, and the dense clip
     comes again once the method is gone. on_run is called with the pipelines done and all of them.
     """
-    found = {}
+    found: dict[str, dict[str, str]] = {}
     with tempfile.TemporaryDirectory(prefix="timeripple-") as folder:
         files = example_files(Path(folder))
         for done, name in enumerate(PIPELINES, 1):
             pipeline = tiny(name)
             request = small_request(pipeline, files, steps=STEPS)
-            found[name] = {method: _tried(pipeline, request, method) for method in METHODS}
+            found[name], plain = {}, None
+            for method in METHODS:
+                found[name][method], plain = _tried(pipeline, request, method, plain)
             if on_run is not None:
                 on_run(done, len(PIPELINES))
     return found
@@ -54,19 +56,24 @@ def replaced(text: str, table: str) -> str:
     return text[: text.index(BEGIN)] + table + text[text.index(END) + len(END) :]
 
 
-def _tried(pipeline: DiffusionPipeline, request: Request, text: str) -> str:
+def _tried(
+    pipeline: DiffusionPipeline, request: Request, text: str, plain: np.ndarray | None = None
+) -> tuple[str, np.ndarray | None]:
+    """What the table says, and the dense clip. plain: that clip, where it has been made before."""
     dense, method = parse_method("dense"), parse_method(text)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         try:
-            runs = [generate(pipeline, request, each) for each in (dense, method, method, dense)]
+            if plain is None:
+                plain = generate(pipeline, request, dense).frames
+            runs = [generate(pipeline, request, each) for each in (method, method, dense)]
         except Exception as error:  # a table names what does not work
-            return f"fails: {' '.join(str(error).split())[:120]}"
+            return f"fails: {' '.join(str(error).split())[:120]}", plain
     reasons = {str(each.message) for each in said if "stays dense" in str(each.message)}
     if reasons:
-        return "dense: " + min(reasons).removeprefix("Attention stays dense: ").rstrip(".")
-    plain, first, second, after = (run.frames for run in runs)
-    saved = runs[1].saving
+        return "dense: " + min(reasons).removeprefix("Attention stays dense: ").rstrip("."), plain
+    first, second, after = (run.frames for run in runs)
+    saved = runs[0].saving
     for holds, trouble in (
         (saved is not None and max(saved["per_step"]) > 0, "nothing is saved"),
         (not np.array_equal(first, plain), "the clip is the dense one"),
@@ -74,5 +81,5 @@ def _tried(pipeline: DiffusionPipeline, request: Request, text: str) -> str:
         (np.array_equal(after, plain), "something is left behind"),
     ):
         if not holds:
-            return f"fails: {trouble}"
-    return "works"
+            return f"fails: {trouble}", plain
+    return "works", plain
