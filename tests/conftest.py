@@ -25,6 +25,17 @@ from timeripple.pond.model import PROMPT_DIM, PondPromptEncoder
 from timeripple.pond.pipeline import PondPipeline
 
 torch.set_num_threads(1)  # whatever was set before
+LONGEST = (
+    "test_browser", "test_compile", "test_source_pages", "test_matrix", "test_support", "test_kernels",
+    "test_accessibility", "test_links_page", "test_pipelines", "test_triton_backend", "test_timing_page",
+    "test_player_page", "test_gpu", "test_restart", "test_hostile", "test_container", "test_sweep", "test_guidance",
+)  # fmt: skip
+"""Files whose tests take longest, as a file is one worker's: they begin first, so that all workers end together."""
+
+
+def pytest_collection_modifyitems(items):
+    place = {name: at for at, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
