@@ -98,7 +98,10 @@ def settle(unanswered):
 
 @pytest.fixture
 def open_page(browser, url, unanswered, settle):
-    """Opens the page as a new visitor; at the end there must be no error in any page's console."""
+    """Opens the page as a new visitor; at the end there must be no error in any page's console.
+
+    moving: whether the visitor lets clips play by themselves, which keeps the machine busy while others are waited for.
+    """
     contexts, errors = [], []
 
     def watch(page):
@@ -107,8 +110,10 @@ def open_page(browser, url, unanswered, settle):
         page.on("requestfinished", lambda request: asked.discard(request))
         page.on("requestfailed", lambda request: asked.discard(request))
 
-    def open_page(width=1440, theme="light", query=""):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme))
+    def open_page(width=1440, theme="light", query="", moving=False):
+        motion = "no-preference" if moving else "reduce"
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=theme, reduced_motion=motion))
         contexts[-1].set_default_timeout(1000 * PATIENCE)
         contexts[-1].add_init_script(TOASTS)
         page = contexts[-1].new_page()

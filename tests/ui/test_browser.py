@@ -15,7 +15,7 @@ LOOKS = [(1440, "light"), (1440, "dark"), (390, "light"), (390, "dark")]
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (390, 844)])
 def test_the_first_screen_says_what_it_is_about(open_page, look, width, height):
     """Two clips that play, the seconds of both and one sentence why, without a click and without scrolling."""
-    page = open_page(width)
+    page = open_page(width, moving=True)
     page.set_viewport_size({"width": width, "height": height})
     for what in (
         page.get_by_role("heading", name=re.compile(r"^Same noise, same video: \d+\.\d → \d+\.\d s$")),
@@ -35,7 +35,7 @@ def test_the_first_screen_says_what_it_is_about(open_page, look, width, height):
 
 @pytest.mark.parametrize(("width", "theme"), LOOKS)
 def test_a_video_is_generated_through_the_page(open_page, look, settle, width, theme):
-    page = open_page(width, theme)
+    page = open_page(width, theme, moving=True)
     settings(page, "Tiny", 4)
     generate(page)
     headline = page.locator(".tr-headline")

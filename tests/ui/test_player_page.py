@@ -346,7 +346,7 @@ def test_a_video_that_cannot_be_played_is_one_sentence(open_player):
 
 @pytest.mark.parametrize(("width", "theme"), [(1440, "dark"), (390, "light")])
 def test_the_player_of_the_first_screen(open_page, look, width, theme):
-    page = open_page(width, theme)
+    page = open_page(width, theme, moving=True)
     press(page, " ")
     expect(page.locator(".tr-player video")).to_have_js_property("paused", True)
     canvas, drawn = page.locator(".tr-player canvas"), {}
