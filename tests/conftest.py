@@ -1,5 +1,6 @@
 """Fixtures for all tests: pipelines with tiny random weights, like Pond's and Wan's, and what others begin with."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -26,9 +27,9 @@ from timeripple.pond.pipeline import PondPipeline
 
 torch.set_num_threads(1)  # whatever was set before
 LONGEST = (
-    "test_browser", "test_compile", "test_source_pages", "test_matrix", "test_support", "test_kernels",
-    "test_accessibility", "test_links_page", "test_pipelines", "test_triton_backend", "test_timing_page",
-    "test_player_page", "test_gpu", "test_restart", "test_hostile", "test_container", "test_sweep", "test_guidance",
+    "test_kernels", "test_browser", "test_compile", "test_source_pages", "test_matrix", "test_timing_page",
+    "test_links_page", "test_support", "test_accessibility", "test_pipelines", "test_triton_backend",
+    "test_player_page", "test_gpu", "test_restart", "test_container", "test_sweep", "test_guidance", "test_hostile",
 )  # fmt: skip
 """Files whose tests take longest, as a file is one worker's: they begin first, so that all workers end together."""
 
@@ -36,6 +37,10 @@ LONGEST = (
 def pytest_collection_modifyitems(items):
     place = {name: at for at, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays, and need not be searched for garbage again and again
 
 
 @pytest.fixture(scope="session")
