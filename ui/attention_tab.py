@@ -51,18 +51,28 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         return seen if seen and step in seen.kept else None
 
     @in_turn
-    def draw(id, step, layer, head, at, granularity, budget, *of_map) -> list:
+    def draw(id, step, *chosen) -> list:
         seen = shown(id, step)
         if seen is None:
             return [gr.skip()] * len(outputs)
         frames = [ALL, *((f"Frame {t + 1}", t) for t in range(seen.grid.frames))]
-        described = describe(seen, step, layer, head, at, granularity, budget, *of_map)
-        return [*described, score_table(seen, step), gr.Dropdown(frames), gr.Dropdown(frames)]
+        return [*draw_head(id, step, *chosen), score_table(seen, step), gr.Dropdown(frames), gr.Dropdown(frames)]
 
     @in_turn
     def draw_token(id, step, *chosen) -> list:
         seen = shown(id, step)
         return describe_token(seen, step, *chosen) if seen else [gr.skip()] * 2
+
+    def draw_head(id, step, layer, head, at, granularity, budget, *of_map) -> list:
+        """What depends on the head that is picked."""
+        seen = shown(id, step)
+        if seen is None:
+            return [gr.skip()] * len(of_head)
+        return [
+            show_heads(seen, step, layer, head),
+            *describe_token(seen, step, layer, head, at, granularity, budget),
+            show_map(seen, step, layer, head, *of_map),
+        ]
 
     @in_turn
     def draw_map(id, step, *chosen):
@@ -74,34 +84,17 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         return [*draw_token(id, step, layer, head, at, granularity, budget), at]
 
     @in_turn
-    def pick_head(id, step, at, granularity, budget, event: gr.EventData) -> list:
-        seen, layer, head = shown(id, step), int(event.layer), int(event.head)
-        if seen is None:
-            return [gr.skip()] * 5
-        described = describe_token(seen, step, layer, head, at, granularity, budget)
-        return [show_heads(seen, step, layer, head), *described, layer, head]
-
-    def map_of_head(id, step, of, query, key, event: gr.EventData):
-        return draw_map(id, step, int(event.layer), int(event.head), of, query, key)
+    def pick_head(id, step, at, granularity, budget, of, query, key, event: gr.EventData) -> list:
+        layer, head = int(event.layer), int(event.head)
+        return [*draw_head(id, step, layer, head, at, granularity, budget, of, query, key), layer, head]
 
     others = [each for each in token if each is not source.place]
     sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
-    picked = [source.layer, source.head]
-    of_token, of_part = ([each for each in inputs if each not in picked] for inputs in (token, part))
-    heads.select(pick_head, of_token, [heads, sheet, notes, *picked], trigger_mode="multiple", **QUIET)
-    heads.select(map_of_head, of_part, whole, trigger_mode="multiple", **QUIET)  # beside it, on a core of its own
+    but_head = [each for each in inputs if each not in (source.layer, source.head)]
+    heads.select(pick_head, but_head, [*of_head, source.layer, source.head], trigger_mode="multiple", **QUIET)
     gr.on([granularity.input, budget.input], draw_token, token, [sheet, notes], **LATEST)
     gr.on([of.input, query_frame.input, key_frame.input], draw_map, part, whole, **LATEST)
     return View("Attention", tab, inputs, outputs, draw)
-
-
-def describe(seen: Inspection, step: int, layer: int, head: int, at: tuple, granularity: str, budget: float, *of_map):
-    """What depends on the head that is picked."""
-    return [
-        show_heads(seen, step, layer, head),
-        *describe_token(seen, step, layer, head, at, granularity, budget),
-        show_map(seen, step, layer, head, *of_map),
-    ]
 
 
 def show_heads(seen: Inspection, step: int, layer: int, head: int) -> str:
@@ -152,14 +145,16 @@ def describe_token(
 
 
 def show_map(seen: Inspection, step: int, layer: int, head: int, of: str, query_frame, key_frame) -> str:
-    """The map of a head, or the mean of the maps of all, averaged over cells."""
+    """The map of a head, or the mean of the maps of all, averaged over cells, of many queries over some."""
     query, key = (None if frame == ALL else min(int(frame), seen.grid.frames - 1) for frame in (query_frame, key_frame))
     values = views.attention_map(seen, step, layer, None if of == MEAN else head, query, key)
     shares = views.frame_maps(seen, step)[layer]
     shares = shares.mean(0) if of == MEAN else shares[head]
     name = "mean of heads" if of == MEAN else f"head {head}"
     tokens = seen.grid.video_tokens // seen.grid.frames
-    caption = f"Who attends to whom: layer {layer}, {name} (measured here)"
+    many = tokens * (seen.grid.frames if query is None else 1) > 256 * views.QUERIES
+    of_many = f", from {views.QUERIES} queries a row" if many else ""
+    caption = f"Who attends to whom: layer {layer}, {name} (measured here{of_many})"
     return looking.attention_map(figures.map_picture(values), shares.numpy(), tokens, query, key, caption)
 
 

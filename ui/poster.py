@@ -58,7 +58,8 @@ class Poster:
         self.app, self.html = app, html.encode()
 
     async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] != "http" or scope["method"] != "GET" or scope["path"].removeprefix(scope.get("root_path", "")) != "/":
+        path = scope.get("path", "").removeprefix(scope.get("root_path", ""))
+        if scope["type"] != "http" or scope["method"] != "GET" or path != "/":
             return await self.app(scope, receive, send)
         start, body = {}, b""
 

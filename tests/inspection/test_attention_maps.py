@@ -65,6 +65,17 @@ def test_a_part_of_the_map_is_finer():
     assert set(rows.tolist()) == set(columns.tolist()) == {1}
 
 
+def test_a_few_queries_stand_for_a_cell():
+    grid = TokenGrid(2, 4, 5)  # 20 tokens a frame: cells of 7, 7 and 6
+    q, k, _ = qkv(grid)[:, 0]
+    full = (q @ k.T / math.sqrt(q.shape[-1])).softmax(-1)
+    few, rows, columns = maps.averaged_map(q, k, grid, 6, samples=3)
+    assert rows.tolist() == columns.tolist() == [7, 7, 6] * 2
+    taken = [[0, 3, 6], [7, 10, 13], [14, 16, 19], [20, 23, 26], [27, 30, 33], [34, 36, 39]]
+    expected = [[block.mean() for block in full[each].split(columns.tolist(), 1)] for each in taken]
+    torch.testing.assert_close(few, torch.tensor(expected))
+
+
 def planted(grid, same):
     """q and k of which token i attends, evenly, to the tokens j with same(i, j)."""
     coordinates = torch.cartesian_prod(*map(torch.arange, grid.shape))

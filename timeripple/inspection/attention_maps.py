@@ -72,25 +72,29 @@ def averaged_map(
     cells: int = 256,
     query_frame: int | None = None,
     key_frame: int | None = None,
+    samples: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The tokens x tokens map of one head, [tokens, d], averaged over cells that never cross a frame.
 
     Returns the map, at most cells x cells where there are no more frames than that, and the tokens of every row and
     column of cells. query_frame, key_frame: only this frame's tokens on that side. Video tokens only, in t, y, x order;
-    the softmax runs over all keys. A few cells of queries are computed at a time: their softmax stays in the
-    cache.
+    the softmax runs over all keys. samples: how many evenly spaced queries stand for those of a cell; by default all
+    are computed. A few cells of queries are computed at a time: their softmax stays in the cache.
     """
     frames = grid.shape[0]
     rows = range(frames) if query_frame is None else [query_frame]
     columns = range(frames) if key_frame is None else [key_frame]
     size = grid.video_tokens // frames
     row_cells, column_cells = (_cells(size, max(1, cells // len(side))) for side in (rows, columns))
+    taken = [torch.linspace(0, n - 1, min(n, samples or n)).round().long() for n in row_cells]
+    starts = torch.tensor([0, *row_cells]).cumsum(0)
+    chosen = torch.cat([start + each for start, each in zip(starts, taken, strict=False)])
     blocks = []
     for frame in rows:
-        queries = query[grid.video].unflatten(0, (frames, size))[frame]
-        for some in queries.split(CELLS_AT_ONCE * row_cells[0]):
+        queries = query[grid.video].unflatten(0, (frames, size))[frame, chosen]
+        for some in queries.split(CELLS_AT_ONCE * len(taken[0])):
             weights = _softmax(some, key)
-            means = torch.stack([cell.mean(0) for cell in weights.split(row_cells[0])])  # rows first: most of the work
+            means = torch.stack([cell.mean(0) for cell in weights.split(len(taken[0]))])  # rows first: most of the work
             by_frame = means[:, grid.video].unflatten(1, (frames, size))[:, columns]
             blocks.append(avg_pool1d(by_frame, column_cells[0], ceil_mode=True).flatten(1))
     return torch.cat(blocks), torch.tensor(row_cells * len(rows)), torch.tensor(column_cells * len(columns))

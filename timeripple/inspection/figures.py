@@ -39,14 +39,16 @@ def frames_under(
     larger; picked: the token with a frame around it; side: pixels of a token.
     """
     count, height, width = values.shape
-    shown = frames[np.arange(count) * len(frames) // count]
-    rows = (np.arange(height * side) * shown.shape[1] // (height * side))[:, None]
-    columns = np.arange(width * side) * shown.shape[2] // (width * side)
-    grey = shown[:, rows, columns].astype(np.float32) @ np.full(3, 1 / 3, np.float32)
+    red, green, blue = np.moveaxis(frames[np.arange(count) * len(frames) // count].astype(np.uint16), -1, 0)
+    rows = np.arange(height * side) * frames.shape[1] // (height * side)
+    columns = np.arange(width * side) * frames.shape[2] // (width * side)
+    grey = ((red + green + blue) // 3).take(rows, 1).take(columns, 2)
     opacity = 0.35 + 0.65 * np.clip(np.abs(values) / max(high, 1e-12), 0, 1)
-    planes = [*np.moveaxis(opacity[..., None] * colours(values, high, signed), -1, 0), 1 - opacity]  # one a colour
-    *added, left = (plane.astype(np.float32).repeat(side, 1).repeat(side, 2) for plane in planes)
-    pictures = [*np.stack([(plane + grey * left).round().astype(np.uint8) for plane in added], -1)]
+    share = (opacity * 256).round().astype(np.uint16)  # of 256: fast, and exact enough for 256 colours
+    planes = [*(np.moveaxis(colours(values, high, signed), -1, 0) * share), 256 - share]  # one a colour
+    *added, left = (plane.repeat(side, 1).repeat(side, 2) for plane in planes)
+    under = grey * left + 128
+    pictures = [*np.stack([((plane + under) >> 8).astype(np.uint8) for plane in added], -1)]
     if picked is not None:
         t, y, x = picked
         block = pictures[t][y * side : (y + 1) * side, x * side : (x + 1) * side]

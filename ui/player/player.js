@@ -86,9 +86,24 @@ for (const event of ['play', 'pause'])
     if (!video.paused) follow();
   });
 video.addEventListener('loadeddata', () => {
-  if (matchMedia('(prefers-reduced-motion: reduce)').matches) seek(0);
+  const still = matchMedia('(prefers-reduced-motion: reduce)').matches;
+  goesOn = !still && !inView;
+  if (still || goesOn) seek(0);
   else video.play().catch(() => seek(0));
 });
+
+// Out of view, as in a tab that is not open, nothing plays.
+let inView = true, goesOn = false;
+new IntersectionObserver(entries => {
+  inView = entries.at(-1).isIntersecting;
+  if (!inView && moving()) {
+    goesOn = true;
+    rest();
+  } else if (inView && goesOn) {
+    goesOn = false;
+    video.play().catch(() => {});
+  }
+}).observe(player);
 video.addEventListener('error', () => failed(true));
 
 function failed(yes) {
