@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -186,7 +186,8 @@ class Merges:
     @cached_property
     def removed(self) -> Staircase:
         """Rows removed per head, as a function of the threshold."""
-        leads = _leads(self.occupied.device)
+        bits = torch.arange(8, device=self.occupied.device)
+        leads = (bits & bits[:, None]) == 0  # [subsets, positions]: which lead their group
         rows = self.occupied.double() @ leads.double().T  # [windows, 8]: what each subset leaves
         left = rows.expand(len(self.subsets), -1, -1).gather(2, self.subsets)
         before = torch.cat([rows[None, :, :1].expand(len(left), -1, -1), left[..., :-1]], dim=-1)
@@ -248,7 +249,8 @@ def measure(
         # A diagonal estimate of how far merging moves the logits: the other side says how much a channel matters.
         weights = [call.logit_scale**2 * _mean_squares(other) for other in (keys, queries)]
     else:
-        weights = [torch.full_like(queries[:, 0], 1 / call.head_dim, dtype=_at_least_float32(queries))] * 2
+        dtype = torch.promote_types(queries.dtype, torch.float32)
+        weights = [torch.full_like(queries[:, 0], 1 / call.head_dim, dtype=dtype)] * 2
     table, occupied = window_table(call.grid, call.device)
     bits = sum(AXIS_BIT[axis] for axis in settings.axes)
     find = deviations or _fastest_deviations
@@ -296,28 +298,37 @@ def window_deviations(video: Tensor, weight: Tensor, table: Tensor, axes: int) -
         torch.linalg.vector_norm(parts.view(8, -1, len(root)), dim=-1, out=norm)
     energy = energy.square_() / 64
 
-    bits, levels = torch.arange(8, device=video.device), []
-    smallest = energy.new_tensor(math.inf)
-    for level in range(axes.bit_count(), 0, -1):
-        subset = [mask for mask in range(1, 8) if mask & axes == mask and mask.bit_count() == level]
-        masks = torch.tensor(subset[::-1], device=video.device)
-        deviation, best = (((bits & masks[:, None]) != 0).to(energy) @ energy).min(1)
+    smallest, levels = energy.new_tensor(math.inf), []
+    for changing, subsets in _levels(axes, video.device):
+        deviation, best = (changing.to(energy) @ energy).min(1)
         smallest = torch.minimum(smallest, deviation)  # rising by level, whatever the rounding
-        levels.append((smallest, masks[best]))
-    thresholds, subsets = (torch.stack(part, dim=-1) for part in zip(*reversed(levels), strict=True))
-    return thresholds.sqrt(), subsets
+        levels.append((smallest, subsets[best]))
+    thresholds, best = (torch.stack(part, dim=-1) for part in zip(*reversed(levels), strict=True))
+    return thresholds.sqrt(), best
+
+
+@lru_cache
+@torch.inference_mode(False)  # as what is kept may be asked for outside of it
+def _levels(axes: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """Of the subsets of the axes, the largest first: which parts change along any axis of each, float [n, 8], and their
+    bits, [n]."""
+    levels = []
+    for level in range(axes.bit_count(), 0, -1):
+        subset = [mask for mask in range(7, 0, -1) if mask & axes == mask and mask.bit_count() == level]
+        changing = [[float(mask & part > 0) for part in POSITIONS] for mask in subset]
+        levels.append((torch.tensor(changing, device=device), torch.tensor(subset, device=device)))
+    return levels
 
 
 def _mean_squares(x: Tensor) -> Tensor:
     """Of every channel, [heads, tokens, d] -> [heads, d]; on the CPU head by head, for its cache."""
     parts = x.split(1 if x.device.type == "cpu" else len(x))
-    return torch.cat([part.to(_at_least_float32(x)).square().mean(1) for part in parts])
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return torch.cat([part.to(dtype).square().mean(1) for part in parts])
 
 
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)
-
-
+@lru_cache
+@torch.inference_mode(False)
 def window_table(grid: TokenGrid, device: Device = None) -> tuple[Tensor, Tensor]:
     """The video tokens of every 2 x 2 x 2 window by position, [windows, 8], and which positions hold one.
 
@@ -330,12 +341,6 @@ def window_table(grid: TokenGrid, device: Device = None) -> tuple[Tensor, Tensor
             tokens = torch.cat([tokens, tokens.narrow(dim, size - 1, 1)], dim)
             occupied = torch.cat([occupied, torch.zeros_like(occupied.narrow(dim, 0, 1))], dim)
     return _positions(tokens)[:, 0, :, 0].T, _positions(occupied)[:, 0, :, 0].T
-
-
-def _leads(device: Device) -> Tensor:
-    """[8 subsets, 8 positions]: whether a position leads its group when a window merges along a subset."""
-    bits = torch.arange(8, device=device)
-    return (bits & bits[:, None]) == 0
 
 
 def _positions(x: Tensor) -> Tensor:
