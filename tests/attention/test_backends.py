@@ -139,6 +139,18 @@ def test_skipping_leaves_windows_out():
     assert not torch.allclose(output, plan.carry_out(call))
 
 
+def test_gradients_go_through_merged_rows():
+    """As where a model is trained, or called without no_grad."""
+    grid = TokenGrid(4, 4, 4, 2)
+    query, key, value = (x.float().requires_grad_() for x in inputs(grid, batch=1))
+    with torch.inference_mode():  # what is kept of a grid serves both
+        ripple_attention(AttentionCall(query.detach(), key.detach(), value, grid), ReuseConfig("token", theta=0.2))
+    output, statistics = ripple_attention(AttentionCall(query, key, value, grid), ReuseConfig("token", theta=0.2))
+    assert 0 < statistics.saving.mean() < 1
+    output.sum().backward()
+    assert all(torch.isfinite(x.grad).all() and x.grad.abs().sum() > 0 for x in (query, key, value))
+
+
 def test_reference_attention_is_softmax():
     query, key, value = (x[0, 0] for x in inputs(GRIDS[0]))
     output = reference.softmax_attention(query, key, value, torch.zeros(64), 6**-0.5)

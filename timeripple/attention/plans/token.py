@@ -238,6 +238,7 @@ class TokenCurve:
         return TokenPlan(self.query.rows(theta), self.key.rows(theta), self.batch)
 
 
+@torch.no_grad()  # what to reuse is a decision
 def measure(
     call: AttentionCall,
     settings: ReuseSettings,
@@ -327,7 +328,7 @@ def _mean_squares(x: Tensor) -> Tensor:
     return torch.cat([part.to(dtype).square().mean(1) for part in parts])
 
 
-@lru_cache
+@lru_cache(8)
 @torch.inference_mode(False)
 def window_table(grid: TokenGrid, device: Device = None) -> tuple[Tensor, Tensor]:
     """The video tokens of every 2 x 2 x 2 window by position, [windows, 8], and which positions hold one.
