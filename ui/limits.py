@@ -49,16 +49,16 @@ SERVER = (
 )
 
 
-def limit(default: int, meaning: str) -> int:
-    return field(default=default, metadata={"meaning": meaning})
+def limit(default: int, meaning: str, least: int = 1) -> int:
+    return field(default=default, metadata={"meaning": meaning, "least": least})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one app allows, whole numbers from 1 to `HIGHEST`; TIMERIPPLE_<NAME IN CAPITALS> sets each."""
+    """What one app allows, whole numbers, most from 1, to `HIGHEST`; TIMERIPPLE_<NAME IN CAPITALS> sets each."""
 
     max_tokens: int = limit(16_384, "tokens of a clip")
-    max_steps: int = limit(50, "denoising steps")
+    max_steps: int = limit(50, "denoising steps, at least 4", least=4)
     max_methods: int = limit(8, "methods of one comparison")
     max_lengths: int = limit(8, "numbers of tokens in one measurement of `/timing`")
     max_prompt_characters: int = limit(2_000, "characters of a prompt")
@@ -86,8 +86,9 @@ class Limits:
 
     def __post_init__(self):
         for each in fields(self):
-            if not 1 <= (value := getattr(self, each.name)) <= HIGHEST:
-                raise ValueError(f"{each.name} is {value}; give 1 to {HIGHEST:,}, such as {each.default}.")
+            least = each.metadata["least"]
+            if not least <= (value := getattr(self, each.name)) <= HIGHEST:
+                raise ValueError(f"{each.name} is {value}; give {least} to {HIGHEST:,}, such as {each.default}.")
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> "Limits":
@@ -96,9 +97,10 @@ class Limits:
         values = {}
         for each in fields(cls):
             text = environment.get(variable := variable_of(each.name), str(each.default)).strip()
-            if not (text.isascii() and text.isdecimal() and len(text) <= 12 and 1 <= int(text) <= HIGHEST):
+            least = each.metadata["least"]
+            if not (text.isascii() and text.isdecimal() and len(text) <= 12 and least <= int(text) <= HIGHEST):
                 raise ValueError(
-                    f"{variable} is {text[:40]!r}; give a whole number of at least 1, such as {each.default}."
+                    f"{variable} is {text[:40]!r}; give a whole number of at least {least}, such as {each.default}."
                 )
             values[each.name] = int(text)
         known = [*map(variable_of, values), *(setting.variable for setting in SERVER)]

@@ -31,8 +31,9 @@ def test_every_limit_can_be_set_and_none_can_be_nothing():
     for each in fields(Limits):
         variable = f"TIMERIPPLE_{each.name.upper()}"
         assert getattr(Limits.from_environment({variable: "7"}), each.name) == 7 and each.metadata["meaning"]
-        with pytest.raises(ValueError, match=f"{each.name} is 0; give 1 to"):
-            replace(Limits(), **{each.name: 0})
+        least = 4 if each.name == "max_steps" else 1  # the form of Look inside begins there
+        with pytest.raises(ValueError, match=f"{each.name} is {least - 1}; give {least} to"):
+            replace(Limits(), **{each.name: least - 1})
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "many", "1.5", "", "9" * 400, "٣", "1e3", "inf", "nan"])
@@ -41,6 +42,14 @@ def test_a_bad_limit_is_one_sentence(text):
         ValueError, match=r"^TIMERIPPLE_MAX_TOKENS is .{,50}; give a whole number of at least 1, such as"
     ):
         Limits.from_environment({"TIMERIPPLE_MAX_TOKENS": text})
+
+
+def test_fewer_steps_than_the_forms_begin_with_are_one_sentence():
+    assert Limits.from_environment({"TIMERIPPLE_MAX_STEPS": "4"}).max_steps == 4
+    with pytest.raises(
+        ValueError, match=r"^TIMERIPPLE_MAX_STEPS is '3'; give a whole number of at least 4, such as 50"
+    ):
+        Limits.from_environment({"TIMERIPPLE_MAX_STEPS": "3"})
 
 
 def test_a_name_that_is_no_setting_is_said():
