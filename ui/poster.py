@@ -4,8 +4,8 @@ Gradio's page is empty until its parts, a hundred files, are loaded and have dra
 player has its first frame.
 """
 
-from html import escape
 from pathlib import Path
+from urllib.parse import quote
 
 HERE = Path(__file__).parent
 PLACE = b"<gradio-app"
@@ -26,16 +26,18 @@ LOOK = """
 """
 SCRIPT = """(() => {
   const poster = document.currentScript.parentElement, asked = new URLSearchParams(location.search);
-  if (['run', 'prompt', 'view'].some(name => asked.has(name))) return poster.remove();
+  const other = ['run', 'prompt', 'view'].some(name => asked.has(name));
+  if (other || !('shadowRootMode' in HTMLTemplateElement.prototype)) return poster.remove();
   const theme = asked.get('__theme') ?? 'system';
   const dark = theme === 'dark' || (theme === 'system' && matchMedia('(prefers-color-scheme: dark)').matches);
   poster.classList.toggle('dark', dark);
   const video = poster.querySelector('video');
   video.autoplay = !matchMedia('(prefers-reduced-motion: reduce)').matches;
-  video.onloadeddata = () => poster.dataset.frame = 1;
+  const seen = () => poster.dataset.frame = 1;
+  if (video.readyState >= 2) seen(); else video.onloadeddata = seen;
   const leave = () => { drawn.disconnect(); poster.remove(); };
-  const drawn = new MutationObserver(() =>
-    document.querySelector('.tr-player[data-frame], .tr-player-failed:not([hidden])') && leave());
+  const there = ['.tr-player[data-frame]', '.tr-player-failed:not([hidden])', '#stage :is(.tr-run, .tr-notice)'];
+  const drawn = new MutationObserver(() => document.querySelector(there.join()) && leave());
   drawn.observe(document.documentElement, {subtree: true, childList: true, attributeFilter: ['data-frame', 'hidden']});
   setTimeout(leave, 30000);
 })()"""
@@ -47,7 +49,7 @@ def poster(header: str, headline: str, video: Path) -> str:
     style = (HERE / "style.css").read_text(encoding="utf-8").replace(":root", ":host").replace(".dark", ":host(.dark)")
     return f"""<div class="tr-poster" aria-hidden="true" inert><template shadowrootmode="closed">
       <style>{style}{LOOK}</style>{header}<div class="stage">{headline}<slot></slot></div></template>
-      <video muted autoplay loop playsinline src="gradio_api/file={escape(str(video))}"></video>
+      <video muted autoplay loop playsinline src="gradio_api/file={quote(str(video))}"></video>
       <script>{SCRIPT}</script></div>"""
 
 

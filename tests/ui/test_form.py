@@ -1,6 +1,8 @@
 """What the tabs share."""
 
 import os
+import subprocess
+import sys
 import threading
 from contextvars import ContextVar
 
@@ -63,3 +65,20 @@ def test_a_drawing_that_fails_gives_its_place_back():
     thread.start()
     thread.join(30)
     assert done
+
+
+def test_what_is_drawn_computes_alone_and_nothing_else_does():
+    """In a process of its own, as PyTorch keeps the number of every thread."""
+    script = """
+import threading, torch
+torch.set_num_threads(2)
+from ui.form import in_turn
+torch.ones(10).exp()
+print(in_turn(lambda: [torch.ones(10).exp(), torch.get_num_threads()][1])(), torch.get_num_threads())
+other = threading.Thread(target=lambda: print(torch.get_num_threads()))
+other.start()
+other.join()
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["1", "2", "2"]

@@ -1,5 +1,7 @@
 // Playing, controls and keys; picture.js comes before it, charts.js too.
 
+let inView = true, goesOn = false;  // goesOn: plays again once it is in view
+
 // Drawn frame and everything that names it.
 function arrive(seconds) {
   if (!data) return;
@@ -67,6 +69,7 @@ function swing() {
 function rest() {
   clearInterval(swinging);
   swinging = null;
+  goesOn = false;
   video.pause();
   playing();
 }
@@ -93,12 +96,11 @@ video.addEventListener('loadeddata', () => {
 });
 
 // Out of view, as in a tab that is not open, nothing plays.
-let inView = true, goesOn = false;
 new IntersectionObserver(entries => {
   inView = entries.at(-1).isIntersecting;
   if (!inView && moving()) {
-    goesOn = true;
     rest();
+    goesOn = true;
   } else if (inView && goesOn) {
     goesOn = false;
     video.play().catch(() => {});

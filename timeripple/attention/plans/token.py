@@ -166,7 +166,7 @@ class TokenPlan:
     def _one_size(self) -> list[bool]:
         """Of every head, whether its key rows are of one size."""
         keys = self.packed[1]
-        return [bool((sizes == sizes[0]).all()) for sizes in keys.sizes.split(keys.counts)]
+        return torch.stack([(sizes == sizes[0]).all() for sizes in keys.sizes.split(keys.counts)]).tolist()
 
 
 @dataclass(frozen=True)
