@@ -73,6 +73,15 @@ def test_makes_way_for_the_page(open_page):
     expect(page.locator(".tr-poster")).to_have_count(0)
 
 
+@pytest.mark.parametrize("what", ["tr-run", "tr-notice"])
+def test_makes_way_for_a_run_without_a_picture(bare_page, what):
+    page = bare_page()
+    page.locator(".tr-poster[data-frame]").wait_for()
+    stage = f'<div id="stage"><section class="{what}"></section></div>'
+    page.evaluate("stage => document.body.insertAdjacentHTML('beforeend', stage)", stage)
+    expect(page.locator(".tr-poster")).to_have_count(0)
+
+
 def test_nothing_of_the_page_is_there_twice(bare_page):
     page = bare_page()
     page.locator(".tr-poster[data-frame]").wait_for()
