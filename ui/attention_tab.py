@@ -51,28 +51,18 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
         return seen if seen and step in seen.kept else None
 
     @in_turn
-    def draw(id, step, *chosen) -> list:
+    def draw(id, step, layer, head, at, granularity, budget, *of_map) -> list:
         seen = shown(id, step)
         if seen is None:
             return [gr.skip()] * len(outputs)
         frames = [ALL, *((f"Frame {t + 1}", t) for t in range(seen.grid.frames))]
-        return [*draw_head(id, step, *chosen), score_table(seen, step), gr.Dropdown(frames), gr.Dropdown(frames)]
+        described = describe(seen, step, layer, head, at, granularity, budget, *of_map)
+        return [*described, score_table(seen, step), gr.Dropdown(frames), gr.Dropdown(frames)]
 
     @in_turn
     def draw_token(id, step, *chosen) -> list:
         seen = shown(id, step)
         return describe_token(seen, step, *chosen) if seen else [gr.skip()] * 2
-
-    def draw_head(id, step, layer, head, at, granularity, budget, *of_map) -> list:
-        """What depends on the head that is picked."""
-        seen = shown(id, step)
-        if seen is None:
-            return [gr.skip()] * len(of_head)
-        return [
-            show_heads(seen, step, layer, head),
-            *describe_token(seen, step, layer, head, at, granularity, budget),
-            show_map(seen, step, layer, head, *of_map),
-        ]
 
     @in_turn
     def draw_map(id, step, *chosen):
@@ -85,8 +75,10 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
 
     @in_turn
     def pick_head(id, step, at, granularity, budget, of, query, key, event: gr.EventData) -> list:
-        layer, head = int(event.layer), int(event.head)
-        return [*draw_head(id, step, layer, head, at, granularity, budget, of, query, key), layer, head]
+        seen, layer, head = shown(id, step), int(event.layer), int(event.head)
+        if seen is None:
+            return [gr.skip()] * (len(of_head) + 2)
+        return [*describe(seen, step, layer, head, at, granularity, budget, of, query, key), layer, head]
 
     others = [each for each in token if each is not source.place]
     sheet.select(pick, others, [sheet, notes, source.place], trigger_mode="multiple", **QUIET)
@@ -95,6 +87,15 @@ def attention_tab(tab: gr.Tab, runs: Runs, source: Source) -> View:
     gr.on([granularity.input, budget.input], draw_token, token, [sheet, notes], **LATEST)
     gr.on([of.input, query_frame.input, key_frame.input], draw_map, part, whole, **LATEST)
     return View("Attention", tab, inputs, outputs, draw)
+
+
+def describe(seen: Inspection, step: int, layer: int, head: int, at: tuple, granularity: str, budget: float, *of_map):
+    """What depends on the head that is picked."""
+    return [
+        show_heads(seen, step, layer, head),
+        *describe_token(seen, step, layer, head, at, granularity, budget),
+        show_map(seen, step, layer, head, *of_map),
+    ]
 
 
 def show_heads(seen: Inspection, step: int, layer: int, head: int) -> str:
@@ -152,7 +153,7 @@ def show_map(seen: Inspection, step: int, layer: int, head: int, of: str, query_
     shares = shares.mean(0) if of == MEAN else shares[head]
     name = "mean of heads" if of == MEAN else f"head {head}"
     tokens = seen.grid.video_tokens // seen.grid.frames
-    many = tokens * (seen.grid.frames if query is None else 1) > 256 * views.QUERIES
+    many = tokens * (seen.grid.frames if query is None else 1) > views.CELLS * views.QUERIES
     of_many = f", from {views.QUERIES} queries a row" if many else ""
     caption = f"Who attends to whom: layer {layer}, {name} (measured here{of_many})"
     return looking.attention_map(figures.map_picture(values), shares.numpy(), tokens, query, key, caption)

@@ -39,23 +39,19 @@ class _Here(threading.local):
     drawing = False
 
 
-def _compute_alone(threads: int, together: threading.Barrier) -> None:
-    """Has this thread, and none that comes after it, compute without helpers: what is drawn is small, and would wait
-    longer for a core to help than the help saves where a clip is in the making."""
+def _compute_alone() -> None:
+    """Has this thread compute without helpers: what is drawn is small, and would wait longer for a core to help than
+    the help saves where a clip is in the making."""
     torch.get_num_threads()  # a thread takes PyTorch's number when it first asks, and then keeps its own
     torch.set_num_threads(1)
-    together.wait()
-    others = threading.Thread(target=torch.set_num_threads, args=(threads,))  # PyTorch gives it to new threads too
-    others.start()
-    others.join()
 
 
 def _drawing_threads() -> ThreadPoolExecutor:
     """All of them, started before any other thread could take their number."""
-    count = 2 * (os.cpu_count() or 1)
-    given = torch.get_num_threads(), threading.Barrier(count)
-    pool = ThreadPoolExecutor(count, "timeripple-drawing", initializer=_compute_alone, initargs=given)
-    wait([pool.submit(given[1].wait) for _ in range(count)])
+    count, threads = 2 * (os.cpu_count() or 1), torch.get_num_threads()
+    pool, together = ThreadPoolExecutor(count, "timeripple-drawing", _compute_alone), threading.Barrier(count)
+    wait([pool.submit(together.wait) for _ in range(count)])
+    torch.set_num_threads(threads)  # new threads take the number that was set last
     return pool
 
 

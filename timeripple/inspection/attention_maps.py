@@ -112,7 +112,7 @@ def head_scores(query: Tensor, key: Tensor, grid: TokenGrid, samples: int = SAMP
     frame, place, sample = chosen // size, chosen % size, torch.arange(len(chosen))
     found = []
     for queries, keys in zip(query[:, chosen + grid.text_before], key, strict=True):
-        logits = queries @ keys.mT * query.shape[-1] ** -0.5
+        logits = _logits(queries, keys)
         logits -= logits.amax(-1, keepdim=True)  # so that what counts for the entropy is small
         rows = logits.softmax(-1)
         video = rows[:, grid.video].unflatten(-1, (frames, size))
@@ -151,9 +151,14 @@ def head_kind(spatial: float, temporal: float) -> str:
     return "spatial" if spatial > temporal else "temporal"
 
 
-def _softmax(query: Tensor, key: Tensor) -> Tensor:
+def _logits(query: Tensor, key: Tensor) -> Tensor:
     """[..., queries, d], [..., keys, d] -> [..., queries, keys]."""
-    return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+    return query @ key.mT * query.shape[-1] ** -0.5
+
+
+def _softmax(query: Tensor, key: Tensor) -> Tensor:
+    """As `_logits`, rows that add up to 1."""
+    return _logits(query, key).softmax(-1)
 
 
 def _cells(tokens: int, count: int) -> list[int]:

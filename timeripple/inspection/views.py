@@ -20,7 +20,7 @@ from timeripple.inspection.probe import Inspection
 LAGS, WINDOWS = (1, 2, 3, 4), (2, 4, 8)
 SIDES = ("query", "key")
 WINDOW = 2  # of channel reuse, as in the paper
-QUERIES = 8  # of a cell of a map
+CELLS, QUERIES = 256, 8  # along a side of a map, and of a cell those that are computed
 
 
 @lru_cache(32)
@@ -120,11 +120,11 @@ def token_view(
 def attention_map(
     seen: Inspection, step: int, layer: int, head: int | None, query_frame: int | None, key_frame: int | None
 ) -> np.ndarray:
-    """The map of a head, or the mean of all with None, over cells of which `QUERIES` at most are computed; see
-    `attention_maps.averaged_map`."""
+    """The map of a head, or the mean of all with None, over `CELLS` cells a side, of which `QUERIES` queries at
+    most are computed; see `attention_maps.averaged_map`."""
     query, key, _ = seen.qkv(step, layer) if head is None else seen.qkv(step, layer, slice(head, head + 1))
     cells = [
-        maps.averaged_map(q, k, seen.grid, 256, query_frame, key_frame, QUERIES)
+        maps.averaged_map(q, k, seen.grid, CELLS, query_frame, key_frame, QUERIES)
         for q, k in zip(query, key, strict=True)
     ]
     return torch.stack([each[0] for each in cells]).mean(0).numpy()
