@@ -53,7 +53,8 @@ def timing_tab(tab: gr.Tab, pipeline, works: Works, runs: Runs, run_id: gr.Brows
         for figure in recorded_figures(recorded):
             gr.Plot(figure, show_label=False, min_width=320, elem_classes="tr-plot")
     for result in (result for name, result in recorded.items() if name.startswith("work-")):
-        gr.HTML(work_and_precision(result))
+        for tokens in dict.fromkeys(row["tokens"] for row in result["rows"]):
+            gr.HTML(work_and_precision(result, tokens))
     gr.HTML(markup.facts([gpu_note(recorded)]))
     with gr.Accordion("All recorded results as tables", open=False, visible=bool(recorded)):
         first = next(iter(recorded), None)
@@ -199,13 +200,14 @@ def drawn(method: str) -> bool:
     return method in ("dense", "cudnn", "token:0.5", "token:0.7", "tile:0.7")
 
 
-def work_and_precision(result: dict) -> str:
+def work_and_precision(result: dict, tokens: int) -> str:
     """Seconds and PSNR of every method and number of steps, dense as a curve; a click fills the form with it."""
-    rows, prompts = result["rows"], len({run["prompt"] for run in result["runs"]})
+    rows = [row for row in result["rows"] if row["tokens"] == tokens]
+    prompts = len({run["prompt"] for run in result["runs"] if run["tokens"] == tokens})
     places = [(row["method"], row["seconds"], row["psnr_converged"]) for row in rows]
     points = [(*place, is_ours(place[0]), link(row)) for place, row in zip(places, rows, strict=True)]
     curve = sorted(place[1:] for place in places if family(place[0]) == "dense")
-    where = f"{prompts} prompt{'s'[: prompts > 1]}, {rows[0]['tokens']:,} tokens, recorded on {machine(result)}"
+    where = f"{prompts} prompt{'s'[: prompts > 1]}, {tokens:,} tokens, recorded on {machine(result)}"
     caption = f"Work and precision: {where}. The line is dense attention in more and more steps"
     return markup.scatter(points, curve, caption, "seconds of a whole generation", "PSNR to 100 steps, dB")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from timeripple.baselines import teacache
+from timeripple.baselines import mag_cache, teacache
 from timeripple.baselines.forecast import ForecastConfig
 from timeripple.baselines.spectrum import SpectrumConfig
 from timeripple.baselines.taylorseer import TaylorSeerConfig
@@ -56,6 +56,29 @@ def test_computed_steps_lie_evenly_from_the_first_to_the_last():
             gaps = np.diff(computed)
             assert computed[0] == 0 and computed[-1] == steps - 1 and gaps.max() - gaps.min() <= 1
             assert len(computed) == max(2, round(share * steps))
+
+
+def test_forecast_may_compute_the_first_steps_without_a_gap():
+    assert ForecastConfig(0.45, start=3).computed(20) == (0, 1, 2, 5, 8, 10, 13, 16, 19)
+    assert ForecastConfig(0.1, start=5).computed(20) == (0, 1 + 18)  # no more than the share
+    for steps in (1, 2, 3, 14):
+        for start in (2, 4, 30):
+            computed = ForecastConfig(0.6, start=start).computed(steps)
+            count = min(max(2, round(0.6 * steps)), steps)
+            assert len(computed) == len({*computed}) == count and computed[-1] == steps - 1
+            assert computed[: min(start, count - 1)] == tuple(range(min(start, count - 1)))
+
+
+@pytest.mark.parametrize("ratios", [np.linspace(1.06, 0.97, 20), np.ones(20), np.linspace(1.5, 0.5, 20)])
+@pytest.mark.parametrize("text", ["mag-cache", "mag-cache:0.03", "mag-cache:0.2:max_skip=2:retention=0"])
+def test_mag_cache_computes_what_it_says(tiny_pipeline, monkeypatch, tmp_path, ratios, text):
+    path = tmp_path / "ratios.json"
+    path.write_text(json.dumps({"ratios": ratios.tolist()}))
+    monkeypatch.setattr(mag_cache, "RATIOS", path)
+    for steps in (STEPS, 20):  # of the first, ratios are those of the nearest of the 20 steps
+        _, numbers = watch(tiny_pipeline, text, steps, num_inference_steps=steps)
+        computed = parse_method(text).cache.computed(steps)
+        assert left_out(numbers) == [step not in computed for step in range(steps)]
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

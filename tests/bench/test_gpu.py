@@ -57,7 +57,7 @@ def test_kernels_and_attention(tmp_path, capsys):
     assert "core-dense" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("part", "rows"), [("end-to-end", 3), ("pipelines", 1)])
+@pytest.mark.parametrize(("part", "rows"), [("end-to-end", 3), ("denoising", 5), ("pipelines", 1)])
 def test_whole_runs(part, rows, tmp_path, monkeypatch):
     monkeypatch.setitem(PARTS, part, replace(PARTS[part], seconds=None))  # a busy machine may take its time
     (document,) = run_parts(tmp_path, 60, [part], "cpu", small=True)

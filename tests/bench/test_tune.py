@@ -16,6 +16,7 @@ from timeripple.bench.search import Target, fits
 from timeripple.bench.tune import FAMILIES, rounds, tune
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import load_method, parse_method
+from timeripple.clips.solvers import solver_name
 
 REQUESTS = [Request(f"a {colour} ball", seed=i, num_frames=5, height=32, width=32)
             for i, colour in enumerate(("red", "blue", "green", "pink"))]  # fmt: skip
@@ -125,6 +126,29 @@ def test_never_slower_than_dense_with_fewer_steps_at_the_same_quality(tiny_pipel
     assert by_time["seconds"] <= target / 3 and by_time["psnr"] >= max(dense) - 1e-9
 
 
+def test_every_method_has_the_solver_that_is_best_for_dense(tiny_pipeline, world, monkeypatch):
+    run, other = module.Worker.run, "euler" if solver_name(tiny_pipeline.scheduler) == "unipc" else "unipc"
+
+    def better_by(gains):
+        def one(self, job):
+            name = parse_method(job.method).solver
+            plain = job.method.replace(f":solver={name}", "")
+            if name in gains and gains[name] is None:
+                return {"refused": "no"}
+            result = run(self, replace(job, method=plain))
+            return result | {"psnr_converged": result["psnr_converged"] + gains.get(name, 0.0)}
+
+        monkeypatch.setattr(module.Worker, "run", one)
+
+    better_by({other: 6.0, "dpm++": None})
+    found = tune(tiny_pipeline, REQUESTS, Target(psnr=36), tuple(SAVED))
+    steps = min(n for n in range(2, 61) if level_of("token:0.5", n) + 6 >= 36)
+    assert found["method"] == f"token:0.5:solver={other}:steps={steps}" and found["solver"] == other
+    assert [*found["left_out"]] and all("dpm++" in text for text in found["left_out"])
+    better_by({other: -0.1, "dpm++": -6.0})
+    assert "solver" not in tune(tiny_pipeline, REQUESTS, Target(psnr=36), tuple(SAVED))["method"]
+
+
 def test_what_the_pipeline_does_not_suit_is_named(tiny_pipeline, world, monkeypatch):
     run = module.Worker.run
     monkeypatch.setattr(
@@ -158,7 +182,7 @@ def test_rounds_double_until_all_prompts_are_in():
 
 
 def test_families_are_methods():
-    for name in FAMILIES:
+    for name in (*FAMILIES, *(f"{name}:solver=dpm++" for name in FAMILIES)):
         assert fits(f"{name}:steps=17") and work.family(f"{name}:steps=17") == name
     assert not fits("token:0.97:refresh=1:steps=4")
 

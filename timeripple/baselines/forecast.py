@@ -1,5 +1,5 @@
 """Forecast of the whole block stack: the change it makes, output minus input, is continued along the steps that were
-computed, which lie as evenly as can be.
+computed, which lie as evenly as can be after the first few.
 
 The plainest of all step caches, and not of any paper: TaylorSeer continues every module by itself, Δ-DiT repeats the
 change of half of the blocks. It is here so that whatever is more complicated has to be better.
@@ -25,18 +25,24 @@ from timeripple.baselines.settings import NamedSettings
 @dataclass(frozen=True)
 class ForecastConfig(NamedSettings, name="forecast"):
     """share: of the steps that are computed, the first and the last among them; order: of the polynomial through the
-    last order + 1 of them, 0: the change as it was."""
+    last order + 1 of them, 0: the change as it was; start: of the steps that are computed, those without a gap at the
+    start."""
 
     share: float = 0.45
     order: int = 1
+    start: int = 1
 
     def __post_init__(self) -> None:
         require(0 < self.share <= 1, f"share {self.share} is not a share of the steps; give more than 0, at most 1")
         require(self.order in (0, 1, 2), f"order {self.order} is unknown; choose from 0, 1, 2")
+        require(self.start >= 1, f"start {self.start} is not a number of steps; give 1 or more")
 
     def computed(self, num_inference_steps: int) -> tuple[int, ...]:
         """The steps that are computed."""
-        return evenly_spaced(max(2, round(self.share * num_inference_steps)), num_inference_steps)
+        count = min(max(2, round(self.share * num_inference_steps)), num_inference_steps)
+        dense = max(0, min(self.start, count - 1) - 1)  # and from the last of the start on evenly
+        rest = evenly_spaced(max(2, count - dense), num_inference_steps - dense)
+        return (*range(dense), *(dense + step for step in rest))
 
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> AbstractContextManager[None]:
         return leaving_out(pipeline, partial(ForecastCache, self.computed(num_inference_steps), self.order))

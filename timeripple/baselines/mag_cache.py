@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from diffusers import DiffusionPipeline
 from diffusers import MagCacheConfig as DiffusersConfig
+from diffusers.hooks.mag_cache import nearest_interp
 from torch import Tensor, nn
 
 from timeripple import ASSETS
@@ -39,15 +41,24 @@ class MagCacheConfig(NamedSettings, name="mag-cache"):
         require(self.max_skip >= 1, f"max_skip {self.max_skip} is not a number of steps; give 1 or more")
         require(0 <= self.retention <= 1, f"retention {self.retention} is not a share; give a number from 0 to 1")
 
+    def computed(self, num_inference_steps: int) -> tuple[int, ...]:
+        """The steps that are computed, as diffusers counts, with Pond's magnitudes, the only ones that are known."""
+        kept = int(self.retention * num_inference_steps + 0.5)
+        steps, skipped, ratio, error = list[int](), 0, torch.tensor(1.0), torch.tensor(0.0)
+        for step, scale in enumerate(nearest_interp(torch.tensor(pond_ratios()), num_inference_steps)):
+            if step >= kept:
+                ratio, skipped = ratio * scale, skipped + 1
+                error = error + abs(1 - ratio)
+                if steps and error <= self.threshold and skipped <= self.max_skip:
+                    continue
+                skipped, ratio, error = 0, torch.tensor(1.0), torch.tensor(0.0)
+            steps.append(step)
+        return tuple(steps)
+
     @contextmanager
     def applied(self, pipeline: DiffusionPipeline, num_inference_steps: int) -> Iterator[None]:
         """Raises ConfigError for pipelines whose magnitudes are not known."""
-        ratios = (
-            json.loads(RATIOS.read_text(encoding="utf-8"))["ratios"]
-            if type(pipeline).__name__ == "PondPipeline"
-            else None
-        )
-        if ratios is None:
+        if type(pipeline).__name__ != "PondPipeline":
             raise ConfigError(
                 f"mag-cache needs the magnitudes of {type(pipeline).__name__}'s model, and only Pond's are known; "
                 "measure them with baselines.mag_cache.magnitude_ratios."
@@ -59,10 +70,14 @@ class MagCacheConfig(NamedSettings, name="mag-cache"):
                 max_skip_steps=self.max_skip,
                 retention_ratio=self.retention,
                 num_inference_steps=num_inference_steps,
-                mag_ratios=ratios,
+                mag_ratios=pond_ratios(),
             ),
         ):
             yield
+
+
+def pond_ratios() -> list[float]:
+    return list(json.loads(RATIOS.read_text(encoding="utf-8"))["ratios"])
 
 
 def magnitude_ratios(pipeline: DiffusionPipeline, **arguments: Any) -> list[float]:

@@ -40,7 +40,10 @@ class Target:
 
 
 class Search:
-    """What was measured so far, of methods on the first so many requests, and what the target makes of it."""
+    """What was measured so far, of methods on the first so many requests, and what the target makes of it.
+
+    dense: the family whose steps are the price of dB, with the solver that all methods have.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Search:
         self.results: dict[Job, dict[str, Any]] = {}
         self.pace = Pace()
         self.refused: dict[str, str] = {}
+        self.dense = "dense"
 
     def measure(self, methods: Sequence[str], prompts: int) -> None:
         """Runs what is missing; methods that the pipeline does not suit are noted and left out from then on."""
@@ -163,7 +167,7 @@ def score(search: Search, text: str) -> float:
 
 def price(search: Search) -> float:
     """Log seconds a dB, as dense steps cost them: the slope of a line through what was measured on the first prompt."""
-    dense = [text for text in search.measured(1) if family(text) == "dense"]
+    dense = [text for text in search.measured(1) if family(text) == search.dense]
     level = [search.psnr(text, 1) for text in dense]
     seconds = [math.log(search.seconds(text, 1)) for text in dense]
     if len(dense) < 2 or np.ptp(level) == 0:

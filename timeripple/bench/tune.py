@@ -1,6 +1,7 @@
 """The best of all methods for a model, a machine and a quality, found by successive halving (Jamieson and Talwalkar,
-2016): every method at one number of steps on one prompt; the best third of them, each in the number of steps that the
-target takes, on the same; the best third of those on two prompts, and so on until the last few are measured on all."""
+2016): the best solver on dense; with it every method at one number of steps on one prompt; the best third of them, each
+in the number of steps that the target takes, on the same; the best third of those on two prompts, and so on until the
+last few are measured on all."""
 
 from __future__ import annotations
 
@@ -34,33 +35,35 @@ SLACK = 0.1  # of the steps, left open until all prompts are in
 CONVERGED_STEPS = 50
 """Of the clip that all are compared to, see `assets/benchmarks/first-edition`: fewer than `bench work` has."""
 OTHERS = 16  # prompts whose mean dB lies within the interval that is promised, 95 times of 100
+SOLVERS = ("unipc", "euler", "dpm++")
+"""Beside the pipeline's own; the best of them on dense is that of every method."""
 FAMILIES = (
-    "dense:solver=euler",
-    "dense:solver=dpm++",
     "token:0.3",
     "token:0.5",
     "token:0.6",
     "token:0.7",
+    "token:0.5+mag-cache:0.03",
+    "token:0.5+mag-cache:0.06",
+    "token:0.5+taylorseer:3",
     "token:0.5+forecast:0.7",
-    "token:0.5+first-block-cache:0.05",
-    "tile:0.5",
     "forecast:0.7",
-    "forecast:0.45",
-    "taylorseer:2:spacing=even",
-    "spectrum:0:start=3:weight=0.5",
-    "first-block-cache:0.05",
-    "first-block-cache:0.1",
-    "easycache:0.1",
+    "forecast:0.45:start=3",
+    "taylorseer:2",
+    "taylorseer:3",
+    "mag-cache:0.03",
     "mag-cache:0.06",
-    "cache-dit:0.08",
+    "spectrum:0.75:weight=0.5",
+    "first-block-cache:0.1",
+    "easycache:0.05",
+    "easycache:0.1",
+    "teacache:0.15",
+    "cache-dit:0.12:taylor=1",
+    "hsa:0.25",
     "hsa:0.25:divisor=2",
-    "lightning-cp:2",
-    "pab:2",
     "svg:0.5",
     "svg2:0.5:dense_first=0.1:query_cluster=64:key_cluster=16",
-    "skip:0.5",
 )
-"""What is searched beside dense, each at several numbers of steps: ours, the peers that come near, and stacks."""
+"""What is searched beside dense, each in several numbers of steps: ours, stacks, and the peers that come near."""
 
 
 class Worker:
@@ -132,16 +135,19 @@ def tune(
     if needed is None and target.psnr is not None:  # what dense does not reach is out of reach
         raise out_of_reach(search, target)
     needed = needed or LEAST
+    search.dense = dense = best_solver(search, solver_name(pipeline.scheduler), needed)
+    needed = search.settle({dense: needed}, 1, MOST_STEPS).get(dense, needed)
     first, most = min(round(FIRST_STRETCH * needed), MOST_STEPS), min(MOST * needed, MOST_STEPS)
 
+    families = [name + dense.removeprefix("dense") for name in families]
     tried = {name: f"{name}:steps={first}" for name in families}
     tried = {name: text for name, text in tried.items() if fits(text)}
     search.measure([*tried.values()], 1)
     able = [name for name, text in tried.items() if text not in search.refused]
     alive = best(able, lambda name: score(search, tried[name]))
-    steps = {"dense": needed} | dict.fromkeys(alive, first)
+    steps = {dense: needed} | dict.fromkeys(alive, first)
     for prompts in rounds(len(requests)):
-        guesses = {name: steps[name] for name in ("dense", *alive)}
+        guesses = {name: steps[name] for name in (dense, *alive)}
         found = search.settle(guesses, prompts, most, SLACK if prompts < len(requests) else 0.0)
         steps |= found
         costs = {name: merit(search, name, found[name], prompts) for name in alive if name in found}
@@ -169,6 +175,15 @@ def tune(
             **{name: version(name) for name in ("torch", "diffusers", "numpy")},
         },
     }
+
+
+def best_solver(search: Search, own: str, steps: int) -> str:
+    """Dense with the solver that keeps most in so many steps on the first prompt, the pipeline's own among them."""
+    others = (f"dense:solver={name}" for name in SOLVERS if name != own)
+    tried = {name: f"{name}:steps={steps}" for name in ("dense", *others)}
+    search.measure([*tried.values()], 1)
+    able = [name for name, text in tried.items() if text not in search.refused]
+    return max(able, key=lambda name: search.psnr(tried[name], 1))
 
 
 def generate_once(pipeline: DiffusionPipeline, request: Request) -> None:

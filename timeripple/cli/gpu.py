@@ -46,13 +46,17 @@ def kernels(
 def gpu(
     minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
     parts: Annotated[
-        str, typer.Option(help="Of kernels, attention, end-to-end, pipelines, training; by default all, in this order.")
+        str,
+        typer.Option(
+            help="Of kernels, attention, end-to-end, denoising, pipelines, training; by default all, in this order."
+        ),
     ] = "",
     device: Annotated[str, typer.Option(help='"cuda:N", or "cpu" for what can be rehearsed there.')] = "cuda:0",
     small: Annotated[bool, typer.Option("--small", help="Tiny sizes, for a rehearsal.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for one JSON file a part.")] = Path("outputs/gpu"),
 ) -> None:
-    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, pipelines, training.
+    """Everything a GPU shall tell: kernels against float64, attention in real shapes, Pond, whole denoising runs in a
+    real model's size, pipelines, training.
 
     Every part runs in a process of its own and ends in time; one that fails is a finding, and the next one runs.
     """

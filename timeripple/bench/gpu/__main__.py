@@ -10,6 +10,7 @@ HOMES = {
     "kernels": "kernels",
     "attention": "attention",
     "end-to-end": "clips",
+    "denoising": "denoising",
     "pipelines": "pipelines",
     "training": "training",
 }
