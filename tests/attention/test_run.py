@@ -272,3 +272,21 @@ def test_a_call_of_another_size_begins_with_a_refresh():
         run.end_forward()
     assert [record["kind"] for record in run.records[first:]] == ["refresh", "reuse"]
     torch.testing.assert_close(output, scaled_dot_product_attention(*half))
+
+
+def test_a_refresh_that_a_cache_leaves_out_is_made_up_for():
+    """As adaptive caches do, whose steps nobody knows beforehand; a layer that was asked is as it would be."""
+    run = ReuseRun(ReuseConfig(theta=1.0, refresh=3, ramp=0, dense_first=0.1, dense_last=0), 10)
+    assert [step.index for step in run.steps if step.kind == "refresh"] == [0, 3, 6, 9]
+    for step in range(10):
+        run.begin_forward("cond", step)
+        run.attention("asked", AttentionCall(*tensors(0, 0.1, step), GRID))
+        if step in (3, 4, 9):
+            run.skipped("left out", 2)
+        else:
+            output = run.attention("left out", AttentionCall(*tensors(1, 0.1, step), GRID))
+        if step == 5:
+            torch.testing.assert_close(output, scaled_dot_product_attention(*tensors(1, 0.1, step)))
+        run.end_forward()
+    kinds = {name: "".join(r["kind"][2] for r in run.records if r["layer"] == name) for name in ("asked", "left out")}
+    assert kinds == {"asked": "fuufuufuuf", "left out": "fuuccffuuc"}

@@ -76,9 +76,16 @@ def test_mag_cache_computes_what_it_says(tiny_pipeline, monkeypatch, tmp_path, r
     path.write_text(json.dumps({"ratios": ratios.tolist()}))
     monkeypatch.setattr(mag_cache, "RATIOS", path)
     for steps in (STEPS, 20):  # of the first, ratios are those of the nearest of the 20 steps
-        _, numbers = watch(tiny_pipeline, text, steps, num_inference_steps=steps)
         computed = parse_method(text).cache.computed(steps)
-        assert left_out(numbers) == [step not in computed for step in range(steps)]
+        for stack in (text, f"token:0.3+{text}"):
+            _, numbers = watch(tiny_pipeline, stack, steps, num_inference_steps=steps)
+            assert left_out(numbers) == [step not in computed for step in range(steps)]
+
+
+def test_mag_cache_counts_both_evaluations_of_heun(tiny_pipeline):
+    _, numbers = watch(tiny_pipeline, "mag-cache:0.06:solver=heun")
+    computed = parse_method("mag-cache:0.06").cache.computed(2 * STEPS - 1)
+    assert left_out(numbers) == [step not in computed for step in range(2 * STEPS - 1)]
 
 
 @pytest.mark.parametrize("order", [0, 1, 2])

@@ -63,6 +63,9 @@ def test_whole_runs(part, rows, tmp_path, monkeypatch):
     (document,) = run_parts(tmp_path, 60, [part], "cpu", small=True)
     assert document["outcome"] == "finished" and len(document["rows"]) == rows, document
     assert "notes" not in document and not any(row.get("failure") for row in document["rows"])
+    if part == "denoising":
+        differs = [row["relative_difference"] > 0 for row in document["rows"]]
+        assert differs == [False, True, True, True, False]  # dense first and last
 
 
 def test_training_is_called_with_the_time_that_is_left(tmp_path, monkeypatch):

@@ -17,6 +17,8 @@ TEXTS = {
     "token:0.75": "token-0.75",
     "tile:theta=0.5:refresh=none": "tile-theta=0.5-refresh=none",
     "output-cache:0.67": "output-cache-0.67",
+    "output-cache:0.5+taylorseer:2": "output-cache-0.5+taylorseer-2",
+    "output-cache:0.5+mag-cache:0.06": "output-cache-0.5+mag-cache-0.06",
     "skip:0.7:refresh=5": "skip-0.7-refresh=5",
     "svg": "svg-0.75",
     "compact:0.5": "compact-0.5",

@@ -72,6 +72,7 @@ class ReuseRun:
         self._backend: Backend | Literal["auto"] = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, Kept] = {}
+        self._refreshed: dict[tuple[str, str], int] = {}  # by pass and layer, the step at which its error was measured
 
     def limit_memory(self, limit: int | None, layers: int) -> None:
         """How many bytes the errors of so many layers may take, see `residuals.Storage`; before the first step."""
@@ -103,6 +104,8 @@ class ReuseRun:
         step, residual = self._step, None
         if step.kind == "dense" or (self.config.feedback and self.storage.full(layer)):
             return self._dense(layer, call)
+        if step.kind == "reuse" and self._is_overdue(layer):
+            step = replace(step, kind="refresh")
         if step.kind == "reuse" and self.config.feedback:
             residual = self._pass.residuals.at(layer, self._times[step.index], call.value)
             if residual is None:  # a pass, a layer or a size that was not there at the refresh
@@ -116,6 +119,7 @@ class ReuseRun:
             dense = dense_attention(call)
             plan = statistics.plan if self.config.plans_last else None
             self._pass.residuals.keep(layer, self._times[step.index], dense - output, plan)
+            self._refreshed[self._name, layer] = step.index
             output, saving = dense, saving - 1
         marks = (*statistics.marks[:2], mark(call.device))
         self._records.add(step, self._name, layer, statistics.theta, saving, marks)
@@ -124,6 +128,11 @@ class ReuseRun:
     def skipped(self, layer: str, heads: int) -> None:
         """Takes note of a layer whose attention was not asked for in this forward pass, as caches have it."""
         self._records.add_skipped(self._step, self._name, layer, heads)
+
+    def _is_overdue(self, layer: str) -> bool:
+        """Whether a cache left out the last refresh of a layer, whose error would grow old unseen."""
+        due = max((s.index for s in self.steps[: self._step.index] if s.kind == "refresh"), default=0)
+        return self._refreshed.get((self._name, layer), due) < due
 
     def _reuse(
         self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None

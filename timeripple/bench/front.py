@@ -67,7 +67,7 @@ def seconds_at(points: list[Point], psnr: float, weights: np.ndarray) -> np.ndar
     level, seconds = np.take_along_axis(level, order, 1), np.take_along_axis(seconds, order, 1)
     enough = np.where(level >= psnr, seconds, np.inf).min(1)
     low, high = level[:, :-1], level[:, 1:]
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         share = (psnr - low) / (high - low)
         between = np.exp((1 - share) * np.log(seconds[:, :-1]) + share * np.log(seconds[:, 1:]))
     crossing = np.where((low < psnr) & (psnr <= high), between, np.inf)
@@ -101,7 +101,8 @@ def ahead(points: list[Point], levels: Sequence[float] = LEVELS) -> list[dict[st
         if not np.isfinite([cost[best], cost[other]]).all():
             continue
         rivals = np.stack([seconds_at(each, psnr, drawn) for each in others.values()]).min(0)
-        ratios = rivals / seconds_at(mine[best], psnr, drawn)
+        with np.errstate(invalid="ignore"):  # where neither gets there
+            ratios = rivals / seconds_at(mine[best], psnr, drawn)
         ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
         if not len(ratios):
             continue

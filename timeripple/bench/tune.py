@@ -132,14 +132,17 @@ def tune(
     generate_once(pipeline, requests[0])
     search = Search(run, requests, target)
     needed = search.settle({"dense": requests[0].steps}, 1, MOST_STEPS).get("dense")
+    tried_in = needed or (LEAST if target.psnr is None else MOST_STEPS)
+    search.dense = dense = best_solver(search, solver_name(pipeline.scheduler), tried_in)
+    if dense != "dense":
+        needed = search.settle({dense: tried_in}, 1, MOST_STEPS).get(dense)
     if needed is None and target.psnr is not None:  # what dense does not reach is out of reach
         raise out_of_reach(search, target)
     needed = needed or LEAST
-    search.dense = dense = best_solver(search, solver_name(pipeline.scheduler), needed)
-    needed = search.settle({dense: needed}, 1, MOST_STEPS).get(dense, needed)
     first, most = min(round(FIRST_STRETCH * needed), MOST_STEPS), min(MOST * needed, MOST_STEPS)
 
-    families = [name + dense.removeprefix("dense") for name in families]
+    solver = dense.removeprefix("dense")
+    families = [name if parse_method(name).solver else name + solver for name in families]
     tried = {name: f"{name}:steps={first}" for name in families}
     tried = {name: text for name, text in tried.items() if fits(text)}
     search.measure([*tried.values()], 1)

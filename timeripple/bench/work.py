@@ -4,7 +4,7 @@ number of steps as the curve to beat."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from timeripple.attention.config import GRANULARITIES
+from timeripple.attention.method import ConfigError
 from timeripple.attention.timing import environment
 from timeripple.baselines.delta_dit import blocks_of
 from timeripple.bench.attention import request_for
@@ -27,7 +28,7 @@ from timeripple.clips.generate import Generation, Request, generate
 from timeripple.clips.methods import Method, check_distinct, parse_method, split_stack
 from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import PSNR_CAP, judge, psnr
-from timeripple.clips.solvers import solver_name
+from timeripple.clips.solvers import solver, solver_name
 from timeripple.hooks import transformers
 from timeripple.pond.pipeline import PondPipeline
 
@@ -120,9 +121,12 @@ def machine(pipeline: DiffusionPipeline) -> str:
 
 
 def converged(pipeline: DiffusionPipeline, request: Request, steps: int = CONVERGED_STEPS) -> np.ndarray:
-    """The clip that solvers come to with more and more steps, of the same noise, uint8 frames: UniPC, in float32 of
-    Pond and in their own precision of models that may not fit in it."""
-    method = parse_method(f"dense:steps={steps}:solver=unipc")
+    """The clip that solvers come to with more and more steps, of the same noise, uint8 frames: UniPC where the model's
+    schedule allows it, in float32 of Pond and in their own precision of models that may not fit in it."""
+    method = parse_method(f"dense:steps={steps}")
+    with suppress(ConfigError):
+        solver("unipc", pipeline.scheduler)
+        method = replace(method, solver="unipc")
     with in_float32(pipeline) if isinstance(pipeline, PondPipeline) else nullcontext():
         return generate(pipeline, request, method).frames
 

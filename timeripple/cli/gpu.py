@@ -44,7 +44,7 @@ def kernels(
 
 
 def gpu(
-    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 10,
+    minutes: Annotated[float, typer.Option(help="For all parts together.")] = 13,
     parts: Annotated[
         str,
         typer.Option(

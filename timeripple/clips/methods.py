@@ -78,9 +78,12 @@ class Method:
         return self.config if computed is None else ThinnedConfig(cast(ReuseConfig, self.config), computed)
 
     def _computed(self, num_inference_steps: int) -> tuple[int, ...] | None:
-        """The steps at which the step cache has attention computed, where that is known beforehand."""
+        """The steps at which the step cache has attention computed, where reuse goes by them and they are known
+        beforehand."""
         computed = getattr(self.cache, "computed", None)
-        return None if computed is None else tuple(computed(num_inference_steps))
+        if computed is None or not isinstance(self.config, ReuseConfig):
+            return None
+        return tuple(computed(num_inference_steps))
 
     @contextmanager
     def applied(

@@ -33,7 +33,7 @@ PARTS = {  # by worth
     "kernels": Part(110, ("kernel", "dtype", "head_dim", "cases", "failed", "worst_error")),
     "attention": Part(150, ("shape", "method", "ms", "plan_ms", "speedup", "tflops", "saving", "relative_error")),
     "end-to-end": Part(120, ("tokens", "method", "seconds", "speedup", "attention_share", "saving", "psnr")),
-    "denoising": Part(160, ("shape", "method", "steps", "seconds", "speedup", "failure")),
+    "denoising": Part(140, ("shape", "method", "steps", "seconds", "speedup", "failure")),
     "pipelines": Part(120, ("pipeline", "how", "dtype", "passed", "relative_error", "failure")),
     "training": Part(None, ()),
 }
