@@ -141,6 +141,12 @@ def test_mag_cache_keeps_the_first_steps_and_skips_at_most_so_many_in_a_row(tiny
     assert kinds == "ddd..d..d."
 
 
+def test_cache_dit_prints_nothing_among_results(tiny_pipeline, capfd):
+    with parse_method("cache-dit").applied(tiny_pipeline, STEPS):
+        generate(tiny_pipeline)
+    assert capfd.readouterr().out == ""
+
+
 def test_cache_dit_leaves_out_what_its_mask_says(tiny_pipeline):
     for guidance in (3.0, 1.0):
         with parse_method("cache-dit:share=0.5:warmup=0.1").applied(tiny_pipeline, STEPS) as summarise:

@@ -12,7 +12,7 @@ import timeripple
 from timeripple.attention.method import ConfigError
 from timeripple.bench import tune as module
 from timeripple.bench import work
-from timeripple.bench.search import Target, fits
+from timeripple.bench.search import Search, Target, fits, price
 from timeripple.bench.tune import FAMILIES, rounds, tune
 from timeripple.clips.generate import Request, generate
 from timeripple.clips.methods import load_method, parse_method
@@ -147,6 +147,23 @@ def test_every_method_has_the_solver_that_is_best_for_dense(tiny_pipeline, world
     assert [*found["left_out"]] and all("dpm++" in text for text in found["left_out"])
     better_by({other: -0.1, "dpm++": -6.0})
     assert "solver" not in tune(tiny_pipeline, REQUESTS, Target(psnr=36), tuple(SAVED))["method"]
+
+
+def test_a_decibel_costs_what_dense_with_that_solver_pays():
+    gains = {"dense": 6.0, "dense:solver=euler": 3.0}  # dB a doubling of the steps, of a second each
+
+    def run(jobs):
+        steps = {job: parse_method(job.method).steps for job in jobs}
+        return {
+            job: {"step_kinds": ["dense"] * n, "step_seconds": [1.0] * n, "rest_seconds": 0.0, "held_bytes": 0,
+                  "psnr_converged": gains[work.family(job.method)] * np.log2(n)}
+            for job, n in steps.items()
+        }  # fmt: skip
+
+    search = Search(run, REQUESTS, Target(psnr=36))
+    search.measure([f"{name}:steps={steps}" for name in gains for steps in (4, 8, 16)], 1)
+    for search.dense, gain in gains.items():
+        assert price(search) == pytest.approx(np.log(2) / gain)
 
 
 def test_what_the_pipeline_does_not_suit_is_named(tiny_pipeline, world, monkeypatch):

@@ -84,7 +84,8 @@ class CacheDitConfig(NamedSettings, name="cache-dit"):
         refuse_model_offloading(pipeline, "cache-dit")
         import cache_dit
 
-        logging.getLogger("cache_dit").setLevel(logging.CRITICAL)
+        for handler in logging.getLogger("CACHE_DIT").handlers:  # one for all its loggers, which prints among results
+            handler.setLevel(logging.CRITICAL)
         models: list[Any] = transformers(pipeline)
         on: list[tuple[Any, Any, Any]] = []
         with unhooked_after(models):
