@@ -36,7 +36,7 @@ def test_every_tab(open_page, open_tab, settle, theme):
         ("Correlations", "#correlation-table table"),
         ("Attention", "#attention-map img"),
         ("Laboratory", "#laboratory-curve svg"),
-        ("Timing", ".tr-scatter"),
+        ("Timing", ".tr-scatter >> nth=-1"),
     ):
         open_tab(page, tab)
         expect(page.locator(seen)).to_be_visible()
