@@ -62,9 +62,7 @@ def build(device: str, small: bool) -> tuple[WanPipeline, dict[str, Any]]:
         torch.manual_seed(0)
         transformer = WanTransformer3DModel(text_dim=TEXT_DIM, **less).to(dtype).eval()
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    pipeline = WanPipeline(
-        tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=transformer
-    )  # fmt: skip
+    pipeline = WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=scheduler, transformer=transformer)
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(0)
     texts = (torch.randn(1, TEXT, TEXT_DIM, generator=generator).to(device, dtype) for _ in range(2))
