@@ -60,7 +60,7 @@ def test_computed_steps_lie_evenly_from_the_first_to_the_last():
 
 def test_forecast_may_compute_the_first_steps_without_a_gap():
     assert ForecastConfig(0.45, start=3).computed(20) == (0, 1, 2, 5, 8, 10, 13, 16, 19)
-    assert ForecastConfig(0.1, start=5).computed(20) == (0, 1 + 18)  # no more than the share
+    assert ForecastConfig(0.1, start=5).computed(20) == (0, 19)  # no more than the share
     for steps in (1, 2, 3, 14):
         for start in (2, 4, 30):
             computed = ForecastConfig(0.6, start=start).computed(steps)

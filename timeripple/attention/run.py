@@ -33,11 +33,12 @@ class Kept:
 class PassState:
     """What one guidance pass (conditional, unconditional) carries from step to step.
 
-    residuals: of the layers, as measured at the last refresh; curves: of all layers, from the last step that looked at
-    them.
+    residuals: of the layers, as measured at their last refresh; refreshed: the step of that, by layer; curves: of all
+    layers, from the last step that looked at them.
     """
 
     residuals: Residuals
+    refreshed: dict[str, int] = field(default_factory=dict)
     curves: list[Curve] = field(default_factory=list)
 
 
@@ -72,7 +73,6 @@ class ReuseRun:
         self._backend: Backend | Literal["auto"] = "auto"  # and what that came to, so that a failure is not repeated
         self._passes: dict[str, PassState] = {}
         self._plans: dict[str, Kept] = {}
-        self._refreshed: dict[tuple[str, str], int] = {}  # by pass and layer, the step at which its error was measured
 
     def limit_memory(self, limit: int | None, layers: int) -> None:
         """How many bytes the errors of so many layers may take, see `residuals.Storage`; before the first step."""
@@ -89,6 +89,7 @@ class ReuseRun:
         self._name, self._step = pass_name, self.steps[step_index]
         self._pass = self._passes.setdefault(pass_name, PassState(Residuals(self.storage)))
         self._follows = pass_name != next(iter(self._passes)) and self.config.plans_last
+        self._due = max((step.index for step in self.steps[:step_index] if step.kind == "refresh"), default=0)
         self._curves: list[Curve] = []
         self._theta: float | Tensor | None = self._step.theta
         self._saving = self._step.saving_target
@@ -104,11 +105,10 @@ class ReuseRun:
         step, residual = self._step, None
         if step.kind == "dense" or (self.config.feedback and self.storage.full(layer)):
             return self._dense(layer, call)
-        if step.kind == "reuse" and self._is_overdue(layer):
-            step = replace(step, kind="refresh")
         if step.kind == "reuse" and self.config.feedback:
-            residual = self._pass.residuals.at(layer, self._times[step.index], call.value)
-            if residual is None:  # a pass, a layer or a size that was not there at the refresh
+            if self._pass.refreshed.get(layer, -1) >= self._due:
+                residual = self._pass.residuals.at(layer, self._times[step.index], call.value)
+            if residual is None:  # a pass, a layer or a size that was not there at the refresh, or a cache left it out
                 step = replace(step, kind="refresh")
         output, statistics = self._reuse(layer, call, self._kept(layer, call), residual)
         if statistics.curve is not None:
@@ -119,7 +119,7 @@ class ReuseRun:
             dense = dense_attention(call)
             plan = statistics.plan if self.config.plans_last else None
             self._pass.residuals.keep(layer, self._times[step.index], dense - output, plan)
-            self._refreshed[self._name, layer] = step.index
+            self._pass.refreshed[layer] = step.index
             output, saving = dense, saving - 1
         marks = (*statistics.marks[:2], mark(call.device))
         self._records.add(step, self._name, layer, statistics.theta, saving, marks)
@@ -128,11 +128,6 @@ class ReuseRun:
     def skipped(self, layer: str, heads: int) -> None:
         """Takes note of a layer whose attention was not asked for in this forward pass, as caches have it."""
         self._records.add_skipped(self._step, self._name, layer, heads)
-
-    def _is_overdue(self, layer: str) -> bool:
-        """Whether a cache left out the last refresh of a layer, whose error would grow old unseen."""
-        due = max((s.index for s in self.steps[: self._step.index] if s.kind == "refresh"), default=0)
-        return self._refreshed.get((self._name, layer), due) < due
 
     def _reuse(
         self, layer: str, call: AttentionCall, kept: Kept | None, residual: Tensor | None
