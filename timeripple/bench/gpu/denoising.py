@@ -14,8 +14,9 @@ from timeripple.attention.timing import now
 from timeripple.bench.gpu.findings import Findings, reason
 from timeripple.clips.generate import Request
 
-SHAPE, SIZE, STEPS = "wan-1.3b 81x480x832", {"num_frames": 81, "height": 480, "width": 832}, 14
-SMALL_SIZE, SMALL_STEPS = {"num_frames": 9, "height": 64, "width": 64}, 5
+SHAPE, STEPS, SMALL_STEPS = "wan-1.3b 81x480x832", 14, 5
+SIZE: dict[str, Any] = {"num_frames": 81, "height": 480, "width": 832}
+SMALL_SIZE: dict[str, Any] = {"num_frames": 9, "height": 64, "width": 64}
 METHODS = ("token:0.5", "token:0.75", "token:0.85")
 WARMUP_STEPS = 3  # dense, refreshed, reused: every kernel is compiled
 TEXT, TEXT_DIM = 512, 4096
@@ -72,7 +73,7 @@ def build(device: str, small: bool) -> tuple[WanPipeline, dict[str, Any]]:
 
 
 def generate(
-    pipeline: WanPipeline, inputs: dict[str, Any], size: dict[str, int], steps: int
+    pipeline: WanPipeline, inputs: dict[str, Any], size: dict[str, Any], steps: int
 ) -> tuple[float, torch.Tensor]:
     """Seconds of one run, and its latents, float32."""
     device = pipeline.transformer.device
