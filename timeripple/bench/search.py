@@ -1,11 +1,13 @@
-"""What a search for the best method measured so far, and what its target makes of that."""
+"""What a search for the best method measured so far, and what it makes of that for what it did not measure."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean
+from functools import lru_cache
+from itertools import combinations
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -18,8 +20,14 @@ from timeripple.clips.generate import Request
 from timeripple.clips.methods import parse_method
 
 LEAST = 2  # steps in which anything is tried
-KEPT = 3  # one in so many goes on after a round, but never fewer than `FEWEST`
-FEWEST = 3
+SLOPE = 7 / math.log(2)
+"""dB for every e-fold of the steps, until dense was measured in two numbers of them."""
+SHARED = 0.5
+"""Share of what a prompt lies above the others with dense that it does with other methods, which lose most where dense
+loses least."""
+DOUBT, DOUBT_OF_STEPS = 0.4, 1.0
+"""How wrong an estimate may be: dB over the root of the prompts it is from, and dB an e-fold of steps. Less misses the
+best, more measures nearly everything (tried on the dB that `assets/benchmarks/gpu/h200-work.json` has)."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,13 @@ class Target:
 
 
 class Search:
-    """What was measured so far, of methods on the first so many requests, and what the target makes of it.
+    """What was measured so far: methods, each in some numbers of steps, on the first so many requests.
 
-    dense: the family whose steps are the price of dB, with the solver that all methods have.
+    What is not measured yet is estimated. dB rise with log steps, between those of a family that were measured in a
+    line and beyond them as dense's do; a prompt lies half as far from the mean of all as it does for dense. Seconds go
+    with the steps.
+
+    dense: the family that says so, with the solver that all methods have.
     """
 
     def __init__(
@@ -58,29 +70,35 @@ class Search:
         self.dense = "dense"
 
     def measure(self, methods: Sequence[str], prompts: int) -> None:
-        """Runs what is missing; methods that the pipeline does not suit are noted and left out from then on."""
+        """Runs what is missing; families that the pipeline does not suit are noted and left out from then on."""
         wanted = [Job(request, text) for request in self.requests[:prompts] for text in methods]
-        missing = [job for job in wanted if job not in self.results and job.method not in self.refused]
+        missing = [job for job in wanted if job not in self.results and family(job.method) not in self.refused]
         for job, result in self._run(missing).items():
             if "refused" in result:
-                self.refused[job.method] = result["refused"]
+                self.refused[family(job.method)] = result["refused"]
             else:
                 self.results[job] = result
                 self.pace.add(family(job.method), result)
 
     def measured(self, prompts: int) -> list[str]:
         """The methods that were measured on so many requests."""
-        texts = dict.fromkeys(job.method for job in self.results)
-        return [text for text in texts if all(Job(r, text) in self.results for r in self.requests[:prompts])]
+        return [text for text in dict.fromkeys(job.method for job in self.results) if self.prompts(text) >= prompts]
 
-    def runs(self, text: str, prompts: int) -> list[dict[str, Any]]:
-        return [self.results[Job(request, text)] for request in self.requests[:prompts]]
+    def prompts(self, text: str) -> int:
+        """On how many requests a method was measured."""
+        return sum(Job(request, text) in self.results for request in self.requests)
 
-    def psnr(self, text: str, prompts: int) -> float:
-        return fmean(run["psnr_converged"] for run in self.runs(text, prompts))
+    def runs(self, text: str) -> list[dict[str, Any]]:
+        jobs = (Job(request, text) for request in self.requests)
+        return [self.results[job] for job in jobs if job in self.results]
 
-    def seconds(self, text: str, prompts: int) -> float:
-        return self.pace.seconds(family(text), self.runs(text, prompts))
+    def psnr(self, text: str) -> float:
+        """Mean over the requests it was measured on."""
+        return fmean(run["psnr_converged"] for run in self.runs(text))
+
+    def seconds(self, text: str) -> float:
+        """Mean over the requests it was measured on."""
+        return self.pace.seconds(family(text), self.runs(text))
 
     @property
     def limit(self) -> float:
@@ -89,49 +107,100 @@ class Search:
             return self.target.seconds or math.inf
         own = f"dense:steps={self.requests[0].steps}"
         self.measure([own], 1)
-        return self.seconds(own, 1) / self.target.speedup
+        return self.seconds(own) / self.target.speedup
 
-    def has_enough(self, text: str, prompts: int) -> bool:
-        """Whether a method keeps the PSNR, or else takes more time than there is; so does whatever has more steps."""
-        if self.target.psnr is not None:
-            return self.psnr(text, prompts) >= self.target.psnr
-        return self.seconds(text, prompts) > self.limit
+    def steps_of(self, name: str) -> list[int]:
+        """In which numbers of steps a family was measured."""
+        return sorted({steps_in(job) for job in self.results if family(job.method) == name})
 
-    def aim(self, text: str, steps: int, prompts: int) -> int:
-        """In how many steps a method would meet the target, if dB cost what dense pays for them and time were even."""
+    def slope(self) -> float:
+        """dB for every e-fold of the steps, as dense has them: of lines through every prompt's, in parallel."""
+        apart = []
+        for request in self.requests:
+            own = [job for job in self.results if job.request == request and family(job.method) == self.dense]
+            level = [(math.log(steps_in(job)), self.results[job]["psnr_converged"]) for job in own]
+            apart += list(np.array(level) - np.mean(level, 0)) if level else []
+        steps, level = np.array(apart).T
+        return max(1.0, float(steps @ level / (steps @ steps))) if steps.any() else SLOPE
+
+    def offsets(self) -> np.ndarray:
+        """dB by which every prompt lies above the mean of all for dense, [prompts]."""
+        texts = [text for text in self.measured(len(self.requests)) if family(text) == self.dense]
+        if not texts:
+            return np.zeros(len(self.requests))
+        level = np.array([[run["psnr_converged"] for run in self.runs(text)] for text in texts])
+        return (level - level.mean(1, keepdims=True)).mean(0)
+
+    def pair_up(self) -> None:
+        """Puts those two requests first that together are most like all of them, as dense has it."""
+        offsets = dict(zip(self.requests, self.offsets(), strict=True))
+        if len(offsets) > 2:
+            pair = min(combinations(offsets, 2), key=lambda pair: abs(sum(offsets[one] for one in pair)))
+            self.requests = sorted(self.requests, key=lambda request: request not in pair)
+
+    def levels(self, name: str, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """dB of a family in `LEAST` to `most` steps, mean over all requests, and by how much they may be wrong."""
+        steps, known, everything = np.arange(LEAST, most + 1), np.array(self.steps_of(name)), len(self.requests)
+        texts = [f"{name}:steps={count}" for count in known]
+        prompts = np.array([self.prompts(text) for text in texts])
+        offsets = self.offsets() * (1.0 if name == self.dense else SHARED)
+        own = [[Job(request, text) in self.results for request in self.requests] for text in texts]
+        level = [self.psnr(text) - offsets[ran].mean() for text, ran in zip(texts, own, strict=True)]
+        beyond = np.log(steps / steps.clip(known[0], known[-1]))
+        levels = np.interp(np.log(steps), np.log(known), level) + self.slope() * beyond
+        distance = np.abs(np.log(steps)[:, None] - np.log(known))
+        nearest = distance.argmin(1)
+        doubt = DOUBT * np.sqrt(1 / prompts - 1 / everything)[nearest] + DOUBT_OF_STEPS * distance.min(1)
+        return levels, doubt
+
+    def costs(self, name: str, most: int) -> np.ndarray:
+        """Seconds of a family in `LEAST` to `most` steps, as measured or else estimated from the nearest."""
+        steps, known = np.arange(LEAST, most + 1), np.array(self.steps_of(name))
+        seconds = np.array([self.seconds(f"{name}:steps={count}") for count in known])
+        nearest = np.abs(np.log(steps)[:, None] - np.log(known)).argmin(1)
+        rest = median(self.pace.rest)
+        return rest + (seconds[nearest] - rest) * steps / known[nearest]
+
+    def offer(self, name: str, most: int) -> tuple[float, str] | None:
+        """What a family has to be measured at next, or was already on all requests if that is how it meets the target
+        best, and what ranks it, the lower the better: the seconds it may take, if doubt is in its favour, or the dB
+        that may be missing. None if it cannot meet the target."""
+        if name in self.refused:
+            return None
+        (levels, doubt), costs = self.levels(name, most), self.costs(name, most)
+        able = np.array([fits(f"{name}:steps={steps}") for steps in range(LEAST, most + 1)])
         if self.target.psnr is None:
-            return int(steps * self.limit / self.seconds(text, prompts))
-        return round(steps * math.exp(price(self) * (self.target.psnr - self.psnr(text, prompts))))
+            within = np.flatnonzero(able & (costs <= self.limit))
+            return (-(levels + doubt)[within[-1]], f"{name}:steps={within[-1] + LEAST}") if len(within) else None
+        hoped = np.flatnonzero(able & (levels + doubt >= self.target.psnr))
+        expected = np.flatnonzero(able & (levels >= self.target.psnr))
+        if not len(hoped):
+            return None
+        text = f"{name}:steps={hoped[0] + LEAST}"
+        if len(expected) and self.prompts(likely := f"{name}:steps={expected[0] + LEAST}") < len(self.requests):
+            text = likely
+        return costs[hoped[0]], text
 
-    def settle(self, guesses: dict[str, int], prompts: int, most: int, slack: float = 0.0) -> dict[str, int]:
-        """The fewest steps that keep the PSNR, or the most within the time, of every family that can in `most` steps.
+    def best(self, names: Sequence[str], most: int) -> list[str]:
+        """What the families offer, the best first."""
+        return [text for _, text in sorted(filter(None, (self.offer(name, most) for name in names)))]
 
-        Found for all of them at once, so that machines share the runs: from a guess to where it aims, then by bisection
-        until what is left open is a share of `slack` of the steps.
-        """
-        low, high = dict.fromkeys(guesses, LEAST - 1), dict.fromkeys(guesses, most + 1)
-        at = {name: min(max(steps, LEAST), most) for name, steps in guesses.items()}
-        while at:
-            texts = {name: f"{name}:steps={steps}" for name, steps in at.items()}
-            self.measure([text for text in texts.values() if fits(text)], prompts)
-            for name, text in texts.items():
-                steps = at.pop(name)
-                if text in self.refused:
-                    high[name] = most + 1
-                    continue
-                enough = fits(text) and self.has_enough(text, prompts)
-                (high if enough else low)[name] = steps
-                is_open = low[name] < LEAST or high[name] > most
-                if high[name] - low[name] > (1 if is_open else 1 + slack * steps):
-                    there = self.aim(text, steps, prompts) if fits(text) else steps + 1
-                    beyond = max(LEAST, min(there, steps - 1)) if enough else min(most, max(there, steps + 1))
-                    at[name] = beyond if is_open else (low[name] + high[name]) // 2
-        if self.target.psnr is not None:
-            return {name: steps for name, steps in high.items() if steps <= most}
-        known = {*self.measured(prompts)}
-        return {name: steps for name, steps in low.items() if f"{name}:steps={steps}" in known}
+    def find(self, names: Sequence[str], most: int, at_once: int = 1) -> str | None:
+        """What is best of all, measured on all requests: whatever looks best is measured, first on `at_once` more and
+        then on twice as many, until that is what looks best; None where nothing reaches the target."""
+        while offers := self.best(names, most):
+            known = self.prompts(offers[0])
+            if known == len(self.requests):
+                return offers[0]
+            self.measure(offers[:1], max(at_once, 2 * known))
+        return None
 
 
+def steps_in(job: Job) -> int:
+    return job.request.by(parse_method(job.method)).steps
+
+
+@lru_cache(maxsize=4096)
 def fits(text: str) -> bool:
     """Whether the settings of a method, which names its steps, fit them."""
     try:
@@ -139,37 +208,3 @@ def fits(text: str) -> bool:
     except ConfigError:
         return False
     return True
-
-
-def best(names: list[str], cost: Callable[[str], float]) -> list[str]:
-    """The third that costs least, the least first."""
-    return sorted(names, key=cost)[: max(FEWEST, math.ceil(len(names) / KEPT))]
-
-
-def merit(search: Search, name: str, steps: int, prompts: int) -> float:
-    """What ranks families in the steps that the target takes, the lower the better: seconds, or else missing dB."""
-    text = f"{name}:steps={steps}"
-    return search.seconds(text, prompts) if search.target.psnr is not None else -search.psnr(text, prompts)
-
-
-def score(search: Search, text: str) -> float:
-    """What a method costs on the first prompt, in log seconds, the lower the better.
-
-    dB are worth what dense pays for them in steps. What is lacking to the target, in dB or in time, costs twice as
-    much: at that price itself, all numbers of steps of a family would be alike.
-    """
-    rate, target = price(search), search.target
-    seconds, psnr = math.log(search.seconds(text, 1)), search.psnr(text, 1)
-    if target.psnr is not None:
-        return seconds + 2 * rate * max(0.0, target.psnr - psnr)
-    return 2 * max(0.0, seconds - math.log(search.limit)) - rate * psnr
-
-
-def price(search: Search) -> float:
-    """Log seconds a dB, as dense steps cost them: the slope of a line through what was measured on the first prompt."""
-    dense = [text for text in search.measured(1) if family(text) == search.dense]
-    level = [search.psnr(text, 1) for text in dense]
-    seconds = [math.log(search.seconds(text, 1)) for text in dense]
-    if len(dense) < 2 or np.ptp(level) == 0:
-        return 0.1
-    return max(0.01, float(np.polyfit(level, seconds, 1)[0]))

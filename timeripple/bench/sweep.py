@@ -75,10 +75,11 @@ def sweep(
     engine: str = "local",
     on_run: Callable[[int, int], None] | None = None,
     load: Callable[[], DiffusionPipeline] = load_pipeline,
-    kind: Callable[[Callable[[], DiffusionPipeline]], JobRunner] = Worker,
+    kind: Callable[..., JobRunner] = Worker,
     machine: str = "",
+    given: tuple[Any, ...] = (),
 ) -> dict[Job, dict[str, Any]]:
-    """What `kind(load).run` gives for every job; jobs of the same request belong together, one after the other.
+    """What `kind(load, *given).run` gives for every job; jobs of the same request belong together, one after the other.
 
     log: a JSON-lines file to which finished jobs are added, and from which those of the same weights and, if it is
     named, of the same machine are taken; delete it after changing code. engine: "local" runs with `pipeline`; "ray" on
@@ -93,7 +94,10 @@ def sweep(
     finished = _read(log)
     left = [job for job in jobs if keys[job] not in finished]
     done = len(jobs) - len(left)
-    for job, result in _locally(left, pipeline, kind) if engine == "local" else _with_ray(left, load, kind):
+    runs = (
+        _locally(left, kind(lambda: pipeline, *given)) if engine == "local" else _with_ray(left, kind, (load, *given))
+    )
+    for job, result in runs:
         finished[keys[job]] = result
         if log is not None:
             with log.open("a", encoding="utf-8") as file:
@@ -124,16 +128,13 @@ def _key(job: Job, weights: str, machine: str) -> str:
     return json.dumps({**asdict(job.request), **known}, sort_keys=True)
 
 
-def _locally(
-    jobs: list[Job], pipeline: DiffusionPipeline, kind: Callable[..., JobRunner]
-) -> Iterator[tuple[Job, dict[str, Any]]]:
-    worker = kind(lambda: pipeline)
+def _locally(jobs: list[Job], worker: JobRunner) -> Iterator[tuple[Job, dict[str, Any]]]:
     for job in jobs:
         yield job, worker.run(job)
 
 
 def _with_ray(
-    jobs: list[Job], load: Callable[[], DiffusionPipeline], kind: Callable[..., JobRunner]
+    jobs: list[Job], kind: Callable[..., JobRunner], given: tuple[Any, ...]
 ) -> Iterator[tuple[Job, dict[str, Any]]]:
     """Jobs as they finish, one worker a machine; those of a request stay with one worker while there are others."""
     if not jobs:
@@ -162,7 +163,7 @@ def _with_ray(
 
     try:
         for _ in range(min(len(machines), len(groups))):
-            give(remote.remote(load), [])
+            give(remote.remote(*given), [])
         while running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             worker, own = running.pop(ready)
@@ -173,7 +174,7 @@ def _with_ray(
                 tries[job] += 1
                 if tries[job] == TRIES:
                     raise RuntimeError(f"the worker died {TRIES} times at {job.method}") from None
-                give(remote.remote(load), own)
+                give(remote.remote(*given), own)
                 continue
             own.pop(0)
             give(worker, own)
