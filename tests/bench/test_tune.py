@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -125,6 +126,65 @@ def test_never_slower_than_dense_with_fewer_steps_at_the_same_quality(tiny_pipel
     assert by_psnr["seconds"] <= min(seconds for seconds, _, family in everything if family == "dense") + 1e-9
     dense = [level for s, level, family in exhaustive(saved, lambda s, _: s <= target / 3, lost) if family == "dense"]
     assert by_time["seconds"] <= target / 3 and by_time["psnr"] >= max(dense) - 1e-9
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    """By family: log steps, and of every prompt dB and dense steps a step (attention four fifths of one)."""
+    path = Path(__file__).parents[2] / "assets/benchmarks/gpu/h200-work.json"
+    known = {}
+    for run in json.loads(path.read_text())["runs"]:
+        name, steps = work.family(run["method"]), parse_method(run["method"]).steps
+        if run["tokens"] == 5184 and name in ("dense", *FAMILIES):
+            cost = 0.8 * run["attention_steps"] + 0.2 * run["rest_steps"]
+            known.setdefault(name, {}).setdefault(steps, {})[run["seed"]] = run["psnr_converged"], cost / steps
+    return {
+        name: (np.log(sorted(runs)), np.array([[runs[steps][seed] for seed in range(8)] for steps in sorted(runs)]))
+        for name, runs in known.items()
+        if len(runs) > 1 and all(len(own) == 8 for own in runs.values())
+    }
+
+
+@pytest.mark.parametrize("seeds", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 2, 4, 6)])
+def test_it_comes_near_an_exhaustive_search_of_recorded_clips(tiny_pipeline, world, monkeypatch, recorded, seeds):
+    def of(name, steps, seed):  # dB rise by 10 an e-fold of the steps below those recorded, by 4 above
+        logs, runs = recorded[name]
+        low, high = max(0.0, logs[0] - np.log(steps)), max(0.0, np.log(steps) - logs[-1])
+        level, share = (np.interp(np.log(steps), logs, runs[:, seed, i]) for i in (0, 1))
+        return level - 10 * low + 4 * high, steps * share
+
+    def run(self, job):
+        steps = parse_method(job.method).steps
+        level, cost = of(work.family(job.method), steps, job.request.seed)
+        asked.append(job)
+        return {"step_kinds": [f"{steps} {job.request.seed}"] * steps, "step_seconds": [cost / steps] * steps, "rest_seconds": 0.0,
+                "psnr_converged": level, "held_bytes": 0}  # fmt: skip
+
+    def means(name, steps):
+        return np.mean([of(name, steps, seed) for seed in seeds], 0)
+
+    asked = world[0]
+    monkeypatch.setattr(module.Worker, "run", run)
+    monkeypatch.setattr(module, "SOLVERS", ())
+    requests = [replace(REQUESTS[0], seed=seed) for seed in seeds]
+    names = [name for name in recorded if name != "dense"]
+    assert len(names) > 10
+    over = []
+    for target in means("dense", 14)[0] + np.array([-3.0, 0.0, 2.0]):
+        asked.clear()
+        found = tune(tiny_pipeline, requests, Target(psnr=target), names)
+        level, cost = means(work.family(found["method"]), found["steps"])
+        assert found["psnr"] == pytest.approx(level) and level >= target and found["seconds"] == pytest.approx(cost)
+        assert len(asked) < 2.5 * 4 * len(names)  # a fraction of everything
+        every = {(name, steps): means(name, steps) for name in recorded for steps in range(2, 46)}
+        kept = {
+            name: cost
+            for name, (level, cost) in every.items()
+            if level >= target and fits(f"{name[0]}:steps={name[1]}")
+        }
+        assert cost <= min(cost for (name, _), cost in kept.items() if name == "dense")
+        over.append(cost / min(kept.values()))
+    assert np.mean(over) < 1.1, over
 
 
 def test_every_method_has_the_solver_that_is_best_for_dense(tiny_pipeline, world, monkeypatch):

@@ -22,7 +22,7 @@ from timeripple.clips.methods import parse_method
 LEAST = 2  # steps in which anything is tried
 SLOPE = 7 / math.log(2)
 """dB for every e-fold of the steps, until dense was measured in two numbers of them."""
-SHARED = 0.5
+SHARED = 0.4
 """Share of what a prompt lies above the others with dense that it does with other methods, which lose most where dense
 loses least."""
 DOUBT, DOUBT_OF_STEPS = 0.4, 1.0
@@ -51,8 +51,8 @@ class Search:
     """What was measured so far: methods, each in some numbers of steps, on the first so many requests.
 
     What is not measured yet is estimated. dB rise with log steps, between those of a family that were measured in a
-    line and beyond them as dense's do; a prompt lies half as far from the mean of all as it does for dense. Seconds go
-    with the steps.
+    line and beyond them as dense's do. By how much a prompt lies above the mean of all is `SHARED` of what it is for
+    dense, until the family itself was measured on all. Seconds go with the steps.
 
     dense: the family that says so, with the solver that all methods have.
     """
@@ -123,17 +123,20 @@ class Search:
         steps, level = np.array(apart).T
         return max(1.0, float(steps @ level / (steps @ steps))) if steps.any() else SLOPE
 
-    def offsets(self) -> np.ndarray:
-        """dB by which every prompt lies above the mean of all for dense, [prompts]."""
-        texts = [text for text in self.measured(len(self.requests)) if family(text) == self.dense]
+    def offsets(self, name: str) -> np.ndarray:
+        """dB by which every prompt lies above the mean of all, [prompts]: as measured for a family, or else a share of
+        what dense has."""
+        everywhere = self.measured(len(self.requests))
+        own = [text for text in everywhere if family(text) == name]
+        texts = own or [text for text in everywhere if family(text) == self.dense]
         if not texts:
             return np.zeros(len(self.requests))
         level = np.array([[run["psnr_converged"] for run in self.runs(text)] for text in texts])
-        return (level - level.mean(1, keepdims=True)).mean(0)
+        return (level - level.mean(1, keepdims=True)).mean(0) * (1.0 if own else SHARED)
 
     def pair_up(self) -> None:
         """Puts those two requests first that together are most like all of them, as dense has it."""
-        offsets = dict(zip(self.requests, self.offsets(), strict=True))
+        offsets = dict(zip(self.requests, self.offsets(self.dense), strict=True))
         if len(offsets) > 2:
             pair = min(combinations(offsets, 2), key=lambda pair: abs(sum(offsets[one] for one in pair)))
             self.requests = sorted(self.requests, key=lambda request: request not in pair)
@@ -143,7 +146,7 @@ class Search:
         steps, known, everything = np.arange(LEAST, most + 1), np.array(self.steps_of(name)), len(self.requests)
         texts = [f"{name}:steps={count}" for count in known]
         prompts = np.array([self.prompts(text) for text in texts])
-        offsets = self.offsets() * (1.0 if name == self.dense else SHARED)
+        offsets = self.offsets(name)
         own = [[Job(request, text) in self.results for request in self.requests] for text in texts]
         level = [self.psnr(text) - offsets[ran].mean() for text, ran in zip(texts, own, strict=True)]
         beyond = np.log(steps / steps.clip(known[0], known[-1]))
