@@ -89,7 +89,7 @@ def sweep(
     """
     if engine not in ENGINES:
         raise ValueError(f"The engine is {engine!r}; choose from {', '.join(ENGINES)}.")
-    weights = fingerprint(pipeline)
+    weights = fingerprint(pipeline) if log is not None else ""
     keys = {job: _key(job, weights, machine) for job in jobs}
     finished = _read(log)
     left = [job for job in jobs if keys[job] not in finished]

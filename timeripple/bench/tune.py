@@ -8,10 +8,12 @@ import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+import torch
 from diffusers import DiffusionPipeline
 
 from timeripple.attention.method import ConfigError
@@ -21,7 +23,7 @@ from timeripple.bench.pace import timing
 from timeripple.bench.search import LEAST, Search, Target, fits, steps_in
 from timeripple.bench.sweep import Job, JobRunner, fingerprint, sweep
 from timeripple.bench.work import converged, family, machine
-from timeripple.clips.generate import Request, generate
+from timeripple.clips.generate import BrokenClip, Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
 from timeripple.clips.quality import measure
@@ -29,8 +31,9 @@ from timeripple.clips.solvers import solver_name
 
 FIRST_STRETCH = 1.2
 """At how many times the steps that dense needs methods are tried first."""
-MOST, MOST_STEPS = 3, 60
-"""At how many times the steps that dense needs methods are tried at most, and the steps that nothing goes beyond."""
+MOST, MOST_STEPS = 3, 45
+"""At how many times the steps that dense needs methods are tried at most, and the steps that nothing goes beyond, as it
+would near the converged clip itself."""
 KEPT = 3  # one family in so many is tried a second time, in the steps that the target takes, whatever comes of it
 CONVERGED_STEPS = 50
 """Of the clip that all are compared to, see `assets/benchmarks/first-edition`: fewer than `bench work` has."""
@@ -81,12 +84,11 @@ class Worker:
         self.pipeline, self._clips = load(), clips
 
     def run(self, job: Job) -> dict[str, Any]:
-        """What `pace.timing` gives, psnr_converged and held_bytes; or `refused`, why the pipeline does not suit the
-        method."""
+        """What `pace.timing` gives, psnr_converged and held_bytes; or `refused`, why a method makes no clip here."""
         try:
             generation = generate(self.pipeline, job.request, parse_method(job.method))
-        except ConfigError as error:
-            return {"refused": str(error)}
+        except (ConfigError, BrokenClip, torch.OutOfMemoryError) as error:
+            return {"refused": str(error).partition("\n")[0]}
         return {
             **timing(generation),
             "psnr_converged": measure(generation.frames, self._clips[job.request])["psnr"],
@@ -107,8 +109,8 @@ def tune(
 
     method, steps, solver; seconds, as `Pace` has them, with a 95 % bootstrap interval over the steps measured; psnr (to
     the converged clip) with the 95 % t-interval for the mean of 16 other prompts like these, None of a single one;
-    rows: the same of all methods that were measured on every request, dense among them, the fastest first; left_out:
-    methods that the pipeline does not suit, and why; target, environment, versions, kind. The choice is the fastest
+    rows: the same of all methods that were measured on every request, the fastest first; left_out:
+    methods that make no clip here, and why; target, environment, versions, kind. The choice is the fastest
     row that keeps the PSNR, or the best one within the time; so where dense with fewer steps or a peer wins, it is
     that. engine, load: as in `sweep`; on_run(finished, all that are known to come) is called after every generation.
     Raises ValueError where nothing reaches the target.
@@ -119,40 +121,48 @@ def tune(
     clips: dict[Request, np.ndarray] = {}
     finished = 0
 
-    def count(done: int, total: int) -> None:
-        if on_run is not None:
-            on_run(finished + done, finished + total)
-
-    def swept(jobs: list[Job], kind: Callable[..., JobRunner], *given: Any) -> dict[Job, dict[str, Any]]:
+    def swept(jobs: list[Job], later: int, kind: Callable[..., JobRunner], *given: Any) -> dict[Job, dict[str, Any]]:
         nonlocal finished
-        results = sweep(jobs, pipeline, None, engine, count, load, kind, machine(pipeline), given)
+
+        def count(done: int, total: int) -> None:
+            if on_run is not None:
+                on_run(finished + done, finished + total + later)
+
+        warm = partial(load_warm, load, requests[0])
+        results = sweep(jobs, pipeline, None, engine, count, warm, kind, machine(pipeline), given)
         finished += len(jobs)
         return results
 
     def run(jobs: list[Job]) -> dict[Job, dict[str, Any]]:
         missing = dict.fromkeys(job.request for job in jobs if job.request not in clips)
-        made = swept([Job(request, "converged") for request in missing], Reference)
+        made = swept([Job(request, "converged") for request in missing], len(jobs), Reference)
         clips.update({job.request: result["frames"] for job, result in made.items()})
-        return swept(jobs, Worker, clips)
+        return swept(jobs, 0, Worker, clips)
 
     generate_once(pipeline, requests[0])
     search = Search(run, requests, target)
     search.dense = dense = best_solver(search, solver_name(pipeline.scheduler))
     needed = search.find([dense], MOST_STEPS, at_once=len(requests))
-    search.pair_up()
+    if needed is None and target.psnr is not None:  # not by an estimate alone
+        search.measure([f"{dense}:steps={MOST_STEPS}"], len(requests))
+        needed = search.find([dense], MOST_STEPS, at_once=len(requests))
+    if dense in search.refused:
+        raise ValueError(search.refused[dense])
     if needed is None and target.psnr is not None:  # what dense does not reach is out of reach
         raise out_of_reach(search, [dense])
-    dense_steps = LEAST if needed is None else steps_in(Job(requests[0], needed))
+    search.pair_up()
+    dense_steps = LEAST if needed is None else steps_in(needed)
     first, most = min(round(FIRST_STRETCH * dense_steps), MOST_STEPS), min(MOST * dense_steps, MOST_STEPS)
 
     solver = dense.removeprefix("dense")
-    families = [name if parse_method(name).solver else name + solver for name in families]
-    families = [name for name in families if fits(f"{name}:steps={first}")]
+    families = [family(name if parse_method(name).solver else name + solver) for name in dict.fromkeys(families)]
+    families = [name for name in families if name != dense and fits(f"{name}:steps={first}")]
     search.measure([f"{name}:steps={first}" for name in families], 1)
     families = [dense, *(name for name in families if name not in search.refused)]
     search.measure(search.best(families, most)[: math.ceil(len(families) / KEPT)], 2)
     search.find(families, most)
-    rows = [row(search, pipeline, text) for text in search.measured(len(requests))]
+    measured = (text for text in search.measured(len(requests)) if family(text) not in search.refused)
+    rows = [row(search, pipeline, text) for text in measured]
     rows.sort(key=lambda row: row["seconds"])
     chosen = choose(rows, target, search.limit)
     if chosen is None:
@@ -184,7 +194,16 @@ def best_solver(search: Search, own: str) -> str:
     tried = ("dense", *(f"dense:solver={name}" for name in SOLVERS if name != own))
     search.measure([f"{name}:steps={steps}" for name in tried], 1)
     able = [name for name in tried if name not in search.refused]
+    if not able:
+        raise ValueError(search.refused["dense"])
     return max(able, key=lambda name: search.psnr(f"{name}:steps={steps}"))
+
+
+def load_warm(load: Callable[[], DiffusionPipeline], request: Request) -> DiffusionPipeline:
+    """A pipeline on another machine, see `generate_once`."""
+    pipeline = load()
+    generate_once(pipeline, request)
+    return pipeline
 
 
 def generate_once(pipeline: DiffusionPipeline, request: Request) -> None:
@@ -218,9 +237,10 @@ def choose(rows: list[dict[str, Any]], target: Target, limit: float) -> dict[str
 
 def out_of_reach(search: Search, families: Sequence[str]) -> ValueError:
     if search.target.psnr is not None:
-        most = max(search.psnr(text) for text in search.measured(1))
+        most = max(search.psnr(text) for text in search.measured(len(search.requests)))
         return ValueError(
             f"Nothing keeps {search.target.psnr:g} dB; the best found keeps {most:.1f} dB: lower the PSNR."
         )
     least = min(search.costs(name, LEAST)[0] for name in families if fits(f"{name}:steps={LEAST}"))
-    return ValueError(f"Nothing takes at most {search.limit:.2g} s; the fastest takes some {least:.2g} s: allow more.")
+    limit, least = (f"{float(f'{seconds:.3g}'):g} s" for seconds in (search.limit, least))
+    return ValueError(f"Nothing takes at most {limit}; the fastest takes some {least}: allow more.")

@@ -101,6 +101,8 @@ def tune(
     for row in found["rows"]:
         table.add_row(row["method"], f"{row['seconds']:.2f}", f"{row['psnr_converged']:.2f}")
     lines.print(table)
+    for name, reason in found["left_out"].items():
+        say(f"Left out: {name}: {reason}")
     seconds_span, psnr_span = (spread(found[name]) for name in ("seconds_interval", "psnr_interval"))
     of_others = f", with {psnr_span} to expect of other prompts" if psnr_span else ""
     say(f"Best: {found['method']}, {found['seconds']:.2f} s ({seconds_span}), {found['psnr']:.1f} dB{of_others}")
