@@ -1,8 +1,9 @@
 """What page tests do with the form of the tab Compare."""
 
 import re
+from contextlib import suppress
 
-from playwright.sync_api import expect
+from playwright.sync_api import TimeoutError, expect
 
 PATIENCE = 180  # seconds that a page on a busy machine may take to settle, and every single thing that is waited for
 
@@ -25,6 +26,15 @@ def open_advanced(page):
 def open_fold(page, name):
     page.get_by_role("button", name=name).click()
     page.wait_for_timeout(500)  # the page writes into fields once more after it has made them
+
+
+def unfold(page, name, inside):
+    """Opens a fold, and once more where the page made it anew, and closed, after its tab had been opened."""
+    for _ in range(10):
+        page.get_by_text(name).click()
+        with suppress(TimeoutError):
+            return inside.wait_for(timeout=10_000)
+    raise AssertionError(f"{name} does not open.")
 
 
 def settings(page, size, steps, prompt="a red ball rolling left across the ocean"):

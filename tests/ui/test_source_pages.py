@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from tests.ui.forms import ask_inside, choose, expect_said
+from tests.ui.forms import ask_inside, choose, expect_said, unfold
 from timeripple.clips.video import write_mp4
 
 pytestmark = pytest.mark.browser
@@ -110,8 +110,9 @@ def test_a_new_prompt_is_looked_into_and_survives_a_reload(open_page, open_tab, 
     expect(page.locator("#correlation-table tbody tr")).to_have_count(24)  # channels of a head of the tiny model
     expect(page).to_have_url(re.compile("look="))
     open_tab(page, "Laboratory")
-    page.get_by_text("Why feedback works").click()
-    page.get_by_role("button", name="Measure the drift").click()
+    measure = page.get_by_role("button", name="Measure the drift")
+    unfold(page, "Why feedback works", measure)
+    measure.click()
     expect(page.get_by_text("Giving back the error of step")).to_be_visible()
     page.reload()
     open_tab(page, "Correlations")
@@ -136,8 +137,9 @@ def test_a_size_is_the_same_everywhere(open_page, open_tab):
 def test_wrong_pairings_as_a_table(open_page, open_tab):
     page = open_page()
     open_tab(page, "Laboratory")
-    page.get_by_text("Reuse along the wrong axis").click()
-    page.get_by_role("button", name="Generate all nine pairings").click()
+    pair = page.get_by_role("button", name="Generate all nine pairings")
+    unfold(page, "Reuse along the wrong axis", pair)
+    pair.click()
     table = page.get_by_role("table").filter(has_text="own axis")
     expect(table.locator("td img")).to_have_count(9)
     assert len(re.findall(r"\d+\.\d dB", table.inner_text())) == 9 and "×" not in table.inner_text()
