@@ -31,7 +31,7 @@ def open_fold(page, name):
 def unfold(page, name, inside):
     """Opens a fold, and once more where the page made it anew, and closed, after its tab had been opened."""
     for _ in range(10):
-        page.get_by_text(name).click()
+        open_fold(page, name)
         with suppress(TimeoutError):
             return inside.wait_for(timeout=10_000)
     raise AssertionError(f"{name} does not open.")

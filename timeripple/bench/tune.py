@@ -22,7 +22,7 @@ from timeripple.bench.front import t_interval
 from timeripple.bench.pace import timing
 from timeripple.bench.search import LEAST, Search, Target, fits, steps_in
 from timeripple.bench.sweep import Job, JobRunner, fingerprint, sweep
-from timeripple.bench.work import converged, family, machine
+from timeripple.bench.work import converged, family
 from timeripple.clips.generate import BrokenClip, Request, generate
 from timeripple.clips.methods import parse_method
 from timeripple.clips.models import load_pipeline
@@ -109,11 +109,11 @@ def tune(
 
     method, steps, solver; seconds, as `Pace` has them, with a 95 % bootstrap interval over the steps measured; psnr (to
     the converged clip) with the 95 % t-interval for the mean of 16 other prompts like these, None of a single one;
-    rows: the same of all methods that were measured on every request, the fastest first; left_out:
-    methods that make no clip here, and why; target, environment, versions, kind. The choice is the fastest
-    row that keeps the PSNR, or the best one within the time; so where dense with fewer steps or a peer wins, it is
-    that. engine, load: as in `sweep`; on_run(finished, all that are known to come) is called after every generation.
-    Raises ValueError where nothing reaches the target.
+    rows: the same of all methods that were measured on every request, the fastest first; left_out: methods that make no
+    clip here, and why; target, environment, versions, kind. The choice is the fastest row that keeps the PSNR, or the
+    best one within the time; so where dense with fewer steps or a peer wins, it is that. engine, load: as in `sweep`;
+    on_run(finished, all that are known to come) is called after every generation. Raises ValueError where nothing
+    reaches the target, or dense makes no clip.
     """
     for request in requests:
         request.check(pipeline)
@@ -129,7 +129,7 @@ def tune(
                 on_run(finished + done, finished + total + later)
 
         warm = partial(load_warm, load, requests[0])
-        results = sweep(jobs, pipeline, None, engine, count, warm, kind, machine(pipeline), given)
+        results = sweep(jobs, pipeline, None, engine, count, warm, kind, given=given)
         finished += len(jobs)
         return results
 
@@ -155,8 +155,8 @@ def tune(
     first, most = min(round(FIRST_STRETCH * dense_steps), MOST_STEPS), min(MOST * dense_steps, MOST_STEPS)
 
     solver = dense.removeprefix("dense")
-    families = [family(name if parse_method(name).solver else name + solver) for name in dict.fromkeys(families)]
-    families = [name for name in families if name != dense and fits(f"{name}:steps={first}")]
+    named = dict.fromkeys(family(name if parse_method(name).solver else name + solver) for name in families)
+    families = [name for name in named if name != dense and fits(f"{name}:steps={first}")]
     search.measure([f"{name}:steps={first}" for name in families], 1)
     families = [dense, *(name for name in families if name not in search.refused)]
     search.measure(search.best(families, most)[: math.ceil(len(families) / KEPT)], 2)
@@ -189,7 +189,8 @@ def tune(
 
 def best_solver(search: Search, own: str) -> str:
     """Dense with the solver that keeps most on the first prompt, the pipeline's own among them, in the pipeline's own
-    number of steps or, where that is too close to the converged clip, in fewer."""
+    number of steps or, where that is too close to the converged clip, in fewer. Raises ValueError where none makes a
+    clip."""
     steps = min(search.requests[0].steps, CONVERGED_STEPS // 4)
     tried = ("dense", *(f"dense:solver={name}" for name in SOLVERS if name != own))
     search.measure([f"{name}:steps={steps}" for name in tried], 1)
